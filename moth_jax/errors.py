@@ -1,0 +1,16 @@
+"""The one exception type that means "the input is wrong", as opposed to "the program is wrong"."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message says what is wrong, quotes the value, says what is allowed and what to do next. The
+    command line prints it as one line without a traceback; any other exception is a bug and keeps
+    its traceback.
+    """
+
+
+def require_choice(what: str, value, choices) -> None:
+    """Raise `InputError` listing `choices` unless `value` is one of them."""
+    if value not in choices:
+        raise InputError(f"unknown {what} {value!r}; choose one of: {', '.join(sorted(choices))}")
