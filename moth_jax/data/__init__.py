@@ -1,0 +1,52 @@
+"""Data sets: one file per source, each loader gives a validated `ImageDataset`.
+
+A new one is a function with keyword-only options and a line in `DATASETS`.
+"""
+
+import inspect
+
+from moth_jax.data.dataset import ImageDataset, ImageSplit
+from moth_jax.data.digits import load_digits
+from moth_jax.data.gtsrb import load_gtsrb
+from moth_jax.data.lisa import load_lisa
+from moth_jax.data.npz import load_npz
+from moth_jax.data.tfds_source import load_cifar10, load_svhn
+from moth_jax.errors import InputError, require_choice
+
+__all__ = ["DATASETS", "ImageDataset", "ImageSplit", "load"]
+
+DATASETS = {
+    "cifar10": load_cifar10,
+    "digits": load_digits,
+    "gtsrb": load_gtsrb,
+    "lisa": load_lisa,
+    "npz": load_npz,
+    "svhn": load_svhn,
+}
+
+
+def load(name: str, **options) -> ImageDataset:
+    """Load the data set `name` of `DATASETS` with the options of its loader.
+
+    Raises:
+      InputError: for an unknown name or option, and for whatever the loader finds.
+
+    Example:
+      >>> load("digits", seed=1).num_classes
+      10
+      >>> load("digits", size=32)
+      Traceback (most recent call last):
+      ...
+      moth_jax.errors.InputError: data set 'digits' has no option size; its options are: \
+seed, validation_fraction
+    """
+    require_choice("data set", name, DATASETS)
+    loader = DATASETS[name]
+    allowed = inspect.signature(loader).parameters
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise InputError(
+            f"data set {name!r} has no option {', '.join(unknown)}; its options are: "
+            f"{', '.join(sorted(allowed))}"
+        )
+    return loader(**options)

@@ -1,0 +1,177 @@
+"""CIFAR-10 and SVHN from TensorFlow Datasets, read without TensorFlow."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from moth_jax.data.dataset import ImageDataset, build_dataset
+from moth_jax.errors import InputError
+
+_DEFAULT_DIR = "~/tensorflow_datasets"
+_READ = 1024
+_REACH_SECONDS = 10
+
+
+class _Source(NamedTuple):
+    builder: str
+    url: str
+
+
+_CIFAR10 = _Source("cifar10", "https://www.cs.toronto.edu/~kriz/cifar.html")
+_SVHN = _Source("svhn_cropped", "http://ufldl.stanford.edu/housenumbers/")
+
+
+def load_cifar10(
+    *,
+    dir: str = _DEFAULT_DIR,
+    download: bool = False,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageDataset:
+    """CIFAR-10: [32, 32, 3], 10 classes of animals and vehicles.
+
+    Images are in the order of their `id`, which is the order of the official batches.
+
+    Args:
+      dir: the TFDS data folder; the images are read from `dir`/cifar10/VERSION.
+      download: whether to download and prepare them there if they are not.
+      validation_fraction: share of the official training images kept for validation.
+      seed: of that choice.
+    """
+    train, test, names = _read(_CIFAR10, "cifar10", dir, download)
+    return build_dataset(
+        "cifar10",
+        train,
+        test,
+        class_names=names,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        flip=True,
+        shift=4,
+    )
+
+
+def load_svhn(
+    *,
+    dir: str = _DEFAULT_DIR,
+    download: bool = False,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageDataset:
+    """Street View House Numbers, cropped (TFDS `svhn_cropped`): [32, 32, 3], the digits 0 to 9.
+
+    Args:
+      dir: the TFDS data folder; the images are read from `dir`/svhn_cropped/VERSION.
+      download: whether to download and prepare them there if they are not.
+      validation_fraction: share of the official training images kept for validation.
+      seed: of that choice.
+    """
+    train, test, names = _read(_SVHN, "svhn", dir, download)
+    return build_dataset(
+        "svhn",
+        train,
+        test,
+        class_names=names,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )
+
+
+def _read(source, name, data_dir, download):
+    """((images, labels) of train, of test, class names)."""
+    if not data_dir:
+        raise InputError(f"{name}: no data folder given; {_how_to_prepare(name, _DEFAULT_DIR)}")
+    data_dir = Path(data_dir).expanduser()
+    # Looked for before TFDS is asked: without a network its download retries for a long time.
+    folder = _prepared_folder(data_dir / source.builder)
+    if folder is None and download:
+        folder = _download(source, name, data_dir)
+    if folder is None:
+        raise InputError(
+            f"{name} is not prepared: no {source.builder}/VERSION/dataset_info.json under "
+            f"{data_dir}; {_how_to_prepare(name, data_dir)}"
+        )
+    from google.protobuf.json_format import ParseError
+
+    try:
+        return _read_folder(folder, name)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, ParseError) as error:
+        raise InputError(
+            f"{folder} cannot be read ({error}); delete that folder and prepare it again: "
+            f"{_how_to_prepare(name, data_dir)}"
+        ) from error
+
+
+def _read_folder(folder, name):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    if builder.info.file_format.value != "array_record":
+        raise InputError(
+            f"{folder} is stored as {builder.info.file_format.value}, which needs TensorFlow to "
+            f"read; choose another folder: {_how_to_prepare(name, 'DIR')}"
+        )
+    features = builder.info.features
+    train, test = (
+        _read_split(builder.as_data_source(split=split), features["image"].shape)
+        for split in ("train", "test")
+    )
+    return train, test, features["label"].names
+
+
+def _read_split(source, image_shape):
+    """(images uint8 [n, h, w, c], labels int32 [n]) in the order of the samples' ids."""
+    images = np.empty([len(source), *image_shape], np.uint8)
+    labels, ids = np.empty(len(source), np.int32), []
+    for start in range(0, len(source), _READ):
+        rows = range(start, min(start + _READ, len(source)))
+        for i, record in zip(rows, source.__getitems__(list(rows)), strict=True):
+            images[i], labels[i] = record["image"], record["label"]
+            ids.append(record.get("id", b""))
+    # TFDS shuffles when it prepares; the published measurements speak of the official order.
+    order = np.argsort(np.array(ids), kind="stable")
+    return images[order], labels[order]
+
+
+def _prepared_folder(parent: Path):
+    """The newest version under `parent` that was prepared completely, or None."""
+    found = [path.parent for path in parent.glob("*/dataset_info.json")]
+    numbered = [path for path in found if path.name.replace(".", "").isdigit()]
+    return max(numbered, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
+
+
+def _download(source, name, data_dir):
+    try:
+        request = urllib.request.Request(source.url, method="HEAD")
+        urllib.request.urlopen(request, timeout=_REACH_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # An answer, if not a page: the server can be reached.
+    except OSError as error:
+        raise InputError(
+            f"{name} cannot be downloaded: {source.url} cannot be reached ({error}); "
+            f"{_how_to_prepare(name, data_dir)}"
+        ) from error
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(source.builder, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    except OSError as error:
+        raise InputError(
+            f"downloading {name} to {data_dir} failed ({error}); check the network and the disk "
+            "and run the same command again"
+        ) from error
+    return _prepared_folder(data_dir / source.builder)
+
+
+def _how_to_prepare(name, data_dir):
+    code = f"import moth_jax.data as d; d.load('{name}', dir='{data_dir}', download=True)"
+    return (
+        f'prepare it on a machine with a network (python -c "{code}") and copy the folder here, or '
+        "give the folder you have as the option dir"
+    )

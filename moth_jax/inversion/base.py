@@ -1,0 +1,173 @@
+"""Trigger inversion: the loop, and what a method has to provide (Definition III.2).
+
+A method is a bundle of pure functions, an `Inversion`, as an optimiser is in Optax. `invert` is
+the only loop. It is written for one direction (victim class to target class) and has no host round
+trip inside; callers `jax.vmap` it over directions, over the two directions of a pair, and over
+restarts. The number of steps is a traced value: one compilation serves every budget.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from moth_jax.triggers import Trigger, stamp
+
+Variables = Any
+LogitsFn = Callable[[Variables, Array], Array]
+State = Any
+
+
+class Score(NamedTuple):
+    """How a trigger does on some samples. `hits` and `losses` of padding are to be ignored.
+
+    Attributes:
+      losses: [n], cross-entropy of the stamped sample towards the target.
+      hits: [n], 1.0 where the stamped sample is classified as the target.
+      weights: [n], 1.0 for a sample, 0.0 for padding.
+    """
+
+    losses: Array
+    hits: Array
+    weights: Array
+
+    def mean(self, values: Array) -> Array:
+        """Return the weighted mean of `values` [n]; 0 if there is no sample."""
+        return jnp.sum(values * self.weights) / jnp.maximum(jnp.sum(self.weights), 1.0)
+
+
+Objective = Callable[[Trigger], Score]
+
+
+@flax.struct.dataclass
+class InversionResult:
+    """The smallest verified trigger of a direction. Leading axes `*d` when batched.
+
+    Attributes:
+      trigger: the trigger; all zeros where none was found.
+      size: [*d], its size (`trigger_size`); inf where none was found.
+      success_rate: [*d], of this very trigger on all samples used; 0 if none was found.
+      losses_before: [*d, n], the samples' cross-entropy to the target under the start trigger.
+      losses_after: [*d, n], the same under `trigger`; equal to `losses_before` if none was found.
+    """
+
+    trigger: Trigger
+    size: Array
+    success_rate: Array
+    losses_before: Array
+    losses_after: Array
+
+    @property
+    def found(self) -> Array:
+        """[*d], whether a trigger that reaches the success bound was found."""
+        return jnp.isfinite(self.size)
+
+
+class Inversion(NamedTuple):
+    """A method of trigger inversion.
+
+    Attributes:
+      init: (start, mask_weight, score, key) -> state. `mask_weight` is the first λ of the method,
+        `score` that of `start` on all samples.
+      update: (state, objective) -> state. One minibatch.
+      observe: (state, key) -> state. Once per step, after its last minibatch: λ, candidates,
+        restarts.
+      verify: (state, objective) -> state. Measures the state's candidate on all samples and keeps
+        it if it holds. Called every `verify_every` steps and after the last one.
+      result: state -> InversionResult.
+      verify_every: steps between two verifications.
+    """
+
+    init: Callable[[Trigger, Array, Score, Array], State]
+    update: Callable[[State, Objective], State]
+    observe: Callable[[State, Array], State]
+    verify: Callable[[State, Objective], State]
+    result: Callable[[State], InversionResult]
+    verify_every: int
+
+
+def invert(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    images: Array,
+    weights: Array,
+    target: Array,
+    start: Trigger,
+    key: Array,
+    *,
+    num_steps: Array | int,
+    mask_weight: Array | float,
+    minibatch_size: int,
+    inversion: Inversion,
+) -> InversionResult:
+    """Search the smallest trigger that sends `images` to class `target`.
+
+    One step is one pass over the samples in shuffled minibatches.
+
+    Args:
+      logits_fn: (variables, images) -> logits, in inference mode.
+      variables: what `logits_fn` needs; no gradient of it is taken.
+      images: [n, h, w, c] in [0, 1], samples of the victim class(es).
+      weights: [n], 1 for a sample, 0 for padding.
+      target: the target class, an integer scalar.
+      start: the trigger to start from.
+      key: randomness of the minibatches and of restarts.
+      num_steps: how many passes; may be traced.
+      mask_weight: the first λ; may be traced.
+      minibatch_size: the largest minibatch.
+      inversion: the method.
+
+    Returns:
+      The smallest trigger whose success rate, measured again on all `images` with that very
+      trigger, reaches the method's bound.
+
+    Note: The published code cuts 100 samples into minibatches of 32, 32, 32 and 4. The minibatches
+      here are as equal as can be (4 of 25): as many updates, no padding to compute, and no update
+      that hangs on four samples. Real samples are dealt evenly among them, padding last.
+    """
+    num_samples = images.shape[0]
+    num_minibatches = -(-num_samples // minibatch_size)
+    # One index past the last sample is padding: it reads the last image and weighs nothing.
+    padded_weights = jnp.append(weights, jnp.zeros((-num_samples) % num_minibatches))
+    init_key, loop_key = jax.random.split(key)
+
+    def score(trigger: Trigger, chosen: Array, chosen_weights: Array) -> Score:
+        logits = logits_fn(variables, stamp(chosen, trigger))
+        labels = jnp.full(logits.shape[:1], target)
+        return Score(
+            losses=optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+            hits=(jnp.argmax(logits, axis=-1) == target).astype(logits.dtype),
+            weights=chosen_weights,
+        )
+
+    def score_all(trigger: Trigger) -> Score:
+        return score(trigger, images, weights)
+
+    def minibatch(state: State, indices: Array) -> tuple[State, None]:
+        chosen = images[jnp.minimum(indices, num_samples - 1)]
+        chosen_weights = padded_weights[indices]
+        return inversion.update(state, lambda t: score(t, chosen, chosen_weights)), None
+
+    def step(index: Array, state: State) -> State:
+        order_key, observe_key = jax.random.split(jax.random.fold_in(loop_key, index))
+        order = _deal(order_key, padded_weights, num_minibatches)
+        state, _ = jax.lax.scan(minibatch, state, order)
+        state = inversion.observe(state, observe_key)
+        # The index is common to all vmapped directions, so this stays a branch that is skipped.
+        due = ((index + 1) % inversion.verify_every == 0) | (index + 1 == num_steps)
+        return jax.lax.cond(due, lambda s: inversion.verify(s, score_all), lambda s: s, state)
+
+    state = inversion.init(
+        start, jnp.asarray(mask_weight, images.dtype), score_all(start), init_key
+    )
+    return inversion.result(jax.lax.fori_loop(0, num_steps, step, state))
+
+
+def _deal(key: Array, weights: Array, num_minibatches: int) -> Array:
+    """Return shuffled indices [num_minibatches, n / num_minibatches], real samples dealt evenly."""
+    priority = jax.random.uniform(key, weights.shape) + 2.0 * (weights == 0)
+    return jnp.argsort(priority).reshape(-1, num_minibatches).T

@@ -1,0 +1,185 @@
+"""The published inversion, in the style of Neural Cleanse (Section III; Wang et al., S&P 2019)."""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from moth_jax.errors import InputError
+from moth_jax.inversion.base import Inversion, InversionResult, Objective, Score
+from moth_jax.triggers import Trigger, jitter, trigger_size
+
+# m = tanh(θ) / SPAN + 1/2 maps the free variables onto [0, 1], as published.
+SPAN = 2.0 - 1e-7
+
+
+@flax.struct.dataclass
+class NeuralCleanseState:
+    """State of one direction.
+
+    Attributes:
+      theta: the free variables of mask and pattern, any real number.
+      opt_state: Adam's.
+      mask_weight: λ, the weight of the mask's sum in the loss.
+      above, below: consecutive steps with a success rate at or above, and below, the bound.
+      hits, count: weighted hits and samples of the minibatches of the present step.
+      candidate, candidate_size: smallest trigger whose step reached the bound, not yet verified.
+      result: the smallest verified trigger.
+    """
+
+    theta: Trigger
+    opt_state: optax.OptState
+    mask_weight: Array
+    above: Array
+    below: Array
+    hits: Array
+    count: Array
+    candidate: Trigger
+    candidate_size: Array
+    result: InversionResult
+
+
+def to_trigger(theta: Trigger) -> Trigger:
+    """Return the trigger of free variables `theta`: tanh(θ)/(2 - 1e-7) + 1/2, within [0, 1]."""
+    return jax.tree.map(lambda v: jnp.clip(jnp.tanh(v) / SPAN + 0.5, 0.0, 1.0), theta)
+
+
+def to_theta(trigger: Trigger) -> Trigger:
+    """Return the free variables of `trigger`: the inverse of `to_trigger`."""
+    return jax.tree.map(lambda v: jnp.arctanh((v - 0.5) * SPAN), trigger)
+
+
+@functools.cache  # equal options give the same object, so that jit compiles once
+def neural_cleanse(
+    *,
+    success_bound: float = 0.9,
+    patience: int = 10,
+    increase: float = 1.5,
+    decrease: float = 1.5**1.5,
+    learning_rate: float = 0.1,
+    b1: float = 0.5,
+    b2: float = 0.9,
+    eps: float = 1e-7,
+    jitter_scale: float = 0.01,
+    verify_every: int = 20,
+) -> Inversion:
+    """Return the published schedule as an `Inversion`.
+
+    Each minibatch is one Adam update of cross-entropy (weighted mean over its samples) + λ·Σm.
+    After `patience` consecutive steps that reach the bound λ grows by `increase`; after as many
+    below it shrinks by `decrease`. A step that reaches the bound with the smallest trigger so far
+    makes that trigger the candidate and restarts the variables from it with noise of
+    ±`jitter_scale`.
+
+    Args:
+      success_bound: share of the samples that must be sent to the target, in (0, 1].
+      patience: consecutive steps before λ changes, at least 1.
+      increase, decrease: factors above 1.
+      learning_rate, b1, b2, eps: Adam's.
+      jitter_scale: noise at every start and restart.
+      verify_every: steps between two verifications of the candidate; one costs a forward pass.
+
+    Note: The published code keeps a trigger on the success rate averaged over a pass in which it
+      was still moving, and never measures it again. Here that rate only nominates a candidate;
+      `verify` measures the candidate itself on all samples and keeps it if it holds.
+    Note: Only the direction that improved is restarted, never its partner.
+    """
+    if not 0 < success_bound <= 1:
+        raise InputError(f"success_bound must be in (0, 1], got {success_bound}")
+    if patience < 1 or verify_every < 1:
+        raise InputError(
+            f"patience and verify_every must be at least 1, got {patience} and {verify_every}"
+        )
+    if increase <= 1 or decrease <= 1:
+        raise InputError(f"increase and decrease must be above 1, got {increase} and {decrease}")
+    adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+    def init(start: Trigger, mask_weight: Array, score: Score, key: Array) -> NeuralCleanseState:
+        theta = to_theta(jitter(start, key, jitter_scale))
+        zero = jnp.zeros((), score.losses.dtype)
+        nothing = jax.tree.map(jnp.zeros_like, start)
+        return NeuralCleanseState(
+            theta=theta,
+            opt_state=adam.init(theta),
+            mask_weight=mask_weight,
+            above=jnp.zeros((), jnp.int32),
+            below=jnp.zeros((), jnp.int32),
+            hits=zero,
+            count=zero,
+            candidate=nothing,
+            candidate_size=jnp.full_like(zero, jnp.inf),
+            result=InversionResult(
+                trigger=nothing,
+                size=jnp.full_like(zero, jnp.inf),
+                success_rate=zero,
+                losses_before=score.losses,
+                losses_after=score.losses,
+            ),
+        )
+
+    def update(state: NeuralCleanseState, objective: Objective) -> NeuralCleanseState:
+        def loss_fn(theta: Trigger) -> tuple[Array, Score]:
+            trigger = to_trigger(theta)
+            score = objective(trigger)
+            return score.mean(score.losses) + state.mask_weight * jnp.sum(trigger.mask), score
+
+        gradient, score = jax.grad(loss_fn, has_aux=True)(state.theta)
+        updates, opt_state = adam.update(gradient, state.opt_state)
+        return state.replace(
+            theta=optax.apply_updates(state.theta, updates),
+            opt_state=opt_state,
+            hits=state.hits + jnp.sum(score.hits * score.weights),
+            count=state.count + jnp.sum(score.weights),
+        )
+
+    def observe(state: NeuralCleanseState, key: Array) -> NeuralCleanseState:
+        reached = state.hits / jnp.maximum(state.count, 1.0) >= success_bound
+        above = jnp.where(reached, state.above + 1, 0)
+        below = jnp.where(reached, 0, state.below + 1)
+        grow, shrink = above >= patience, below >= patience
+        factor = jnp.where(grow, increase, jnp.where(shrink, 1 / decrease, 1.0))
+
+        trigger = to_trigger(state.theta)
+        size = trigger_size(trigger)
+        better = reached & (size < state.candidate_size)
+        return state.replace(
+            theta=_where(better, to_theta(jitter(trigger, key, jitter_scale)), state.theta),
+            mask_weight=state.mask_weight * factor,
+            above=jnp.where(grow, 0, above),
+            below=jnp.where(shrink, 0, below),
+            hits=jnp.zeros_like(state.hits),
+            count=jnp.zeros_like(state.count),
+            candidate=_where(better, trigger, state.candidate),
+            candidate_size=jnp.where(better, size, state.candidate_size),
+        )
+
+    def verify(state: NeuralCleanseState, objective: Objective) -> NeuralCleanseState:
+        score = objective(state.candidate)
+        rate = score.mean(score.hits)
+        holds = (rate >= success_bound) & (state.candidate_size < state.result.size)
+        verified = state.result.replace(
+            trigger=state.candidate,
+            size=state.candidate_size,
+            success_rate=rate,
+            losses_after=score.losses,
+        )
+        result = _where(holds, verified, state.result)
+        # A candidate that failed is forgotten, so that the next one need not be smaller than it.
+        return state.replace(result=result, candidate=result.trigger, candidate_size=result.size)
+
+    return Inversion(
+        init=init,
+        update=update,
+        observe=observe,
+        verify=verify,
+        result=lambda state: state.result,
+        verify_every=verify_every,
+    )
+
+
+def _where(condition: Array, chosen, other):
+    """Return `chosen` where the scalar `condition` holds, else `other`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)

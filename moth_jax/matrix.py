@@ -1,0 +1,208 @@
+"""The matrix of class distances: the result of a measurement, and what is done with it."""
+
+import dataclasses
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from moth_jax.errors import InputError
+from moth_jax.triggers import Trigger
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistanceMatrix:
+    """Class distances of one model, in aggregated pixels (`triggers.trigger_size`).
+
+    Attributes:
+      values: [K, K] float32, row victim, column target. NaN on the diagonal and where nothing was
+        measured; inf where the measurement found no trigger.
+      success_rate: [K, K] float32, that of the very trigger whose size is given; 0 where none was
+        found, NaN where nothing was measured.
+      class_names: K names.
+      values_per_seed: [S, K, K], the same of each seed; `values` is their minimum.
+      triggers: mask [K, K, h, w, 1] and pattern [K, K, h, w, c], zeros where there is none; None
+        if they were not kept.
+      details: how it was measured (seeds, num_steps, num_images, seconds, ...).
+    """
+
+    values: np.ndarray
+    success_rate: np.ndarray
+    class_names: tuple[str, ...]
+    values_per_seed: np.ndarray | None = None
+    triggers: Trigger | None = None
+    details: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.values.shape[0]
+
+    @property
+    def found(self) -> np.ndarray:
+        """[K, K] bool, the directions with a verified trigger."""
+        return np.isfinite(self.values)
+
+    def average(self) -> float:
+        """Return the mean distance of the directions where a trigger was found; NaN if none was."""
+        return float(self.values[self.found].mean()) if self.found.any() else float("nan")
+
+    def num_failures(self) -> int:
+        """Return in how many measured directions no trigger was found."""
+        return int(np.isinf(self.values).sum())
+
+    def num_measured(self) -> int:
+        """Return how many directions were measured."""
+        return int((~np.isnan(self.values)).sum())
+
+    def smallest(self, count: int) -> list[tuple[int, int]]:
+        """Return up to `count` directions (victim, target), the smallest distances first."""
+        order = np.argsort(np.where(self.found, self.values, np.inf), axis=None, kind="stable")
+        count = min(count, int(self.found.sum()))
+        return [divmod(int(i), self.num_classes) for i in order[:count]]
+
+    def trigger(self, victim: int, target: int) -> Trigger | None:
+        """Return the trigger of one direction; None if none was found or kept."""
+        if self.triggers is None or not self.found[victim, target]:
+            return None
+        return Trigger(self.triggers.mask[victim, target], self.triggers.pattern[victim, target])
+
+    def compare(self, after: "DistanceMatrix") -> str:
+        """Return a few lines that set this matrix (before) against another of the same classes."""
+        change = increase_per_direction(self, after)
+        both = np.isfinite(change)
+        lines = [
+            f"average distance {self.average():.2f} -> {after.average():.2f}",
+            f"increase {100 * relative_increase(self, after):+.2f} % over {both.sum()} directions",
+            f"no trigger found in {self.num_failures()} -> {after.num_failures()} directions",
+        ]
+        if both.any():
+            least = divmod(int(np.nanargmin(np.where(both, change, np.nan))), self.num_classes)
+            names = " -> ".join(self.class_names[k] for k in least)
+            lines.append(f"least increase {100 * change[least]:+.2f} % ({names})")
+        return "\n".join(lines)
+
+    def plot(self, ax=None, title: str | None = None):
+        """Draw the matrix as a heat map (needs matplotlib); see `report.plot_distance_matrix`."""
+        from moth_jax.report import plot_distance_matrix
+
+        return plot_distance_matrix(self, ax=ax, title=title)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an npz file, whole or not at all."""
+        arrays = {
+            "values": self.values,
+            "success_rate": self.success_rate,
+            "class_names": np.asarray(self.class_names, dtype=np.str_),
+            "details": np.asarray(json.dumps(self.details)),
+        }
+        if self.values_per_seed is not None:
+            arrays["values_per_seed"] = self.values_per_seed
+        if self.triggers is not None:
+            arrays["masks"] = self.triggers.mask
+            arrays["patterns"] = self.triggers.pattern
+        save_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "DistanceMatrix":
+        """Read what `save` wrote.
+
+        Raises:
+          InputError: the file is missing, damaged, or not a distance matrix.
+        """
+        arrays = load_npz(path)
+        missing = {"values", "success_rate", "class_names"} - arrays.keys()
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise InputError(f"{path} is no distance matrix: it has no {names}")
+        return cls(
+            values=arrays["values"],
+            success_rate=arrays["success_rate"],
+            class_names=tuple(str(name) for name in arrays["class_names"]),
+            values_per_seed=arrays.get("values_per_seed"),
+            triggers=Trigger(arrays["masks"], arrays["patterns"]) if "masks" in arrays else None,
+            details=json.loads(str(arrays["details"])) if "details" in arrays else {},
+        )
+
+    def __str__(self) -> str:
+        """Return a table (up to 20 classes) and a summary line."""
+        summary = (
+            f"average distance {self.average():.2f} over {self.found.sum()} directions, "
+            f"no trigger found in {self.num_failures()}"
+        )
+        if self.num_classes > 20:
+            lines = [
+                f"{self.class_names[a]} -> {self.class_names[b]}: {self.values[a, b]:.1f}"
+                for a, b in self.smallest(10)
+            ]
+            return "\n".join(["smallest distances:", *lines, summary])
+        width = max(8, *(len(name) + 1 for name in self.class_names))
+        header = "victim \\ target".ljust(max(15, width)) + "".join(
+            name.rjust(width) for name in self.class_names
+        )
+        rows = [
+            name.ljust(max(15, width)) + "".join(_cell(value).rjust(width) for value in row)
+            for name, row in zip(self.class_names, self.values, strict=True)
+        ]
+        return "\n".join([header, *rows, summary])
+
+
+def _cell(value: float) -> str:
+    return "." if np.isnan(value) else "none" if np.isinf(value) else f"{value:.1f}"
+
+
+def increase_per_direction(before: DistanceMatrix, after: DistanceMatrix) -> np.ndarray:
+    """Return [K, K] of (after - before) / before; NaN unless a trigger was found in both.
+
+    Raises:
+      InputError: the matrices are of different classes.
+    """
+    if before.class_names != after.class_names:
+        raise InputError(
+            "the two matrices are of different classes: "
+            f"{', '.join(before.class_names)} and {', '.join(after.class_names)}"
+        )
+    both = before.found & after.found & (before.values > 0)
+    start = np.where(both, before.values, np.nan)
+    return (np.where(both, after.values, np.nan) - start) / start
+
+
+def relative_increase(before: DistanceMatrix, after: DistanceMatrix) -> float:
+    """Return the paper's "increase": the mean over directions of (after - before) / before.
+
+    It is a mean of ratios, over the directions where both measurements found a trigger; NaN if
+    there is none.
+    """
+    change = increase_per_direction(before, after)
+    return float(np.nanmean(change)) if np.isfinite(change).any() else float("nan")
+
+
+def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write `arrays` to an npz file, whole or not at all, even if the process is killed."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read an npz file without unpickling.
+
+    Raises:
+      InputError: the file is missing or damaged, or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,142 @@
+"""Classifiers as pure functions of a flat dict of arrays. Nothing outside `models/` names NNX."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moth_jax.errors import InputError
+
+Variables = dict[str, dict[str, Any]]
+LogitsFn = Callable[[Variables, jax.Array], jax.Array]
+TrainFn = Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to rebuild a classifier, save its weights: goes into checkpoints as JSON.
+
+    `mean` and `std` are per channel, of pixels in [0,1]; `image_shape` is (height, width, channels).
+
+    >>> spec = ModelSpec("small_cnn", 10, (8, 8, 1), mean=(0.3,), std=(0.4,))
+    >>> ModelSpec.from_json(spec.to_json()) == spec
+    True
+    """
+
+    arch: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        # Lists come from JSON and from configs; tuples keep the spec hashable and comparable.
+        for field in ("image_shape", "mean", "std", "class_names"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        _check_spec(self)
+
+    def to_json(self) -> dict:
+        """A dict of plain lists, numbers and strings."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: dict) -> "ModelSpec":
+        """The inverse of `to_json`."""
+        return cls(**fields)
+
+
+def _check_spec(spec: ModelSpec) -> None:
+    if spec.num_classes < 2:
+        raise InputError(f"a classifier needs at least 2 classes, got {spec.num_classes}")
+    if len(spec.image_shape) != 3 or min(spec.image_shape) < 1:
+        raise InputError(f"image_shape must be (height, width, channels), got {spec.image_shape}")
+    channels = spec.image_shape[-1]
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) != channels:
+            raise InputError(
+                f"{name} must have one value per channel ({channels}), got {len(values)}: {values}"
+            )
+    if max(map(abs, spec.mean)) > 1 or not all(0 < s <= 1 for s in spec.std):
+        raise InputError(
+            f"mean and std refer to pixels in [0,1], got mean {spec.mean}, std {spec.std}; "
+            "divide by 255 if they are for pixels 0-255"
+        )
+    if spec.class_names and len(spec.class_names) != spec.num_classes:
+        raise InputError(f"{spec.num_classes} classes but {len(spec.class_names)} class_names")
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A classifier as functions of (variables, images [n h w c] in [0,1]); both can be jitted.
+
+    `predict` gives logits [n K] in inference mode. `forward_train` normalises by the statistics of
+    the batch and also returns the variables with the running statistics moved towards them.
+    """
+
+    spec: ModelSpec
+    predict: LogitsFn
+    forward_train: TrainFn
+
+
+def from_module(module: nnx.Module, spec: ModelSpec) -> tuple[Classifier, Variables]:
+    """The pure functions of a module that maps normalised images to logits, and its variables.
+
+    Modules with other state than parameters and batch statistics (dropout's random keys) are not
+    supported: NNX refuses to split them.
+    """
+    module.train()
+    graph_train, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    module.eval()
+    graph_eval = nnx.graphdef(module)
+    params, stats = nnx.as_pure(params), nnx.as_pure(stats)
+    structure = {"params": jax.tree.structure(params), "batch_stats": jax.tree.structure(stats)}
+    variables = {"params": _flat(params), "batch_stats": _flat(stats)}
+    names = {kind: tuple(flat) for kind, flat in variables.items()}
+
+    def build(graph, variables):
+        # Merged from bare arrays: merging Variables would alias them, and a batch-norm update would
+        # then change the state of the caller (ecosystem trap; see tests).
+        states = [
+            jax.tree.unflatten(structure[kind], [variables[kind][name] for name in names[kind]])
+            for kind in ("params", "batch_stats")
+        ]
+        return nnx.merge(graph, *states)
+
+    def normalise(images):
+        if images.ndim != 4 or images.shape[1:] != spec.image_shape:
+            height, width, channels = spec.image_shape
+            raise InputError(
+                f"{spec.arch} takes images [n, {height}, {width}, {channels}], "
+                f"got shape {tuple(images.shape)}"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"images must be floats in [0,1], got {images.dtype}; divide by 255")
+        mean, std = (
+            jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
+            for values in (spec.mean, spec.std)
+        )
+        return (images - mean) / std
+
+    def predict(variables, images):
+        return build(graph_eval, variables)(normalise(images))
+
+    def forward_train(variables, images):
+        model = build(graph_train, variables)
+        logits = model(normalise(images))
+        stats = nnx.as_pure(nnx.state(model, nnx.BatchStat))
+        return logits, {**variables, "batch_stats": _flat(stats)}
+
+    return Classifier(spec, predict, forward_train), variables
+
+
+def _flat(state) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {".".join(_key(part) for part in path): leaf for path, leaf in leaves}
+
+
+def _key(part) -> str:
+    return str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part))))

@@ -1,0 +1,105 @@
+"""The top of the report: the result in a sentence, the figures, and what they mean."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moth_jax.report import formatting as fmt
+
+if TYPE_CHECKING:
+    from moth_jax.matrix import DistanceMatrix
+
+
+def verdict(summary: dict, before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
+    """The result in one sentence."""
+    accuracy, accuracy_after = summary.get("accuracy_before"), summary.get("accuracy_after")
+    matrices = [before] if after is None else [before, after]
+    if not any(matrix.found.any() for matrix in matrices):
+        return f"No trigger was found in any of {before.num_measured()} directions."
+    if after is None:
+        known = f", and its test accuracy is {fmt.percent(accuracy)}" if accuracy else ""
+        return f"The mean class distance of this model is {fmt.size(before.average())}{known}."
+    start, end = before.average(), after.average()
+    verb = "raised" if end > start else "lowered" if end < start else "took"
+    cost = ""
+    if fmt.is_number(accuracy) and fmt.is_number(accuracy_after):
+        cost = (
+            f", while test accuracy went from {fmt.percent(accuracy)} to "
+            f"{fmt.percent(accuracy_after)}"
+        )
+    change = f"from {average(before)} to {average(after)}"
+    return f"Hardening {verb} the mean class distance {change}{cost}."
+
+
+def average(matrix: "DistanceMatrix") -> str:
+    """The average distance, or that there is none."""
+    return fmt.size(matrix.average()) if matrix.found.any() else "none found"
+
+
+def tiles(summary: dict, before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
+    """The figures a reader looks for, in HTML; those that are not known are left out."""
+    hardened = after is not None
+    accuracy, accuracy_after = summary.get("accuracy_before"), summary.get("accuracy_after")
+    change = None
+    if hardened and fmt.is_number(accuracy) and fmt.is_number(accuracy_after):
+        change = f"{100 * (accuracy_after - accuracy):+.1f} points".replace("-", "−")
+    averages = [average(matrix) for matrix in (before, after) if matrix is not None]
+    failures = [str(matrix.num_failures()) for matrix in (before, after) if matrix is not None]
+    accuracies = [fmt.percent(a) for a in (accuracy, accuracy_after)][: 1 + hardened]
+    accuracies[:-1] = [text.removesuffix("\u00a0%") for text in accuracies[:-1]]  # said once
+    increase = fmt.percent(summary.get("increase"), sign=True)
+    entries = [
+        (
+            "Test accuracy",
+            fmt.arrow(*accuracies) if fmt.is_number(accuracy) else fmt.MISSING,
+            change,
+        ),
+        ("Mean class distance", fmt.arrow(*averages), "aggregated pixels"),
+        ("Increase", increase, "mean over directions of (after − before) / before"),
+        ("No trigger found", fmt.arrow(*failures), f"in {before.num_measured()} directions"),
+        _time_tile(summary.get("harden_seconds"), _times(summary.get("distance_seconds"))),
+    ]
+    return "\n".join(
+        f'<div class="tile"><dt>{label}</dt><dd>{value}</dd>'
+        + (f'<dd class="note">{note}</dd>' if note else "")
+        + "</div>"
+        for label, value, note in entries
+        if value != fmt.MISSING
+    )
+
+
+def _time_tile(harden_seconds, measuring: str) -> tuple[str, str, str | None]:
+    if not fmt.is_number(harden_seconds):
+        return "Measuring took", measuring, None
+    note = None if measuring == fmt.MISSING else f"measuring {measuring}"
+    return "Hardening took", fmt.duration(harden_seconds), note
+
+
+def _times(seconds) -> str:
+    """One duration, or those of before and after."""
+    if isinstance(seconds, Mapping):
+        seconds = list(seconds.values())
+    if isinstance(seconds, list) and len(seconds) == 2:
+        return " + ".join(map(fmt.duration, seconds))
+    return fmt.duration(
+        sum(filter(fmt.is_number, seconds)) if isinstance(seconds, list) else seconds
+    )
+
+
+def explanation(before: "DistanceMatrix", examples: np.ndarray | None) -> str:
+    """What a class distance is, and how to read it."""
+    images = before.triggers.pattern[0, 0] if before.triggers is not None else None
+    images = images if examples is None else examples[0]
+    largest = ""
+    if images is not None:
+        shape = "×".join(map(str, images.shape))
+        largest = f"; a trigger that replaces a whole image of {shape} has size {images.size:,}"
+    return (
+        "The class distance from a victim class to a target class is the size of the smallest "
+        "trigger – one mask and one pattern for every image – that makes the model take nearly all "
+        "images of the victim (90 % in the paper) for the target. The size is the mask summed over "
+        f"all pixels and channels{largest}. A small distance is a weak spot: there little has to "
+        "change for one class to pass as the other, so larger is safer. Every number belongs to a "
+        "trigger that was found and verified, and is therefore an upper bound."
+    )

@@ -1,0 +1,208 @@
+"""The report of a run: one HTML page that needs nothing else, neither network nor scripts."""
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moth_jax.matrix import increase_per_direction
+from moth_jax.metrics import strict_json, write_atomically
+from moth_jax.report import formatting as fmt
+from moth_jax.report.curves import history_svg
+from moth_jax.report.figures import (
+    MAX_CLASSES_WITH_NUMBERS,
+    Scale,
+    distance_scale,
+    heat_map_svg,
+    increase_scale,
+)
+from moth_jax.report.gallery import gallery
+from moth_jax.report.headline import average, explanation, tiles, verdict
+
+if TYPE_CHECKING:
+    from moth_jax.matrix import DistanceMatrix
+
+_MAX_PAIRS = 12
+_MAX_LEAST = 10
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    summary: Mapping,
+    before: "DistanceMatrix",
+    after: "DistanceMatrix | None" = None,
+    history: Sequence[dict] = (),
+    selections: np.ndarray | None = None,
+    examples: np.ndarray | None = None,
+    num_smallest: int = 6,
+) -> None:
+    """Write the report of a run, whole or not at all.
+
+    Args:
+      path: the HTML file.
+      title: what was hardened.
+      summary: what `write_summary` gets; accuracies and the increase are shares of 1. Every entry
+        is listed at the end; the known ones also at the top.
+      before: the distances of the given model.
+      after: those of the hardened one; None if there is none.
+      history: records of the hardening, with `step`, `sizes`, `validation_accuracy`
+        (`curves.history_svg`).
+      selections: [K, K] symmetric, how often each pair was selected.
+      examples: [K, h, w, c] in [0, 1], one image of each class.
+      num_smallest: directions whose triggers are shown.
+
+    Raises:
+      InputError: the file cannot be written, or the matrices are of different classes.
+    """
+    summary = strict_json(summary)
+    text = (resources.files("moth_jax.report") / "template.html").read_text(encoding="utf-8")
+    page = Template(text).substitute(
+        title=html.escape(title),
+        verdict=html.escape(verdict(summary, before, after)),
+        tiles=tiles(summary, before, after),
+        explanation=explanation(before, examples),
+        distances=_distances(before, after),
+        history=_history(history),
+        selections="" if selections is None else _selections(selections, before, after),
+        triggers=_triggers(before, after, examples, num_smallest),
+        details=_details(summary, before),
+    )
+    write_atomically(path, page.encode())
+
+
+def _distances(before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
+    names = before.class_names
+    matrices = {"Before hardening": before, "After hardening": after}
+    if after is None:
+        matrices = {"Class distances": before}
+    scale = distance_scale(*(matrix.values for matrix in matrices.values()))
+    figures = []
+    for heading, matrix in matrices.items():
+        alt = f"Heat map of class distances, {heading.lower()}: {_described(matrix)}"
+        svg = heat_map_svg(matrix.values, names, scale, name=f"map{len(figures)}", alt=alt)
+        figures.append(_figure(svg, heading, f"average {average(matrix)}"))
+    change = None if after is None else increase_per_direction(before, after)
+    if change is not None and np.isfinite(change).any():
+        both = ~np.isnan(before.values) & ~np.isnan(after.values)
+        shown = np.where(both & np.isnan(change), np.inf, change)
+        alt = f"Heat map of the relative increase of {int(np.isfinite(change).sum())} distances"
+        svg = heat_map_svg(shown, names, increase_scale(change), name="increase", alt=alt)
+        figures.append(_figure(svg, "Increase", "red where the distance became smaller"))
+        figures.append(_least_increased(before, after, change))
+    return fmt.section("Distances", _legend(matrices.values()), _side_by_side(figures, names))
+
+
+def _least_increased(before, after, change: np.ndarray) -> str:
+    order = np.argsort(np.where(np.isfinite(change), change, np.inf), axis=None, kind="stable")
+    rows = []
+    for i in order[: min(_MAX_LEAST, np.isfinite(change).sum())]:
+        a, b = divmod(int(i), len(change))
+        sizes = (fmt.size(float(matrix.values[a, b])) for matrix in (before, after))
+        cells = [*sizes, fmt.percent(float(change[a, b]), 0, sign=True)]
+        name = fmt.arrow(before.class_names[a], before.class_names[b])
+        rows.append(fmt.row(name, [html.escape(cell) for cell in cells]))
+    headers = ["Direction", "Before", "After", "Increase"]
+    return fmt.table("The directions that gained least", headers, rows, css="pairs")
+
+
+def _described(matrix: "DistanceMatrix") -> str:
+    if not matrix.found.any():
+        return f"no trigger found in {matrix.num_failures()} directions"
+    (a, b), *_ = matrix.smallest(1)
+    return (
+        f"average {fmt.size(matrix.average())}, smallest {fmt.size(float(matrix.values[a, b]))} "
+        f"from {matrix.class_names[a]} to {matrix.class_names[b]}"
+    )
+
+
+def _legend(matrices) -> str:
+    parts = ["Rows are victims, columns are targets."]
+    if any(matrix.num_failures() for matrix in matrices):
+        parts.append("Grey cells (with a cross): no trigger was found.")
+    if any(matrix.num_measured() < matrix.values.size - len(matrix.values) for matrix in matrices):
+        parts.append("Empty cells: not measured.")
+    return f"<p>{' '.join(parts)}</p>"
+
+
+def _figure(svg: str, heading: str, note: str) -> str:
+    caption = f"<strong>{html.escape(heading)}</strong> {html.escape(note)}"
+    return f'<figure><figcaption>{caption}</figcaption><div class="scroll">{svg}</div></figure>'
+
+
+def _side_by_side(parts: Sequence[str], class_names: Sequence[str]) -> str:
+    """`parts` in a row while they fit; the maps of few classes also fit on paper."""
+    css = "figures small" if len(class_names) <= MAX_CLASSES_WITH_NUMBERS else "figures"
+    return f'<div class="{css}">{"".join(parts)}</div>'
+
+
+def _history(history: Sequence[dict]) -> str:
+    svg = history_svg(history, name="history")
+    if svg is None:
+        return ""
+    text = "<p>The triggers that were inverted against the model while it was hardened.</p>"
+    return fmt.section("Distances along training", text, f'<div class="scroll">{svg}</div>')
+
+
+def _selections(
+    selections: np.ndarray, before: "DistanceMatrix", after: "DistanceMatrix | None"
+) -> str:
+    counts = np.triu(np.asarray(selections), 1)
+    order = np.argsort(-counts, axis=None, kind="stable")[:_MAX_PAIRS]
+    pairs = [divmod(int(i), len(counts)) for i in order if counts.flat[i] > 0]
+    if not pairs:
+        return ""
+    rows = [_pair_row(a, b, counts, before, after) for a, b in pairs]
+    headers = ["Pair", "Selected", "Distances before", "Distances after"][: 3 + (after is not None)]
+    caption = f"The pairs selected most often ({len(pairs)} of {np.count_nonzero(counts)})"
+    shown = np.where(np.eye(len(counts), dtype=bool), np.nan, np.asarray(selections, float))
+    scale = Scale("#3f7bd6", 0.0, float(counts.max()), "{:.0f}", "times selected")
+    most = " and ".join(before.class_names[k] for k in pairs[0])
+    alt = f"Heat map of how often each pair was selected; most often {most}"
+    svg = heat_map_svg(
+        shown, before.class_names, scale, name="selections", alt=alt, axis_labels=("", "")
+    )
+    total = f"{int(counts.sum())} selections"
+    parts = [fmt.table(caption, headers, rows, css="pairs"), _figure(svg, "All pairs", total)]
+    return fmt.section("Selected pairs", _side_by_side(parts, before.class_names))
+
+
+def _pair_row(a: int, b: int, counts, before, after) -> str:
+    count, names = int(counts[a, b]), before.class_names
+    width = 100 * count / counts.max()
+    cells = [f'<div class="bar"><span style="width: {width:.1f}%"></span>{count}</div>']
+    for matrix in [before] if after is None else [before, after]:
+        sizes = " / ".join(fmt.size(float(v)) for v in (matrix.values[a, b], matrix.values[b, a]))
+        cells.append(html.escape(sizes))
+    return fmt.row(html.escape(f"{names[a]} ↔ {names[b]}"), cells)
+
+
+def _triggers(before, after, examples, num_smallest: int) -> str:
+    text = (
+        "<p>The trigger on neutral grey, an image of the victim class, the same image stamped, and "
+        "an image of the target class.</p>"
+    )
+    parts = []
+    for when, matrix in (("before", before), ("after", after)):
+        directions = matrix.smallest(num_smallest) if matrix is not None else []
+        if directions:
+            caption = f"The {len(directions)} smallest distances"
+            caption += f" {when} hardening" if after is not None else ""
+            parts.append(gallery(caption, directions, before, after, examples))
+    if not parts:
+        return fmt.section("Smallest distances", "<p>No trigger was found in any direction.</p>")
+    return fmt.section("Smallest distances", text, *parts)
+
+
+def _details(summary: dict, before: "DistanceMatrix") -> str:
+    entries = {**summary, **{f"distance {k}": v for k, v in strict_json(before.details).items()}}
+    rows = [
+        fmt.row(html.escape(key.replace("_", " ")), [html.escape(fmt.plain(value))])
+        for key, value in entries.items()
+    ]
+    return fmt.section("The run", fmt.table("Everything recorded", [], rows, css="details"))

@@ -1,0 +1,57 @@
+"""Spreading directions over devices: one mesh axis, `data`.
+
+Directions are independent, so a sharded inversion needs no communication. On a CPU the "devices"
+are threads: XLA runs most of a network's small operations on one core, and one device per core
+(`use_all_cores`) keeps all of them busy.
+
+Note: `jax.pmap` is in maintenance; data parallelism in JAX is `jit` with `NamedSharding`.
+"""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def use_all_cores() -> None:
+    """Make one CPU device of every core; must be called before JAX is first used.
+
+    A library does not decide this: the command line does, and a notebook may. It has no effect
+    where an accelerator is the default, or where the number was set before.
+    """
+    if jax.config.jax_num_cpu_devices in (None, -1, 0):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def num_devices() -> int:
+    """Return how many devices directions are spread over."""
+    return jax.device_count()
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.asarray(jax.devices()), ("data",))
+
+
+def spread(tree):
+    """Return `tree` on all devices, its leading axes cut among them.
+
+    Arrays whose leading axis does not divide are replicated. With one device it only moves them.
+    """
+    devices = num_devices()
+    if devices == 1:
+        return jax.device_put(tree)
+    mesh = _mesh()
+
+    def place(leaf):
+        axes = ("data",) if np.ndim(leaf) and len(leaf) % devices == 0 else ()
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(place, tree)
+
+
+def replicate(tree):
+    """Return `tree` whole on every device."""
+    if num_devices() == 1:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))

@@ -1,0 +1,218 @@
+"""Training a classifier: the one update that natural training, warm-up and hardening share."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from moth_jax.data.augmentation import augment
+from moth_jax.data.sampling import epoch_batches
+from moth_jax.errors import require_choice
+from moth_jax.evaluation import accuracy, pgd
+from moth_jax.models import Classifier, Variables
+from moth_jax.progress import Progress, as_progress
+
+BATCH_NORM_MODES = ("update", "frozen")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A model in training.
+
+    Attributes:
+      variables: {"params": ..., "batch_stats": ...}.
+      opt_state: of the optimiser, for the parameters.
+    """
+
+    variables: Variables
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """PGD on training images; off where `epsilon` is 0. Units of pixels in [0, 1]."""
+
+    epsilon: float = 0.0
+    step_size: float = 2 / 255
+    num_steps: int = 7
+
+
+NO_ADVERSARY = Adversary()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Natural (or, with an adversary, adversarial) training from scratch.
+
+    Attributes:
+      epochs: passes over the training images.
+      batch_size: images per step.
+      learning_rate: the peak; rises over the first twentieth of the steps, then falls as a cosine.
+      momentum: of Nesterov SGD.
+      weight_decay: gradient 2 * weight_decay * kernel; other parameters are left alone.
+      augment: flips and shifts as the data set allows.
+      adversary: PGD on every batch.
+      seed: order of the images, augmentation, PGD's start.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 2.5e-4
+    augment: bool = True
+    adversary: Adversary = NO_ADVERSARY
+    seed: int = 0
+
+
+def sgd(
+    learning_rate: float | optax.Schedule, *, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Return Nesterov SGD with an L2 penalty `weight_decay` * |w|^2 on kernels only."""
+
+    def kernels(params):
+        return {name: value.ndim > 1 for name, value in params.items()}
+
+    return optax.chain(
+        optax.add_decayed_weights(2 * weight_decay, mask=kernels),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=True),
+    )
+
+
+def make_update(
+    classifier: Classifier, tx: optax.GradientTransformation, *, batch_norm: str = "update"
+) -> Callable[[TrainState, Array, Array], tuple[TrainState, Array]]:
+    """Return update(state, images [n, h, w, c], labels [n]) -> (state, mean cross-entropy).
+
+    Args:
+      classifier: the model.
+      tx: the optimiser.
+      batch_norm: "update" normalises by the batch and moves the running statistics; "frozen" uses
+        the running statistics as they are.
+    """
+    require_choice("batch_norm mode", batch_norm, BATCH_NORM_MODES)
+
+    def loss_fn(params, batch_stats, images, labels):
+        variables = {"params": params, "batch_stats": batch_stats}
+        if batch_norm == "update":
+            logits, variables = classifier.forward_train(variables, images)
+        else:
+            logits = classifier.predict(variables, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), variables["batch_stats"]
+
+    def update(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Array]:
+        params, batch_stats = state.variables["params"], state.variables["batch_stats"]
+        (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, batch_stats, images, labels
+        )
+        updates, opt_state = tx.update(gradient, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return TrainState({"params": params, "batch_stats": batch_stats}, opt_state), loss
+
+    return update
+
+
+def train(
+    classifier: Classifier,
+    variables: Variables,
+    dataset,
+    config: TrainingConfig,
+    *,
+    state: TrainState | None = None,
+    first_epoch: int = 0,
+    on_epoch: Callable[[int, TrainState, dict], None] | None = None,
+    progress: bool | Progress = True,
+) -> Variables:
+    """Train a classifier on `dataset.train`.
+
+    Args:
+      classifier, variables: the model and where it starts.
+      dataset: an `ImageDataset`.
+      config: the options.
+      state, first_epoch: where an interrupted training goes on: what `on_epoch` was last given, and
+        the number of epochs it had done.
+      on_epoch: called with the number of epochs done, the state and its figures (`loss`,
+        `validation_accuracy`).
+      progress: as in `distance.distance_matrix`.
+
+    Returns:
+      The trained variables.
+    """
+    steps_per_epoch = max(1, len(dataset.train) // config.batch_size)
+    total = config.epochs * steps_per_epoch
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, max(1, total // 20), total
+    )
+    tx = sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+    if state is None:
+        state = TrainState(variables, tx.init(variables["params"]))
+    step_fn = _make_train_step(classifier, tx, dataset, config)
+    with as_progress(progress).task(
+        "training", total=config.epochs, unit="epochs", completed=first_epoch
+    ) as task:
+        for epoch in range(first_epoch, config.epochs):
+            rng = np.random.default_rng([config.seed, epoch])
+            epoch_key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+            losses = []
+            batch_size = min(config.batch_size, len(dataset.train))
+            for i, indices in enumerate(
+                epoch_batches(len(dataset.train), batch_size, rng, drop_last=True)
+            ):
+                images, labels = dataset.train.batch(indices), dataset.train.labels[indices]
+                state, loss = step_fn(state, images, labels, jax.random.fold_in(epoch_key, i))
+                losses.append(loss)
+            figures = {
+                "loss": float(np.mean(jax.device_get(losses))),
+                "validation_accuracy": accuracy(
+                    classifier.predict, state.variables, dataset.validation
+                ),
+            }
+            task.advance(1, **figures)
+            if on_epoch is not None:
+                on_epoch(epoch + 1, state, figures)
+    return state.variables
+
+
+def _make_train_step(classifier, tx, dataset, config: TrainingConfig):
+    """Return the jitted step(state, images, labels, key) -> (state, loss)."""
+    update = make_update(classifier, tx)
+    flip, shift = (dataset.flip, dataset.shift) if config.augment else (False, 0)
+
+    @jax.jit
+    def step(state: TrainState, images: Array, labels: Array, key: Array):
+        augment_key, attack_key = jax.random.split(key)
+        images = augment(jnp.asarray(images), augment_key, flip=flip, shift=shift, fill="zero")
+        if config.adversary.epsilon > 0:
+            images = perturb(
+                classifier, state.variables, images, labels, attack_key, config.adversary
+            )
+        return update(state, images, labels)
+
+    return step
+
+
+def perturb(
+    classifier: Classifier,
+    variables: Variables,
+    images: Array,
+    labels: Array,
+    key: Array,
+    adversary: Adversary,
+) -> Array:
+    """Return the adversary's version of a batch, made against the model in inference mode."""
+    return pgd(
+        classifier.predict,
+        variables,
+        images,
+        labels,
+        key,
+        epsilon=adversary.epsilon,
+        step_size=adversary.step_size,
+        num_steps=adversary.num_steps,
+    )

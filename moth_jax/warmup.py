@@ -1,0 +1,115 @@
+"""The warm-up: one universal trigger per target class, and the prior of every pair (Section IV-C).
+
+A universal trigger sends samples of every other class to the target. How far it lowers the loss of
+each class is the prior of that direction, and it is where the direction's own inversions start.
+Without the approximation (Table III) every direction is inverted by itself.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moth_jax.hardening import invert_directions, random_triggers
+from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables
+from moth_jax.triggers import Trigger
+
+
+class WarmUpSamples(NamedTuple):
+    """Samples of every class but the target.
+
+    Attributes:
+      images: [K - 1, n, h, w, c] in [0, 1].
+      weights: [K - 1, n], 0 where a class has fewer than n samples.
+      victims: [K - 1], the classes.
+    """
+
+    images: np.ndarray
+    weights: np.ndarray
+    victims: np.ndarray
+
+
+class WarmUpResult(NamedTuple):
+    """Triggers towards one target.
+
+    Attributes:
+      trigger: [T, ...]: one universal trigger (T = 1), or one for each victim (T = K - 1).
+      sizes: [K - 1], of each victim's trigger; inf where none was found.
+      prior: [K - 1], mean relative fall of each victim's loss; 0 where none was found.
+    """
+
+    trigger: Trigger
+    sizes: Array
+    prior: Array
+
+
+def draw_samples(
+    split, class_indices: list[np.ndarray], target: int, per_class: int, rng: np.random.Generator
+) -> WarmUpSamples:
+    """Draw up to `per_class` samples of every class but `target` from an `ImageSplit`."""
+    victims = np.asarray([k for k in range(len(class_indices)) if k != target])
+    images, weights = [], np.zeros((len(victims), per_class), np.float32)
+    for row, victim in enumerate(victims):
+        members = class_indices[victim]
+        chosen = rng.permutation(members)[:per_class]
+        weights[row, : len(chosen)] = 1
+        images.append(split.batch(np.resize(chosen, per_class)))
+    return WarmUpSamples(np.stack(images), weights, victims)
+
+
+def invert_towards(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    samples: WarmUpSamples,
+    target: Array,
+    key: Array,
+    *,
+    num_steps: Array,
+    mask_weight: Array,
+    minibatch_size: int,
+    inversion: Inversion,
+    universal: bool,
+) -> WarmUpResult:
+    """Invert the trigger(s) towards `target` and measure the prior.
+
+    Note: Every target starts from a fresh random trigger; the published code starts all targets
+      after the first from class 0's.
+    """
+    num_victims, per_class = samples.weights.shape
+    image_shape = samples.images.shape[2:]
+    count = 1 if universal else num_victims
+    grouped = (count, num_victims * per_class // count)
+    start_key, key = jax.random.split(key)
+    result = invert_directions(
+        logits_fn,
+        variables,
+        jnp.asarray(samples.images).reshape(*grouped, *image_shape),
+        jnp.asarray(samples.weights).reshape(grouped),
+        jnp.full(count, target),
+        random_triggers(start_key, count, image_shape),
+        jax.random.split(key, count),
+        num_steps=num_steps,
+        mask_weight=mask_weight,
+        minibatch_size=minibatch_size,
+        inversion=inversion,
+    )
+    return WarmUpResult(
+        trigger=result.trigger,
+        sizes=jnp.broadcast_to(result.size, num_victims),
+        prior=loss_fall(result, samples.weights),
+    )
+
+
+def loss_fall(result: InversionResult, weights: Array) -> Array:
+    """Return the prior [K - 1]: each victim's mean of (loss before - loss after) / loss before.
+
+    Note: A sample's ratio is kept within [-1, 1], so that one that was sent to the target from the
+      beginning (loss near 0) does not decide its class's mean. A failed inversion has equal losses
+      before and after, and so gives 0. The published PyTorch code gives 1 everywhere.
+    """
+    before = result.losses_before.reshape(weights.shape)
+    after = result.losses_after.reshape(weights.shape)
+    ratio = jnp.clip((before - after) / jnp.maximum(before, 1e-6), -1.0, 1.0)
+    return jnp.sum(ratio * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
