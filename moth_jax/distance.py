@@ -67,6 +67,7 @@ def distance_matrix(
     inversion: Inversion | None = None,
     directions_per_chunk: int | None = None,
     resume_dir: str | Path | None = None,
+    label: str = "class distances",
     progress: bool | Progress = True,
 ) -> DistanceMatrix:
     """Measure the class distances of a classifier.
@@ -87,6 +88,7 @@ def distance_matrix(
       directions_per_chunk: how many directions run in one compiled call.
       resume_dir: a folder for finished chunks; a measurement that was interrupted and is called
         again with the same arguments goes on from there.
+      label: what the progress bar says.
       progress: a progress bar (True), nothing (False), or a `Progress`.
 
     Returns:
@@ -133,7 +135,7 @@ def distance_matrix(
     store = _ChunkStore(resume_dir, settings, (images, labels, variables))
     reporter = as_progress(progress)
     results: list[_Chunk] = []
-    with reporter.task("class distances", total=len(directions), unit="directions") as task:
+    with reporter.task(label, total=len(directions), unit="directions") as task:
         for chunk in chunks:
             result, advance = store.load(chunk), task.skip
             if result is None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 from moth_jax import scheduler
@@ -228,18 +229,23 @@ def harden(
     return state
 
 
+def optimiser(config: MothConfig) -> optax.GradientTransformation:
+    """Return the optimiser of the hardening."""
+    return sgd(config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Programs:
     """The compiled computations of a hardening."""
 
-    tx: object
+    tx: optax.GradientTransformation
     invert_towards: Callable[..., WarmUpResult]
     warm_up_update: Callable[..., tuple[TrainState, Array]]
     step: Callable[..., tuple[TrainState, HardenInfo]]
 
 
 def _compile(classifier: Classifier, dataset, config: MothConfig) -> _Programs:
-    tx = sgd(config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    tx = optimiser(config)
     step_config = StepConfig(
         minibatch_size=config.minibatch_size,
         stamp_share=config.stamp_share,

@@ -84,6 +84,15 @@ def sgd(
     )
 
 
+def optimiser(config: TrainingConfig, num_images: int) -> optax.GradientTransformation:
+    """Return the optimiser of a training on `num_images` images."""
+    total = config.epochs * max(1, num_images // config.batch_size)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, max(1, total // 20), total
+    )
+    return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
 def make_update(
     classifier: Classifier, tx: optax.GradientTransformation, *, batch_norm: str = "update"
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Array]]:
@@ -144,12 +153,7 @@ def train(
     Returns:
       The trained variables.
     """
-    steps_per_epoch = max(1, len(dataset.train) // config.batch_size)
-    total = config.epochs * steps_per_epoch
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, total // 20), total
-    )
-    tx = sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+    tx = optimiser(config, len(dataset.train))
     if state is None:
         state = TrainState(variables, tx.init(variables["params"]))
     step_fn = _make_train_step(classifier, tx, dataset, config)

@@ -34,9 +34,14 @@ class TriggerBank:
 
     def copy(self) -> "TriggerBank":
         """Return a bank that can be changed without changing this one."""
-        twin = TriggerBank.__new__(TriggerBank)
-        twin.arrays = {name: array.copy() for name, array in self.arrays.items()}
-        return twin
+        return self.from_arrays(self.arrays)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "TriggerBank":
+        """Return the bank with copies of these `arrays`."""
+        bank = cls.__new__(cls)
+        bank.arrays = {name: np.array(array) for name, array in arrays.items()}
+        return bank
 
     def keep_universal(self, target: int, trigger: Trigger) -> None:
         """Keep the universal trigger of a target class."""

@@ -32,7 +32,10 @@ def stamp(images: Array, trigger: Trigger) -> Array:
     >>> float(stamp(jnp.zeros((4, 2, 2, 3)), trigger).mean())
     0.5
     """
-    return (1 - trigger.mask) * images + trigger.mask * trigger.pattern
+    mask, pattern = (
+        jax.lax.broadcast_to_rank(part, images.ndim) for part in (trigger.mask, trigger.pattern)
+    )
+    return (1 - mask) * images + mask * pattern
 
 
 def trigger_size(trigger: Trigger) -> Array:

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -130,6 +131,14 @@ def test_tensorboard_gets_finite_numbers_only(tmp_path):
     assert _scalars(tmp_path) == {("harden/loss", 7): 0.25}
 
 
+def test_lists_are_numbered_in_tensorboard_and_whole_in_the_record(tmp_path):
+    with MetricWriter(tmp_path) as metrics:
+        metrics.write("harden", 1, sizes=[40.0, math.inf], directions=[["cat", "dog"]])
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (record["sizes"], record["directions"]) == ([40.0, math.inf], [["cat", "dog"]])
+    assert _scalars(tmp_path) == {("harden/sizes/0", 1): 40.0}
+
+
 def test_figures_cannot_take_the_names_of_the_fixed_fields(tmp_path):
     with MetricWriter(tmp_path) as metrics, pytest.raises(ValueError, match="phase, step, time"):
         metrics.write("harden", 1, time=3.0)
@@ -161,8 +170,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
 def test_strict_json_takes_arrays_scalars_and_paths():
     import jax.numpy as jnp
 
-    value = {1: jnp.array([1.0, jnp.nan]), "p": os.path, "n": None}
-    del value["p"]
-    assert strict_json(value) == {"1": [1.0, None], "n": None}
+    value = {1: jnp.array([1.0, jnp.nan]), "path": pathlib.Path("a/b"), "n": None}
+    assert strict_json(value) == {"1": [1.0, None], "path": "a/b", "n": None}
     assert strict_json([np.bool_(True), np.int64(3), (-math.inf,)]) == [True, 3, ["-inf"]]
     json.dumps(strict_json({"dtype": np.float32(1.5)}), allow_nan=False)

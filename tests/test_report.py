@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -253,6 +255,7 @@ def test_missing_triggers_examples_and_figures_leave_dashes(tmp_path):
     assert "along training" not in page.text
     assert "Increase" in page.text  # the map; the headline figure is left out
     assert "+0.0 %" not in page.text
+    assert "Test accuracy" not in page.text
 
 
 def test_matrices_of_different_classes_are_refused(tmp_path):
@@ -341,3 +344,14 @@ def test_writing_a_report_leaves_no_pyplot_figure_behind(tmp_path):
 
     _report(tmp_path)
     assert pyplot.get_fignums() == []
+
+
+def test_importing_the_package_loads_neither_matplotlib_nor_tensorboard():
+    program = (
+        "import sys, moth_jax.report, moth_jax.progress, moth_jax.metrics\n"
+        "print({'matplotlib', 'PIL', 'tensorboardX', 'torch'} & set(sys.modules))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "set()"

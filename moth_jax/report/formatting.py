@@ -72,6 +72,12 @@ def arrow(before: str, after: str | None = None) -> str:
     return f"{html.escape(before)} {to} {html.escape(after)}"
 
 
+def section(heading: str, *content: str | None) -> str:
+    """A section of the page, of those parts of its content that are there."""
+    parts = [part for part in content if part]
+    return f"<section>\n<h2>{html.escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
 def row(heading: str, cells: Iterable[str]) -> str:
     """A row of a table, of HTML."""
     body = "".join(f"<td>{cell}</td>" for cell in cells)

@@ -1,0 +1,185 @@
+"""Checkpoints (Orbax): models that can be used alone, and runs that can be killed and resumed.
+
+A model's checkpoint is a folder with its variables, what it takes to rebuild it (`ModelSpec`:
+architecture, classes, normalisation) and its class distances, if they were measured. A run's
+checkpoint is a flat dict of arrays and a JSON dict. Orbax writes a folder whole or not at all.
+"""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from moth_jax.errors import InputError
+from moth_jax.matrix import DistanceMatrix
+from moth_jax.models import Classifier, ModelSpec, Variables, build
+from moth_jax.moth import MothState
+from moth_jax.scheduler import KArmState
+from moth_jax.training import TrainState
+from moth_jax.trigger_bank import TriggerBank
+
+_FORMAT = "moth_jax model 1"
+
+
+class SavedModel(NamedTuple):
+    """A model from a checkpoint; `distances` is None if they were not measured."""
+
+    classifier: Classifier
+    variables: Variables
+    distances: DistanceMatrix | None
+
+
+def save_model(
+    path: str | Path,
+    classifier: Classifier,
+    variables: Variables,
+    distances: DistanceMatrix | None = None,
+) -> None:
+    """Write a model's checkpoint, replacing one that is there."""
+    tree = {"variables": variables}
+    metadata = {"format": _FORMAT, "spec": classifier.spec.to_json()}
+    if distances is not None:
+        tree["distances"] = {
+            "values": distances.values,
+            "success_rate": distances.success_rate,
+        }
+        metadata["distances"] = {
+            "class_names": list(distances.class_names),
+            "details": distances.details,
+        }
+    _save(Path(path), tree, metadata)
+
+
+def load_model(path: str | Path) -> SavedModel:
+    """Read what `save_model` wrote.
+
+    Raises:
+      InputError: the folder is missing, damaged, or no checkpoint of a model.
+    """
+    tree, metadata = _load(Path(path))
+    if metadata.get("format") != _FORMAT:
+        raise InputError(f"{path} is no model checkpoint of this package")
+    classifier, fresh = build(ModelSpec.from_json(metadata["spec"]))
+    variables = tree["variables"]
+    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, fresh):
+        raise InputError(f"{path} does not hold the weights of a {classifier.spec.arch}")
+    distances = None
+    if "distances" in metadata:
+        distances = DistanceMatrix(
+            values=tree["distances"]["values"],
+            success_rate=tree["distances"]["success_rate"],
+            class_names=tuple(metadata["distances"]["class_names"]),
+            details=metadata["distances"]["details"],
+        )
+    return SavedModel(classifier, variables, distances)
+
+
+class RunCheckpoints:
+    """The latest states of one phase of a run, in a folder; only the newest is kept."""
+
+    def __init__(self, folder: str | Path):
+        self._folder = Path(folder)
+
+    def save(self, step: int, arrays: dict, metadata: dict) -> None:
+        """Keep a state; earlier ones are removed once it is on disk."""
+        _save(self._folder / f"{step:08d}", arrays, metadata)
+        for older in self._steps()[:-1]:
+            shutil.rmtree(older)
+
+    def latest(self) -> tuple[dict, dict] | None:
+        """Return (arrays, metadata) of the newest state; None if there is none."""
+        steps = self._steps()
+        return _load(steps[-1]) if steps else None
+
+    def clear(self) -> None:
+        """Remove all states: the phase is done."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _steps(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("*") if path.name.isdigit())
+
+
+def _save(path: Path, tree: dict, metadata: dict) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Host arrays, so that any number of devices can read them.
+    tree = jax.tree.map(np.asarray, tree)
+    ocp.save(path, tree, custom_metadata=metadata, overwrite=True)
+
+
+def _load(path: Path) -> tuple[dict, dict]:
+    from orbax.checkpoint import v1 as ocp
+
+    path = path.absolute()
+    if not path.is_dir():
+        raise InputError(f"there is no checkpoint folder {path}")
+    # Tensorstore, JSON and Orbax each have their own words for a damaged file.
+    faults = (ValueError, OSError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
+    try:
+        metadata = ocp.metadata(path)
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.metadata)
+        return ocp.load(path, target), metadata.custom_metadata or {}
+    except faults as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is no checkpoint or is damaged: {reason}") from error
+
+
+def train_state_arrays(state: TrainState) -> dict:
+    """Return a `TrainState` as a tree of arrays with string keys."""
+    leaves = jax.tree.leaves(state.opt_state)
+    return {
+        "variables": state.variables,
+        "opt_state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)},
+    }
+
+
+def train_state_from_arrays(arrays: dict, tx: optax.GradientTransformation) -> TrainState:
+    """Return the `TrainState` whose arrays these are; `tx` is the optimiser they came from."""
+    variables = arrays["variables"]
+    structure = jax.tree.structure(jax.eval_shape(tx.init, variables["params"]))
+    leaves = [arrays["opt_state"][name] for name in sorted(arrays["opt_state"])]
+    return TrainState(variables, jax.tree.unflatten(structure, leaves))
+
+
+def moth_state_arrays(state: MothState) -> tuple[dict, dict]:
+    """Return a `MothState` as (arrays, JSON)."""
+    arrays = {
+        "train": train_state_arrays(state.train),
+        "kept": state.kept,
+        "bank": state.bank.arrays,
+        "warmup": {"sizes": state.warmup_sizes, "prior": state.warmup_prior},
+    }
+    if state.scheduler is not None:
+        arrays["scheduler"] = state.scheduler._asdict()
+    return arrays, {name: getattr(state, name) for name in _PLAIN}
+
+
+_PLAIN = (
+    "warmed_up",
+    "step",
+    "initial_accuracy",
+    "accuracy",
+    "accuracy_step",
+    "kept_step",
+    "stopped",
+)
+
+
+def moth_state_from_arrays(
+    arrays: dict, metadata: dict, tx: optax.GradientTransformation
+) -> MothState:
+    """Return the `MothState` that `moth_state_arrays` took apart."""
+    return MothState(
+        train=train_state_from_arrays(arrays["train"], tx),
+        kept=arrays["kept"],
+        scheduler=KArmState(**arrays["scheduler"]) if "scheduler" in arrays else None,
+        bank=TriggerBank.from_arrays(arrays["bank"]),
+        warmup_sizes=arrays["warmup"]["sizes"],
+        warmup_prior=arrays["warmup"]["prior"],
+        **{name: metadata[name] for name in _PLAIN},
+    )

@@ -1,0 +1,120 @@
+"""The configuration of a run: defaults, and how its parts become the options of the functions.
+
+Configuration files (`configs/*.py`) define `get_config()`, which changes what `default_config`
+returns. Every option of a dataclass (`MothConfig`, `TrainingConfig`) is there under its own name,
+so there is one list of options and one place that documents each.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from moth_jax import data
+from moth_jax.errors import InputError, require_choice
+from moth_jax.inversion import INVERSIONS
+from moth_jax.models import MODELS
+from moth_jax.moth import MothConfig
+from moth_jax.training import Adversary, TrainingConfig
+
+PHASES = ("all", "train", "measure", "harden", "report")
+METHODS = ("moth",)
+SPLITS = ("train", "validation", "test")
+AUTO = "auto"
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Return the published options, for a data set and a model that the file has yet to name.
+
+    Fields:
+      phase: "train" stops when there is a model, "measure" when its distances are known, "harden"
+        hardens without measuring, "all" does everything, "report" writes the report anew.
+      method: how to harden.
+      seed: of training and hardening.
+      data: name, and the options of its loader (`data.DATASETS`).
+      model: name ("auto": read off the checkpoint), checkpoint (a file of PyTorch, safetensors or
+        Keras weights, or a checkpoint folder of this package; "" trains one), mean and std of the
+        pixels it expects (() for those of the checkpoint or the data).
+      training: `training.TrainingConfig`.
+      distance: `distance.distance_matrix`, with patience and success_bound of the inversion, the
+        split whose images are used, and victims ((): all classes), names of classes to measure from.
+      harden: `moth.MothConfig`.
+      checkpoint_seconds: least time between two checkpoints within a phase.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "phase": "all",
+            "method": "moth",
+            "seed": 0,
+            "data": {"name": "", "validation_fraction": 0.1, "seed": 0},
+            "model": {"name": AUTO, "checkpoint": "", "mean": (), "std": ()},
+            "training": _fields(TrainingConfig),
+            "distance": {
+                "split": "test",
+                "victims": (),
+                "num_images": 100,
+                "num_steps": 1000,
+                "minibatch_size": 32,
+                "mask_weight": 1e-3,
+                "seeds": (0,),
+                "inversion": "neural_cleanse",
+                "patience": 10,
+                "success_bound": 0.9,
+                "directions_per_chunk": 0,
+            },
+            "harden": _fields(MothConfig),
+            "checkpoint_seconds": 30.0,
+        }
+    )
+
+
+def _fields(options: type) -> dict:
+    """Return the defaults of a dataclass of options, without the seed (a run has one)."""
+    fields = dataclasses.asdict(options())
+    del fields["seed"]
+    return fields
+
+
+def training_config(config: ml_collections.ConfigDict) -> TrainingConfig:
+    """Return the options of training."""
+    return _options(TrainingConfig, config.training, config.seed)
+
+
+def moth_config(config: ml_collections.ConfigDict) -> MothConfig:
+    """Return the options of hardening."""
+    return _options(MothConfig, config.harden, config.seed)
+
+
+def _options(options: type, node: ml_collections.ConfigDict, seed: int):
+    fields = node.to_dict()
+    return options(**{**fields, "adversary": Adversary(**fields["adversary"]), "seed": seed})
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise `InputError` at the first field whose value is no choice or out of range."""
+    require_choice("phase", config.phase, PHASES)
+    require_choice("method", config.method, METHODS)
+    require_choice("data set", config.data.name, data.DATASETS)
+    require_choice("model", config.model.name, (AUTO, *MODELS))
+    require_choice("inversion", config.distance.inversion, INVERSIONS)
+    require_choice("split", config.distance.split, SPLITS)
+    for name in ("num_images", "num_steps", "minibatch_size"):
+        if config.distance[name] < 1:
+            raise InputError(f"distance.{name} must be at least 1, got {config.distance[name]}")
+    if not config.distance.seeds:
+        raise InputError("distance.seeds must name at least one seed, such as (0,)")
+    moth_config(config)
+
+
+def data_options(config: ml_collections.ConfigDict) -> dict:
+    """Return the options of the data set's loader."""
+    return {name: value for name, value in config.data.to_dict().items() if name != "name"}
+
+
+def field_names(config: ml_collections.ConfigDict, prefix: str = "config") -> list[str]:
+    """Return the full names of all fields, as they are given on the command line."""
+    names = []
+    for name, value in config.items():
+        full = f"{prefix}.{name}"
+        nested = isinstance(value, ml_collections.ConfigDict)
+        names += field_names(value, full) if nested else [full]
+    return names

@@ -1,0 +1,406 @@
+"""One run: its phases, each of which leaves its result in the working folder and is not done twice.
+
+    original/             the model before, a checkpoint of this package
+    distance_before.npz   its class distances
+    hardened/             the model after
+    distance_after.npz    its class distances
+    summary.json, report.html, metrics.jsonl, tensorboard/
+
+A phase that was interrupted goes on from its last checkpoint (`training/`, `hardening/`) or its
+last finished chunk of directions (`distances/`), and gives the numbers it would have given.
+"""
+
+import importlib.metadata
+import json
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from moth_jax import checkpoints, configuration, data, distance, models, moth, training
+from moth_jax.data import ImageDataset
+from moth_jax.errors import InputError
+from moth_jax.evaluation import accuracy
+from moth_jax.inversion import INVERSIONS
+from moth_jax.matrix import DistanceMatrix, relative_increase
+from moth_jax.metrics import MetricWriter, read_metrics
+from moth_jax.models import Classifier, Variables
+from moth_jax.progress import Progress
+from moth_jax.report import write_report, write_summary
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_RESULTS = (
+    "config.json original hardened training hardening distances original.json hardening.json "
+    "distance_before.npz distance_after.npz metrics.jsonl tensorboard summary.json report.html"
+).split()
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, *, overwrite: bool, progress: Progress
+) -> dict:
+    """Do the phases that `config.phase` asks for and are not done yet; return the summary."""
+    configuration.check(config)
+    dataset = data.load(config.data.name, **configuration.data_options(config))
+    claim(workdir, config, overwrite=overwrite)
+    with MetricWriter(workdir) as metrics:
+        classifier, variables = original_model(config, dataset, workdir, metrics, progress)
+        phase = config.phase
+        if phase in ("all", "measure"):
+            measure(config, dataset, workdir, "before", classifier, variables, progress)
+        if phase in ("all", "harden"):
+            hardened = harden(config, dataset, workdir, classifier, variables, metrics, progress)
+        if phase == "all":
+            measure(config, dataset, workdir, "after", classifier, hardened, progress)
+    return summarise(config, dataset, workdir)
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) -> None:
+    """Make `workdir` this run's, or find that it is.
+
+    Raises:
+      InputError: it holds another run and `overwrite` is not set, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use {workdir} as --workdir: {error.strerror}") from error
+    path = workdir / "config.json"
+    ours = json.loads(config.to_json_best_effort())
+    # Which phases to do is no property of the results.
+    del ours["phase"]
+    if path.exists() and not overwrite:
+        theirs = json.loads(path.read_text())
+        changed = sorted(
+            name
+            for name in _flat(ours).keys() | _flat(theirs).keys()
+            if _flat(ours).get(name) != _flat(theirs).get(name)
+        )
+        if changed:
+            raise InputError(
+                f"{workdir} holds a run with another configuration (different: "
+                f"{', '.join(changed)}); choose another --workdir, or --overwrite to start afresh"
+            )
+    if overwrite:
+        for name in _RESULTS:
+            if (workdir / name).is_dir():
+                shutil.rmtree(workdir / name)
+            else:
+                (workdir / name).unlink(missing_ok=True)
+    if not path.exists():
+        write_summary(path, ours)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def original_model(
+    config: ml_collections.ConfigDict,
+    dataset: ImageDataset,
+    workdir: Path,
+    metrics: MetricWriter,
+    progress: Progress,
+) -> tuple[Classifier, Variables]:
+    """Return the model to measure and harden: imported, or trained here."""
+    folder = workdir / "original"
+    if not folder.exists():
+        source = config.model.checkpoint
+        classifier, variables = (
+            import_model(config, dataset) if source else new_model(config, dataset)
+        )
+        started = time.perf_counter()
+        seconds = 0.0
+        if not source:
+            variables, seconds = _train(
+                config, dataset, workdir, classifier, variables, metrics, progress
+            )
+        _write_json(
+            workdir / "original.json",
+            {"training_seconds": seconds + time.perf_counter() - started if not source else None},
+        )
+        checkpoints.save_model(folder, classifier, variables)
+        checkpoints.RunCheckpoints(workdir / "training").clear()
+    saved = checkpoints.load_model(folder)
+    return saved.classifier, saved.variables
+
+
+def import_model(
+    config: ml_collections.ConfigDict, dataset: ImageDataset
+) -> tuple[Classifier, Variables]:
+    """Return the model of `config.model.checkpoint`, checked against the data."""
+    from moth_jax.models import importing
+
+    path = Path(config.model.checkpoint).expanduser()
+    if path.is_dir():
+        classifier, variables, _ = checkpoints.load_model(path)
+    else:
+        classifier, variables = importing.load(
+            path,
+            arch=config.model.name,
+            num_classes=dataset.num_classes,
+            class_names=dataset.class_names,
+            image_shape=dataset.image_shape,
+            mean=tuple(config.model.mean) or None,
+            std=tuple(config.model.std) or None,
+        )
+    spec = classifier.spec
+    if spec.image_shape != dataset.image_shape or spec.num_classes != dataset.num_classes:
+        raise InputError(
+            f"{path} is a model of {spec.num_classes} classes and images {spec.image_shape}, but "
+            f"{dataset.name} has {dataset.num_classes} classes and images {dataset.image_shape}"
+        )
+    return classifier, variables
+
+
+def new_model(
+    config: ml_collections.ConfigDict, dataset: ImageDataset
+) -> tuple[Classifier, Variables]:
+    """Return an untrained model."""
+    name = config.model.name
+    return models.create(
+        "resnet20" if name == configuration.AUTO else name,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=tuple(config.model.mean) or dataset.mean,
+        std=tuple(config.model.std) or dataset.std,
+        class_names=dataset.class_names,
+        seed=config.seed,
+    )
+
+
+def _train(
+    config, dataset, workdir, classifier, variables, metrics, progress
+) -> tuple[Variables, float]:
+    """Train, or go on training; return the variables and the seconds of earlier processes."""
+    options = configuration.training_config(config)
+    tx = training.optimiser(options, len(dataset.train))
+    saved = checkpoints.RunCheckpoints(workdir / "training")
+    state, first_epoch, earlier = None, 0, 0.0
+    latest = saved.latest()
+    if latest is not None:
+        arrays, metadata = latest
+        state = checkpoints.train_state_from_arrays(arrays, tx)
+        first_epoch, earlier = metadata["epoch"], metadata["seconds"]
+    metrics.rewind({"training": first_epoch})
+    save = _Pacer(config.checkpoint_seconds, earlier)
+
+    def on_epoch(epoch: int, state, figures: dict) -> None:
+        metrics.write("training", epoch, **figures)
+        if save.due():
+            arrays = checkpoints.train_state_arrays(state)
+            saved.save(epoch, arrays, {"epoch": epoch, "seconds": save.seconds()})
+
+    variables = training.train(
+        classifier,
+        variables,
+        dataset,
+        options,
+        state=state,
+        first_epoch=first_epoch,
+        on_epoch=on_epoch,
+        progress=progress,
+    )
+    return variables, earlier
+
+
+def measure(
+    config: ml_collections.ConfigDict,
+    dataset: ImageDataset,
+    workdir: Path,
+    when: str,
+    classifier: Classifier,
+    variables: Variables,
+    progress: Progress,
+) -> DistanceMatrix:
+    """Measure the class distances "before" or "after", and put them into the model's checkpoint."""
+    path = workdir / f"distance_{when}.npz"
+    if path.exists():
+        return DistanceMatrix.load(path)
+    options = config.distance.to_dict()
+    split = getattr(dataset, options.pop("split"))
+    victims = _class_numbers(options.pop("victims"), dataset)
+    inversion = INVERSIONS[options.pop("inversion")](
+        patience=options.pop("patience"), success_bound=options.pop("success_bound")
+    )
+    matrix = distance.distance_matrix(
+        classifier.predict,
+        split.batch(np.arange(len(split))),
+        split.labels,
+        variables=variables,
+        class_names=dataset.class_names,
+        directions=[(a, b) for a in victims for b in range(dataset.num_classes) if a != b],
+        directions_per_chunk=options.pop("directions_per_chunk") or None,
+        inversion=inversion,
+        resume_dir=workdir / "distances",
+        label=f"distances {when}",
+        progress=progress,
+        **options,
+    )
+    folder = workdir / {"before": "original", "after": "hardened"}[when]
+    checkpoints.save_model(folder, classifier, variables, matrix)
+    matrix.save(path)
+    shutil.rmtree(workdir / "distances")
+    return matrix
+
+
+def _class_numbers(names: tuple[str, ...], dataset: ImageDataset) -> list[int]:
+    unknown = sorted(set(names) - set(dataset.class_names))
+    if unknown:
+        raise InputError(
+            f"unknown classes in distance.victims: {', '.join(unknown)}; the classes are: "
+            f"{', '.join(dataset.class_names)}"
+        )
+    return [i for i, name in enumerate(dataset.class_names) if not names or name in names]
+
+
+def harden(
+    config: ml_collections.ConfigDict,
+    dataset: ImageDataset,
+    workdir: Path,
+    classifier: Classifier,
+    variables: Variables,
+    metrics: MetricWriter,
+    progress: Progress,
+) -> Variables:
+    """Harden, or go on hardening; return the hardened variables."""
+    folder = workdir / "hardened"
+    if folder.exists():
+        return checkpoints.load_model(folder).variables
+    options = configuration.moth_config(config)
+    saved = checkpoints.RunCheckpoints(workdir / "hardening")
+    latest, state, earlier = saved.latest(), None, 0.0
+    if latest is not None:
+        arrays, metadata = latest
+        earlier = metadata.pop("seconds")
+        state = checkpoints.moth_state_from_arrays(arrays, metadata, moth.optimiser(options))
+    metrics.rewind(
+        {
+            "warm-up": -1 if state is None else state.warmed_up - 1,
+            "hardening": -1 if state is None else state.step - 1,
+        }
+    )
+    save = _Pacer(config.checkpoint_seconds, earlier)
+
+    def on_round(state: moth.MothState, records: list[dict]) -> None:
+        for record in records:
+            figures = dict(record)
+            metrics.write(figures.pop("phase"), figures.pop("step"), **figures)
+        if save.due():
+            arrays, metadata = checkpoints.moth_state_arrays(state)
+            saved.save(
+                state.warmed_up + state.step, arrays, {**metadata, "seconds": save.seconds()}
+            )
+
+    state = moth.harden(
+        classifier, variables, dataset, options, state=state, on_round=on_round, progress=progress
+    )
+    _write_json(
+        workdir / "hardening.json",
+        {
+            "seconds": save.seconds(),
+            "steps": state.kept_step,
+            "stopped": state.stopped,
+            "validation_accuracy_before": state.initial_accuracy,
+            "validation_accuracy_at_stop": state.accuracy,
+            "num_selected": state.scheduler.num_selected,
+        },
+    )
+    checkpoints.save_model(folder, classifier, state.kept)
+    saved.clear()
+    return state.kept
+
+
+class _Pacer:
+    """Says when a checkpoint is due, and how long the phase took in all processes."""
+
+    def __init__(self, interval: float, earlier: float):
+        self._interval, self._earlier = interval, earlier
+        self._started = self._last = time.perf_counter()
+
+    def due(self) -> bool:
+        if time.perf_counter() - self._last < self._interval:
+            return False
+        self._last = time.perf_counter()
+        return True
+
+    def seconds(self) -> float:
+        return self._earlier + time.perf_counter() - self._started
+
+
+def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir: Path) -> dict:
+    """Write summary.json, and report.html if anything was measured, from what the phases left."""
+    before, after = (_matrix(workdir / f"distance_{when}.npz") for when in ("before", "after"))
+    hardening = _read_json(workdir / "hardening.json")
+    summary = {
+        "data": dataset.name,
+        "model": None,
+        "method": config.method,
+        **_accuracies(dataset, workdir),
+        "distance_before": before and before.average(),
+        "distance_after": after and after.average(),
+        "increase": relative_increase(before, after) if before and after else None,
+        "failures_before": before and before.num_failures(),
+        "failures_after": after and after.num_failures(),
+        "distance_seconds": {
+            when: matrix.details["seconds"]
+            for when, matrix in (("before", before), ("after", after))
+            if matrix
+        },
+        "harden_seconds": hardening.get("seconds"),
+        "harden_steps": hardening.get("steps"),
+        "harden_stopped": hardening.get("stopped"),
+        "training_seconds": _read_json(workdir / "original.json").get("training_seconds"),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "seeds": {"run": config.seed, "distance": list(config.distance.seeds)},
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    write_summary(workdir / "summary.json", summary)
+    if before is not None:
+        records = read_metrics(workdir / "metrics.jsonl")
+        write_report(
+            workdir / "report.html",
+            title=f"{summary['model']} on {dataset.name}",
+            summary=summary,
+            before=before,
+            after=after,
+            history=[record for record in records if record["phase"] == "hardening"],
+            selections=np.asarray(hardening["num_selected"]) if hardening else None,
+            examples=dataset.test.batch(
+                [dataset.test.of_class(k, 1)[0] for k in range(dataset.num_classes)]
+            ),
+        )
+    return summary
+
+
+def _accuracies(dataset: ImageDataset, workdir: Path) -> dict:
+    """Return the model's name and the test accuracy of each model that there is."""
+    figures = {}
+    for when, folder in (("before", workdir / "original"), ("after", workdir / "hardened")):
+        found = None
+        if folder.exists():
+            classifier, variables, _ = checkpoints.load_model(folder)
+            figures["model"] = classifier.spec.arch
+            found = accuracy(classifier.predict, variables, dataset.test)
+        figures[f"accuracy_{when}"] = found
+    return figures
+
+
+def _matrix(path: Path) -> DistanceMatrix | None:
+    return DistanceMatrix.load(path) if path.exists() else None
+
+
+def _write_json(path: Path, fields: dict) -> None:
+    write_summary(path, fields)
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}

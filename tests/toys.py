@@ -1,0 +1,111 @@
+"""Models and data so small that the right answers are known, or quickly found another way."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from moth_jax.data.dataset import ImageDataset, ImageSplit
+from moth_jax.models import Classifier, ModelSpec
+from moth_jax.progress import Nothing, Progress
+
+SIDE = 4
+SHAPE = (SIDE, SIDE, 1)
+
+
+def linear_classifier(num_classes=3, image_shape=SHAPE):
+    """A linear classifier with one layer's worth of batch normalisation (of the mean only)."""
+
+    def logits(variables, images):
+        params = variables["params"]
+        return images.reshape(len(images), -1) @ params["kernel"] + params["bias"][None]
+
+    def predict(variables, images):
+        return logits(variables, images) - variables["batch_stats"]["mean"][None]
+
+    def forward_train(variables, images):
+        raw = logits(variables, images)
+        mean = raw.mean(0)
+        moved = 0.9 * variables["batch_stats"]["mean"] + 0.1 * mean
+        return raw - mean[None], {**variables, "batch_stats": {"mean": moved}}
+
+    channels = image_shape[2]
+    spec = ModelSpec(
+        "small_cnn", num_classes, image_shape, mean=(0.5,) * channels, std=(1.0,) * channels
+    )
+    return Classifier(spec, predict, forward_train)
+
+
+def row_variables(num_classes=3, scale=4.0):
+    """Weights of `linear_classifier` that take class k for an image whose row k is the brightest."""
+    kernel = np.zeros((*SHAPE, num_classes), np.float32)
+    for k in range(num_classes):
+        kernel[k, :, :, k] = scale
+    return {
+        "params": {
+            "kernel": jnp.asarray(kernel.reshape(-1, num_classes)),
+            "bias": jnp.zeros(num_classes),
+        },
+        "batch_stats": {"mean": jnp.zeros(num_classes)},
+    }
+
+
+def row_images(labels, seed=0):
+    """Images [n, 4, 4, 1] whose row `label` is bright and whose others are dark, with noise."""
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(0.1, 0.3, (len(labels), *SHAPE)).astype(np.float32)
+    images[np.arange(len(labels)), labels] += 0.6
+    return images
+
+
+def row_split(counts, seed=0):
+    """An `ImageSplit` with `counts[k]` images of class k, in mixed order."""
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    labels = np.random.default_rng(seed).permutation(labels)
+    return ImageSplit(row_images(labels, seed), labels)
+
+
+def row_dataset(counts=(12, 12, 12), **options):
+    """An `ImageDataset` of rows; `counts` are those of the training part."""
+    num_classes = len(counts)
+    parts = {
+        "train": row_split(counts, seed=1),
+        "validation": row_split([6] * num_classes, seed=2),
+        "test": row_split([4] * num_classes, seed=3),
+    }
+    names = tuple(f"row{k}" for k in range(num_classes))
+    fields = {"class_names": names, "mean": (0.35,), "std": (0.3,), **parts, **options}
+    return ImageDataset(name="rows", **fields)
+
+
+def numpy_success_rate(logits_fn, images, trigger, target):
+    """The success rate of a saved trigger, stamped with NumPy alone."""
+    mask, pattern = np.asarray(trigger.mask), np.asarray(trigger.pattern)
+    stamped = (1 - mask) * images + mask * pattern
+    return float(np.mean(np.argmax(np.asarray(logits_fn(stamped)), 1) == target))
+
+
+class Interrupted(Exception):
+    """Raised by `InterruptedProgress`, as a person would press Ctrl-C."""
+
+
+class RecordedProgress(Progress):
+    """Remembers what was advanced and skipped, and may raise after some advances."""
+
+    def __init__(self, interrupt_after=None):
+        super().__init__(_Recorder(self))
+        self.interrupt_after = interrupt_after
+        self.advanced, self.skipped, self.figures = [], [], []
+
+
+class _Recorder(Nothing):
+    """A display that hands what it is shown to a `RecordedProgress`."""
+
+    def __init__(self, owner):
+        self.owner = owner
+        self.before = 0
+
+    def begin(self, task):
+        self.before = task.completed
+
+    def change(self, task):
+        owner = self.owner
+        owner.figures.append(dict(task.figures))
