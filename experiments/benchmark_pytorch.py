@@ -184,7 +184,9 @@ def table(rows: list[dict]) -> str:
 
 
 def processor() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return models[0].split(":")[1].strip() if models else platform.processor()
 
 
@@ -196,7 +198,10 @@ def main(_) -> None:
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"Others use this machine (load {load:.1f}): these figures will not hold.")
-    rows = [measure_in_own_process(s) for s in ("pytorch", "jax:1", *map("jax:{}".format, TOGETHER.value))]
+    rows = [
+        measure_in_own_process(s)
+        for s in ("pytorch", "jax:1", *map("jax:{}".format, TOGETHER.value))
+    ]
     result = {
         "command": "python experiments/benchmark_pytorch.py",
         "commit": subprocess.run(

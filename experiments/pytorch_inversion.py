@@ -51,7 +51,12 @@ class PreactResNet20(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.conv = conv(3, 16)
-        plan = [(16, 16, 1)] * 3 + [(16, 32, 2), *[(32, 32, 1)] * 2, (32, 64, 2), *[(64, 64, 1)] * 2]
+        plan = [(16, 16, 1)] * 3 + [
+            (16, 32, 2),
+            *[(32, 32, 1)] * 2,
+            (32, 64, 2),
+            *[(64, 64, 1)] * 2,
+        ]
         self.blocks = nn.Sequential(*[Block(*block) for block in plan])
         self.bn = nn.BatchNorm2d(64)
         self.head = nn.Linear(64, 10)

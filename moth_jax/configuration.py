@@ -36,7 +36,7 @@ def default_config() -> ml_collections.ConfigDict:
         pixels it expects (() for those of the checkpoint or the data).
       training: `training.TrainingConfig`.
       distance: `distance.distance_matrix`, with patience and success_bound of the inversion, the
-        split whose images are used, and victims ((): all classes), names of classes to measure from.
+        split whose images are used, and victims: names of classes to measure from (() for all).
       harden: `moth.MothConfig`.
       checkpoint_seconds: least time between two checkpoints within a phase.
     """

@@ -122,6 +122,7 @@ def distance_matrix(
         "mask_weight": mask_weight,
         "seeds": [int(seed) for seed in seeds],
     }
+    details = {**settings, "inversion": inversion.name}
     measure = functools.partial(
         _measure_chunk,
         call,
@@ -132,7 +133,7 @@ def distance_matrix(
         inversion=inversion,
         **settings,
     )
-    store = _ChunkStore(resume_dir, settings, (images, labels, variables))
+    store = _ChunkStore(resume_dir, details, (images, labels, variables))
     reporter = as_progress(progress)
     results: list[_Chunk] = []
     with reporter.task(label, total=len(directions), unit="directions") as task:
@@ -145,7 +146,7 @@ def distance_matrix(
             sizes = np.concatenate([r.sizes.min(1) for r in results])
             failures = int(np.isinf(sizes).sum())
             advance(len(chunk), average=_mean_of_finite(sizes), failures=failures)
-    return _assemble(results, names, settings)
+    return _assemble(results, names, details)
 
 
 def class_distance(
@@ -385,10 +386,10 @@ def _invert_directions(
     )
 
 
-def _assemble(results: list[_Chunk], names: tuple[str, ...], settings: dict) -> DistanceMatrix:
+def _assemble(results: list[_Chunk], names: tuple[str, ...], details: dict) -> DistanceMatrix:
     """Return the matrix of all chunks."""
     shape = (len(names), len(names))
-    num_seeds = len(settings["seeds"])
+    num_seeds = len(details["seeds"])
     per_seed = np.full((num_seeds, *shape), np.nan, np.float32)
     rate = np.full(shape, np.nan, np.float32)
     kept = jax.tree.map(lambda v: np.zeros((*shape, *v.shape[1:]), np.float32), results[0].trigger)
@@ -404,7 +405,7 @@ def _assemble(results: list[_Chunk], names: tuple[str, ...], settings: dict) -> 
         class_names=names,
         values_per_seed=per_seed,
         triggers=kept,
-        details={**settings, "seconds": sum(chunk.seconds for chunk in results)},
+        details={**details, "seconds": sum(chunk.seconds for chunk in results)},
     )
 
 

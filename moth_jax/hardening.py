@@ -17,6 +17,7 @@ from jax import Array
 from moth_jax.data.augmentation import augment
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, invert
 from moth_jax.models import Classifier
+from moth_jax.sharding import constrain
 from moth_jax.training import NO_ADVERSARY, Adversary, TrainState, make_update, perturb
 from moth_jax.triggers import Trigger, random_trigger, stamp
 
@@ -125,13 +126,9 @@ def make_harden_step(
             inversion=inversion,
         )
         chosen = _choose_stamped(result, weights, config)
-        others = images
-        if config.adversary.epsilon > 0:
-            others = perturb(
-                classifier, state.variables, images, labels, attack_key, config.adversary
-            )
+        others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
         batch = _stamp_slots(others, images, slots, chosen, result.trigger)
-        state, loss = update(state, batch, labels)
+        state, loss = update(state, *constrain((batch, labels)))
         return state, HardenInfo(
             trigger=result.trigger,
             sizes=result.size,
@@ -175,7 +172,7 @@ def invert_directions(
             inversion=inversion,
         )
 
-    return jax.vmap(one)(images, weights, targets, start, keys)
+    return jax.vmap(one)(*constrain((images, weights, targets, start, keys)))
 
 
 def random_triggers(key: Array, count: int, image_shape: tuple[int, int, int]) -> Trigger:

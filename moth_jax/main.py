@@ -71,6 +71,16 @@ def describe(summary: dict, workdir: Path) -> list[str]:
     failures = [summary["failures_before"], summary["failures_after"]]
     if any(failures):
         lines.append(f"{'none found in':16} {' -> '.join(map(str, failures))} directions")
+    if summary["harden_stopped"] == "accuracy":
+        lines.append(
+            f"{'stopped early':16} validation accuracy fell by more than the bound; the model is "
+            f"the one of step {summary['harden_steps']}"
+            + (
+                ""
+                if summary["harden_steps"]
+                else ", so it is unchanged: lower harden.learning_rate"
+            )
+        )
     if (workdir / "report.html").exists():
         lines.append(f"{'report':16} {workdir / 'report.html'}")
     return [line for line in lines if line is not None]

@@ -18,6 +18,7 @@ import optax
 from jax import Array
 
 from moth_jax import scheduler
+from moth_jax.data.augmentation import augment
 from moth_jax.data.sampling import class_indices, pair_batch
 from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy
@@ -26,7 +27,8 @@ from moth_jax.inversion import neural_cleanse
 from moth_jax.models import Classifier, Variables
 from moth_jax.progress import Progress, as_progress
 from moth_jax.scheduler import KArmState
-from moth_jax.training import NO_ADVERSARY, Adversary, TrainState, make_update, sgd
+from moth_jax.sharding import replicate
+from moth_jax.training import NO_ADVERSARY, Adversary, TrainState, make_update, perturb, sgd
 from moth_jax.trigger_bank import TriggerBank
 from moth_jax.triggers import Trigger, stamp
 from moth_jax.warmup import WarmUpResult, draw_samples, invert_towards
@@ -202,6 +204,8 @@ def harden(
     total = config.num_steps(len(dataset.train))
     if state is None:
         state = _start(programs, classifier, variables, dataset, config)
+    else:
+        state = dataclasses.replace(state, train=replicate(state.train))
     reporter = as_progress(progress)
 
     def finish_round(state: MothState, records: Records) -> MothState:
@@ -260,13 +264,18 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> _Programs:
     universal = neural_cleanse(success_bound=config.warmup_success_bound, patience=config.patience)
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
 
-    def warm_up_update(state, images, labels, target, trigger, found, chosen):
+    def warm_up_update(state, images, labels, target, trigger, found, chosen, key):
         """Train on a batch with the target's triggers on the `chosen` samples.
 
         `trigger` [n, ...] and `found` [n] hold each sample's own.
         """
+        augment_key, attack_key = jax.random.split(key)
+        images = augment(
+            images, augment_key, flip=step_config.flip, shift=step_config.shift, fill="zero"
+        )
+        others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
         stamped = (chosen & found & (labels != target))[:, None, None, None]
-        return update(state, jnp.where(stamped, stamp(images, trigger), images), labels)
+        return update(state, jnp.where(stamped, stamp(images, trigger), others), labels)
 
     return _Programs(
         tx=tx,
@@ -288,6 +297,7 @@ def _start(
     programs: _Programs, classifier: Classifier, variables: Variables, dataset, config: MothConfig
 ) -> MothState:
     num_classes = dataset.num_classes
+    variables = replicate(variables)
     initial = accuracy(classifier.predict, variables, dataset.validation)
     return MothState(
         train=TrainState(variables, programs.tx.init(variables["params"])),
@@ -326,12 +336,13 @@ def _warm_up(
     target = state.warmed_up
     rng = _rng(config, _WARM_UP, target)
     samples = draw_samples(dataset.train, members, target, config.warmup_images_per_class, rng)
+    invert_key, update_key = jax.random.split(_key(config, _WARM_UP, target))
     result = jax.device_get(
         programs.invert_towards(
             state.train.variables,
             samples,
             target,
-            _key(config, _WARM_UP, target),
+            invert_key,
             num_steps=config.warmup_steps,
             mask_weight=config.warmup_mask_weight,
         )
@@ -357,6 +368,7 @@ def _warm_up(
         jax.tree.map(lambda v: v[row[labels]], result.trigger),
         np.isfinite(sizes[labels, target]),
         rng.random(len(indices)) < 0.5,
+        update_key,
     )
     found = np.isfinite(result.sizes)
     state = dataclasses.replace(

@@ -32,10 +32,17 @@ from moth_jax.progress import Progress
 from moth_jax.report import write_report, write_summary
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_RESULTS = (
-    "config.json original hardened training hardening distances original.json hardening.json "
-    "distance_before.npz distance_after.npz metrics.jsonl tensorboard summary.json report.html"
-).split()
+_RESULT_FILES = (
+    "config.json",
+    "original.json",
+    "hardening.json",
+    "distance_before.npz",
+    "distance_after.npz",
+    "metrics.jsonl",
+    "summary.json",
+    "report.html",
+)
+_RESULT_FOLDERS = ("original", "hardened", "training", "hardening", "distances", "tensorboard")
 
 
 def run(
@@ -84,11 +91,10 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) 
                 f"{', '.join(changed)}); choose another --workdir, or --overwrite to start afresh"
             )
     if overwrite:
-        for name in _RESULTS:
-            if (workdir / name).is_dir():
-                shutil.rmtree(workdir / name)
-            else:
-                (workdir / name).unlink(missing_ok=True)
+        for name in _RESULT_FOLDERS:
+            shutil.rmtree(workdir / name, ignore_errors=True)
+        for name in _RESULT_FILES:
+            (workdir / name).unlink(missing_ok=True)
     if not path.exists():
         write_summary(path, ours)
 

@@ -192,10 +192,7 @@ def _make_train_step(classifier, tx, dataset, config: TrainingConfig):
     def step(state: TrainState, images: Array, labels: Array, key: Array):
         augment_key, attack_key = jax.random.split(key)
         images = augment(jnp.asarray(images), augment_key, flip=flip, shift=shift, fill="zero")
-        if config.adversary.epsilon > 0:
-            images = perturb(
-                classifier, state.variables, images, labels, attack_key, config.adversary
-            )
+        images = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
         return update(state, images, labels)
 
     return step
@@ -209,7 +206,12 @@ def perturb(
     key: Array,
     adversary: Adversary,
 ) -> Array:
-    """Return the adversary's version of a batch, made against the model in inference mode."""
+    """Return the adversary's version of a batch, made against the model in inference mode.
+
+    Without an adversary (epsilon 0) it is the batch itself.
+    """
+    if adversary.epsilon == 0:
+        return images
     return pgd(
         classifier.predict,
         variables,

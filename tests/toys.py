@@ -1,11 +1,14 @@
 """Models and data so small that the right answers are known, or quickly found another way."""
 
+import contextlib
+
 import jax.numpy as jnp
 import numpy as np
 
 from moth_jax.data.dataset import ImageDataset, ImageSplit
+from moth_jax.displays import Nothing
 from moth_jax.models import Classifier, ModelSpec
-from moth_jax.progress import Nothing, Progress
+from moth_jax.progress import Progress
 
 SIDE = 4
 SHAPE = (SIDE, SIDE, 1)
@@ -84,28 +87,30 @@ def numpy_success_rate(logits_fn, images, trigger, target):
 
 
 class Interrupted(Exception):
-    """Raised by `InterruptedProgress`, as a person would press Ctrl-C."""
+    """Raised by a `RecordedProgress` in the middle of the work, as Ctrl-C would be."""
 
 
 class RecordedProgress(Progress):
-    """Remembers what was advanced and skipped, and may raise after some advances."""
+    """Remembers what it was told, and may interrupt the work once `interrupt_after` units are done.
 
-    def __init__(self, interrupt_after=None):
-        super().__init__(_Recorder(self))
+    `advanced` and `skipped` hold the units of each call, `figures` what was last to be shown.
+    """
+
+    def __init__(self, interrupt_after=float("inf")):
+        super().__init__(Nothing())
         self.interrupt_after = interrupt_after
-        self.advanced, self.skipped, self.figures = [], [], []
+        self.advanced, self.skipped, self.figures = [], [], {}
 
+    @contextlib.contextmanager
+    def task(self, description, **options):
+        yield self
 
-class _Recorder(Nothing):
-    """A display that hands what it is shown to a `RecordedProgress`."""
+    def advance(self, n=1, /, **figures):
+        self.advanced.append(n)
+        self.figures = figures
+        if sum(self.advanced) >= self.interrupt_after:
+            raise Interrupted
 
-    def __init__(self, owner):
-        self.owner = owner
-        self.before = 0
-
-    def begin(self, task):
-        self.before = task.completed
-
-    def change(self, task):
-        owner = self.owner
-        owner.figures.append(dict(task.figures))
+    def skip(self, n, /, **figures):
+        self.skipped.append(n)
+        self.figures = figures

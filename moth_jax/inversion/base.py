@@ -71,6 +71,7 @@ class Inversion(NamedTuple):
     """A method of trigger inversion.
 
     Attributes:
+      name: the method and its options: two with one name do the same.
       init: (start, mask_weight, score, key) -> state. `mask_weight` is the first λ of the method,
         `score` that of `start` on all samples.
       update: (state, objective) -> state. One minibatch.
@@ -82,6 +83,7 @@ class Inversion(NamedTuple):
       verify_every: steps between two verifications.
     """
 
+    name: str
     init: Callable[[Trigger, Array, Score, Array], State]
     update: Callable[[State, Objective], State]
     observe: Callable[[State, Array], State]

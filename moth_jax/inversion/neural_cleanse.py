@@ -170,7 +170,9 @@ def neural_cleanse(
         # A candidate that failed is forgotten, so that the next one need not be smaller than it.
         return state.replace(result=result, candidate=result.trigger, candidate_size=result.size)
 
+    options = (success_bound, patience, increase, decrease, learning_rate, b1, b2, eps)
     return Inversion(
+        name=f"neural_cleanse{(*options, jitter_scale, verify_every)}",
         init=init,
         update=update,
         observe=observe,

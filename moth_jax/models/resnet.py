@@ -60,9 +60,7 @@ class CifarBlock(nnx.Module):
 class CifarResNet(nnx.Module):
     """ResNet of depth 6 `blocks_per_stage` + 2, post-activation, shortcuts without parameters."""
 
-    def __init__(
-        self, blocks_per_stage: int, *, num_classes: int, channels: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, blocks_per_stage: int, *, num_classes: int, channels: int, rngs: nnx.Rngs):
         self.conv = Conv(channels, WIDTHS[0], padding=1, use_bias=False, rngs=rngs)
         self.bn = BatchNorm(WIDTHS[0])
         self.blocks = nnx.List(
@@ -101,9 +99,7 @@ class PreactBlock(nnx.Module):
 class PreactResNet(nnx.Module):
     """Pre-activation ResNet of depth 6 `blocks_per_stage` + 2, as the MOTH authors built it."""
 
-    def __init__(
-        self, blocks_per_stage: int, *, num_classes: int, channels: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, blocks_per_stage: int, *, num_classes: int, channels: int, rngs: nnx.Rngs):
         self.conv = Conv(channels, WIDTHS[0], rngs=rngs)
         self.blocks = nnx.List(
             PreactBlock(*block, rngs=rngs) for block in stage_plan(blocks_per_stage)

@@ -1,0 +1,368 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from toys import SHAPE, linear_classifier, numpy_success_rate, row_images, row_variables
+
+from moth_jax.errors import InputError
+from moth_jax.inversion import INVERSIONS, invert, neural_cleanse
+from moth_jax.inversion.base import Score, _deal
+from moth_jax.inversion.neural_cleanse import to_theta, to_trigger
+from moth_jax.triggers import Trigger, random_trigger, trigger_size
+
+CLASSIFIER = linear_classifier()
+VARIABLES = row_variables()
+TRACES = []
+
+
+def counted_predict(variables, images):
+    TRACES.append(images.shape)
+    return CLASSIFIER.predict(variables, images)
+
+
+def constant_predict(variables, images):
+    """Class 0, whatever the image."""
+    return jnp.broadcast_to(jnp.array([[3.0, 0.0, 0.0]]), (len(images), 3))
+
+
+# One compiled inversion serves most tests; a step has two minibatches of four.
+INVERSION = neural_cleanse(patience=3, verify_every=5)
+run = jax.jit(
+    functools.partial(invert, counted_predict, minibatch_size=4, inversion=INVERSION),
+)
+ROW_0 = row_images([0] * 8)
+
+
+def invert_rows(
+    images=ROW_0, weights=None, target=1, seed=0, num_steps=60, mask_weight=1e-3, variables=None
+):
+    start_key, key = jax.random.split(jax.random.key(seed))
+    return run(
+        VARIABLES if variables is None else variables,
+        jnp.asarray(images),
+        jnp.ones(len(images)) if weights is None else jnp.asarray(weights, jnp.float32),
+        jnp.asarray(target, jnp.int32),
+        random_trigger(start_key, SHAPE),
+        key,
+        num_steps=num_steps,
+        mask_weight=mask_weight,
+    )
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+# What an inversion returns.
+
+
+def test_the_size_and_success_rate_belong_to_the_returned_trigger():
+    result = invert_rows()
+    assert result.found
+    rate = numpy_success_rate(
+        lambda x: CLASSIFIER.predict(VARIABLES, x), ROW_0, result.trigger, target=1
+    )
+    assert rate == pytest.approx(float(result.success_rate))
+    assert rate >= 0.9
+    assert float(result.size) == pytest.approx(float(np.sum(result.trigger.mask)), rel=1e-5)
+
+
+def test_the_losses_are_those_under_the_start_and_under_the_returned_trigger():
+    start_key, _ = jax.random.split(jax.random.key(0))
+    start = random_trigger(start_key, SHAPE)
+    result = invert_rows()
+    for trigger, losses in ((start, result.losses_before), (result.trigger, result.losses_after)):
+        mask, pattern = np.asarray(trigger.mask), np.asarray(trigger.pattern)
+        logits = np.asarray(CLASSIFIER.predict(VARIABLES, (1 - mask) * ROW_0 + mask * pattern))
+        expected = np.log(np.exp(logits).sum(1)) - logits[:, 1]
+        np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_longer_search_never_ends_with_a_larger_trigger():
+    sizes = [float(invert_rows(num_steps=steps).size) for steps in (20, 60, 120)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[2] < sizes[0]
+
+
+@pytest.mark.parametrize("num_steps", [0, 12])
+def test_where_no_trigger_reaches_the_bound_the_size_is_infinite_and_nothing_is_kept(num_steps):
+    failing = jax.jit(
+        functools.partial(invert, constant_predict, minibatch_size=4, inversion=INVERSION)
+    )
+    start = random_trigger(jax.random.key(0), SHAPE)
+    result = failing(
+        {},
+        jnp.asarray(ROW_0),
+        jnp.ones(8),
+        1,
+        start,
+        jax.random.key(1),
+        num_steps=num_steps,
+        mask_weight=1e-3,
+    )
+    assert np.isposinf(result.size)
+    assert not result.found
+    assert result.success_rate == 0
+    assert not np.any(result.trigger.mask)
+    np.testing.assert_array_equal(result.losses_before, result.losses_after)
+
+
+def test_a_candidate_of_the_last_steps_is_verified_even_if_no_verification_was_due():
+    assert INVERSION.verify_every == 5
+    assert invert_rows(num_steps=4, target=0).found
+
+
+def test_without_samples_nothing_is_found():
+    assert not invert_rows(weights=np.zeros(8)).found
+
+
+# Vectorising, padding and compilation.
+
+
+def test_inversions_vectorised_over_directions_equal_one_after_another():
+    victims = np.stack([row_images([0] * 8), row_images([1] * 8), row_images([2] * 8)])
+    targets = [1, 2, 0]
+    one_by_one = [invert_rows(victims[i], target=targets[i], seed=i) for i in range(3)]
+    keys = jnp.stack([jax.random.split(jax.random.key(i)) for i in range(3)])
+
+    def one(images, target, pair_of_keys):
+        return run(
+            VARIABLES,
+            images,
+            jnp.ones(8),
+            target,
+            random_trigger(pair_of_keys[0], SHAPE),
+            pair_of_keys[1],
+            num_steps=60,
+            mask_weight=1e-3,
+        )
+
+    together = jax.vmap(one)(jnp.asarray(victims), jnp.asarray(targets), keys)
+    for i, alone in enumerate(one_by_one):
+        np.testing.assert_allclose(together.size[i], alone.size, rtol=1e-3)
+        np.testing.assert_allclose(together.success_rate[i], alone.success_rate, rtol=1e-6)
+        np.testing.assert_allclose(together.trigger.mask[i], alone.trigger.mask, atol=2e-3)
+
+
+def test_one_compilation_serves_every_budget_direction_and_batch():
+    invert_rows()
+    before = len(TRACES)
+    invert_rows(num_steps=3)
+    invert_rows(num_steps=7, mask_weight=0.5, target=2, seed=9)
+    invert_rows(row_images([1] * 8, seed=5), weights=[1] * 5 + [0] * 3, num_steps=2)
+    invert_rows(variables=row_variables(scale=2.0), num_steps=2)
+    assert len(TRACES) == before
+
+
+def test_padding_has_no_influence_whatever_image_stands_there():
+    weights = [1, 1, 1, 1, 1, 0, 0, 0]
+    rng = np.random.default_rng(0)
+    fillings = [np.zeros((3, *SHAPE)), rng.random((3, *SHAPE)), row_images([1] * 3)]
+    results = [
+        invert_rows(np.concatenate([ROW_0[:5], filling]).astype(np.float32), weights)
+        for filling in fillings
+    ]
+    for result in results[1:]:
+        for name in ("trigger", "size", "success_rate"):
+            assert_same(getattr(result, name), getattr(results[0], name))
+        np.testing.assert_array_equal(result.losses_after[:5], results[0].losses_after[:5])
+
+
+def test_samples_change_the_result_where_padding_does_not():
+    weights = [1, 1, 1, 1, 1, 0, 0, 0]
+    other = np.concatenate([row_images([0] * 5, seed=9), ROW_0[5:]])
+    assert float(invert_rows(other, weights).size) != float(invert_rows(ROW_0, weights).size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.bool_, st.sampled_from([4, 8, 12])), st.sampled_from([1, 2, 4]), st.integers(0, 9))
+def test_dealing_covers_every_sample_once_and_spreads_the_padding(real, num_minibatches, seed):
+    order = _deal(jax.random.key(seed), jnp.asarray(real, jnp.float32), num_minibatches)
+    order = np.asarray(order)
+    assert order.shape == (num_minibatches, len(real) // num_minibatches)
+    assert sorted(order.ravel().tolist()) == list(range(len(real)))
+    samples = real[order].sum(1)
+    assert samples.max() - samples.min() <= 1
+
+
+def test_dealing_is_a_new_shuffle_for_every_key():
+    orders = {
+        tuple(np.asarray(_deal(jax.random.key(i), jnp.ones(8), 2)).ravel()) for i in range(10)
+    }
+    assert len(orders) == 10
+
+
+# The method: variables, schedule, candidates.
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.float32, (2, 2, 1), elements=st.floats(0, 1, width=32, allow_subnormal=False)))
+def test_every_trigger_in_the_unit_interval_has_finite_variables_that_give_it_back(values):
+    theta = to_theta(Trigger(values, values))
+    assert np.isfinite(theta.mask).all()
+    np.testing.assert_allclose(to_trigger(theta).mask, values, atol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [-1e9, -20.0, -9.0, 0.0, 9.0, 20.0, 1e9])
+def test_no_variable_leads_out_of_the_unit_interval(theta):
+    value = float(to_trigger(Trigger(jnp.float32(theta), jnp.float32(theta))).mask)
+    assert 0 <= value <= 1
+
+
+def score(rates, num_samples=10):
+    """A score in which a share of `rates` hits."""
+    hits = np.arange(num_samples) < round(rates * num_samples)
+    return Score(jnp.ones(num_samples), jnp.asarray(hits, jnp.float32), jnp.ones(num_samples))
+
+
+def state_of(inversion, mask_weight=1.0, size=8.0):
+    """A state whose trigger has `size`, jitter apart."""
+    mask = jnp.full((4, 4, 1), size / 16)
+    start = Trigger(mask, jnp.full(SHAPE, 0.5))
+    return inversion.init(start, jnp.float32(mask_weight), score(0), jax.random.key(0))
+
+
+def after_steps(inversion, state, rates, seed=0):
+    """`state` after steps with these success rates, in which the variables did not move."""
+    observe = jax.jit(inversion.observe)
+    for i, rate in enumerate(rates):
+        state = state.replace(hits=jnp.float32(round(10 * rate)), count=jnp.float32(10))
+        state = observe(state, jax.random.key(seed + i))
+    return state
+
+
+UP, DOWN = 1.5, 1.5**-1.5
+
+
+@pytest.mark.parametrize(
+    ("rates", "factor"),
+    [
+        ([1.0] * 9, 1),
+        ([1.0] * 10, UP),
+        ([0.9] * 10, UP),
+        ([1.0] * 19, UP),
+        ([1.0] * 20, UP**2),
+        ([0.8] * 9, 1),
+        ([0.8] * 10, DOWN),
+        ([0.0] * 20, DOWN**2),
+        ([1.0] * 9 + [0.0] + [1.0] * 9, 1),
+        ([1.0, 0.0] * 20, 1),
+        ([1.0] * 10 + [0.0] * 10, UP * DOWN),
+        ([1.0] * 9 + [0.0] * 10, DOWN),
+    ],
+)
+def test_the_mask_weight_follows_ten_successes_or_failures_in_a_row(rates, factor):
+    state = after_steps(neural_cleanse(), state_of(neural_cleanse(), mask_weight=1e-3), rates)
+    assert float(state.mask_weight) == pytest.approx(1e-3 * factor, rel=1e-5)
+
+
+def test_patience_and_factors_can_be_chosen():
+    inversion = neural_cleanse(patience=2, increase=3.0, decrease=5.0)
+    state = after_steps(inversion, state_of(inversion), [1.0, 1.0, 0.0, 0.0, 1.0])
+    assert float(state.mask_weight) == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(
+    ("rate", "known", "better"),
+    [(1.0, 9.0, True), (0.9, 9.0, True), (0.8, 9.0, False), (1.0, 5.0, False)],
+    ids=["smaller", "just at the bound", "below the bound", "larger"],
+)
+def test_only_a_step_that_reaches_the_bound_with_a_smaller_trigger_restarts_from_it(
+    rate, known, better
+):
+    inversion = neural_cleanse(jitter_scale=0.01)
+    before = state_of(inversion, size=8.0).replace(candidate_size=jnp.float32(known))
+    trigger = to_trigger(before.theta)
+    after = after_steps(inversion, before, [rate])
+    if better:
+        assert_same(after.candidate, trigger)
+        assert float(after.candidate_size) == pytest.approx(float(trigger_size(trigger)), rel=1e-6)
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), to_trigger(after.theta), trigger)
+        assert 0 < moved.mask <= 0.0101
+        assert 0 < moved.pattern <= 0.0101
+    else:
+        assert_same(after.candidate, before.candidate)
+        assert float(after.candidate_size) == known
+        assert_same(after.theta, before.theta)
+
+
+def test_a_candidate_that_holds_on_all_samples_becomes_the_result():
+    state = after_steps(neural_cleanse(), state_of(neural_cleanse()), [1.0])
+    verified = neural_cleanse().verify(state, lambda trigger: score(0.9))
+    result = neural_cleanse().result(verified)
+    assert float(result.success_rate) == pytest.approx(0.9)
+    assert float(result.size) == float(state.candidate_size)
+    assert_same(result.trigger, state.candidate)
+
+
+def test_a_candidate_that_does_not_hold_is_forgotten_and_the_earlier_result_stays():
+    inversion = neural_cleanse()
+    state = after_steps(inversion, state_of(inversion, size=8.0), [1.0])
+    state = inversion.verify(state, lambda trigger: score(1.0))
+    kept = inversion.result(state)
+    smaller = state_of(inversion, size=4.0)
+    state = after_steps(inversion, state.replace(theta=smaller.theta), [1.0])
+    assert float(state.candidate_size) < float(kept.size)
+    state = inversion.verify(state, lambda trigger: score(0.8))
+    assert_same(inversion.result(state), kept)
+    assert float(state.candidate_size) == float(kept.size)
+
+
+@pytest.mark.parametrize(
+    ("hits", "num_samples", "bound", "reached"),
+    [
+        (9, 10, 0.9, True),
+        (18, 20, 0.9, True),
+        (45, 50, 0.9, True),
+        (90, 100, 0.9, True),
+        (99, 100, 0.99, True),
+        (10, 10, 1.0, True),
+        (89, 100, 0.9, False),
+        (9, 10, 0.99, False),
+    ],
+)
+def test_a_success_rate_of_exactly_the_bound_is_enough(hits, num_samples, bound, reached):
+    inversion = neural_cleanse(success_bound=bound)
+    state = state_of(inversion).replace(hits=jnp.float32(hits), count=jnp.float32(num_samples))
+    state = inversion.observe(state, jax.random.key(0))
+    assert bool(np.isfinite(state.candidate_size)) == reached
+    state = state.replace(candidate_size=jnp.float32(1.0))
+    state = inversion.verify(state, lambda trigger: score(hits / num_samples, num_samples))
+    assert bool(inversion.result(state).found) == reached
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"success_bound": 0.0}, r"success_bound must be in \(0, 1\], got 0"),
+        ({"success_bound": 90}, r"success_bound must be in \(0, 1\], got 90"),
+        ({"patience": 0}, "patience and verify_every must be at least 1, got 0"),
+        ({"verify_every": 0}, "patience and verify_every must be at least 1, got 10 and 0"),
+        ({"increase": 1.0}, "increase and decrease must be above 1, got 1.0"),
+        ({"decrease": 0.5}, "increase and decrease must be above 1, got 1.5 and 0.5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        neural_cleanse(**options)
+
+
+def test_equal_options_give_the_same_object_so_that_nothing_is_compiled_twice():
+    assert neural_cleanse(patience=4) is neural_cleanse(patience=4)
+    assert neural_cleanse(patience=4) is not neural_cleanse(patience=5)
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_every_method_finds_a_trigger_between_rows(name):
+    method = INVERSIONS[name]()
+    find = jax.jit(functools.partial(invert, CLASSIFIER.predict, minibatch_size=8, inversion=method))
+    start = random_trigger(jax.random.key(0), SHAPE)
+    args = (VARIABLES, jnp.asarray(ROW_0), jnp.ones(8), 1, start, jax.random.key(1))
+    result = find(*args, num_steps=40, mask_weight=1e-3)
+    assert result.found
+    assert result.success_rate >= 0.9

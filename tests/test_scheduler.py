@@ -1,0 +1,202 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from moth_jax import scheduler
+from moth_jax.errors import InputError
+
+K = 4
+OFF_DIAGONAL = ~np.eye(K, dtype=bool)
+UNIT = st.floats(-1, 1)
+
+
+def state_with(**fields):
+    """A state in which nothing speaks for any pair, but for the `fields` given."""
+    zeros = np.zeros((K, K))
+    state = scheduler.KArmState(zeros, zeros, zeros + 10.0, OFF_DIAGONAL, zeros.astype(np.int64))
+    return state._replace(**fields)
+
+
+def matrix(entries, rest=0.0):
+    values = np.full((K, K), rest)
+    for direction, value in entries.items():
+        values[direction] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "alpha"), [(0, 0.0), (100, 0.1), (500, 0.5), (1000, 1.0), (5000, 1.0)]
+)
+def test_the_reward_moves_from_the_prior_to_the_post_matrix_within_1000_steps(num_steps, alpha):
+    rng = np.random.default_rng(0)
+    prior, post = rng.random((2, K, K))
+    got = scheduler.rewards(state_with(prior=prior, post=post), num_steps)
+    for a in range(K):
+        for b in range(K):
+            both = (1 - alpha) * (prior[a, b] + prior[b, a]) + alpha * (post[a, b] + post[b, a])
+            assert got[a, b] == (-np.inf if a == b else pytest.approx(both))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(np.float64, (6, 6), elements=UNIT),
+    arrays(np.float64, (6, 6), elements=UNIT),
+    st.integers(0, 2000),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 100),
+)
+def test_selected_pairs_are_ordered_disjoint_and_never_on_the_diagonal(
+    prior, post, num_steps, num_pairs, random_share, seed
+):
+    state = scheduler.init_state(prior, np.ones((6, 6)))._replace(post=post)
+    pairs = scheduler.select_pairs(
+        state,
+        num_steps,
+        np.random.default_rng(seed),
+        num_pairs=num_pairs,
+        random_share=random_share,
+    )
+    assert len(pairs) == num_pairs
+    assert all(0 <= a < b < 6 for a, b in pairs)
+    assert len({k for pair in pairs for k in pair}) == 2 * num_pairs
+
+
+@pytest.mark.parametrize(
+    ("prior", "num_pairs", "expected"),
+    [
+        ({(1, 2): 0.9}, 1, [(1, 2)]),
+        ({(2, 1): 0.9}, 1, [(1, 2)]),
+        ({(3, 0): 0.5, (0, 3): 0.5, (1, 2): 0.9}, 1, [(0, 3)]),
+        ({(0, 0): 9.0, (3, 1): 0.1}, 1, [(1, 3)]),
+        ({(0, 1): 0.9, (1, 2): 0.8, (2, 3): 0.1}, 2, [(0, 1), (2, 3)]),
+        ({(0, 1): -0.1}, 1, [(0, 2)]),
+    ],
+    ids=["a to b", "b to a", "the sum decides", "diagonal", "disjoint", "worse than nothing"],
+)
+def test_without_chance_the_pairs_of_the_largest_reward_are_selected(prior, num_pairs, expected):
+    state = state_with(prior=matrix(prior))
+    rng = np.random.default_rng(0)
+    assert scheduler.select_pairs(state, 0, rng, num_pairs=num_pairs, random_share=0) == expected
+
+
+def test_three_rounds_in_ten_take_a_random_pair_and_every_pair_alike():
+    state = state_with(prior=matrix({(2, 3): 1.0}))
+    rng = np.random.default_rng(0)
+    rounds = 4000
+    drawn = [scheduler.select_pairs(state, 0, rng)[0] for _ in range(rounds)]
+    counts = {pair: drawn.count(pair) / rounds for pair in set(drawn)}
+    assert len(counts) == K * (K - 1) // 2
+    # A random pair is the best one, too, in one case of six.
+    assert counts.pop((2, 3)) == pytest.approx(0.7 + 0.3 / 6, abs=0.03)
+    assert all(share == pytest.approx(0.3 / 6, abs=0.015) for share in counts.values())
+
+
+@pytest.mark.parametrize("num_pairs", [0, 3])
+def test_more_disjoint_pairs_than_there_are_is_an_error(num_pairs):
+    with pytest.raises(InputError, match=r"must be in 1\.\.2 for 4 classes, got"):
+        scheduler.select_pairs(state_with(), 0, np.random.default_rng(0), num_pairs=num_pairs)
+
+
+def test_the_post_matrix_starts_as_the_warm_up_sizes_over_their_maximum():
+    rng = np.random.default_rng(1)
+    prior, sizes = rng.random((2, K, K))
+    sizes[1, 1] = 1e6  # the diagonal is no direction and sets no scale
+    state = scheduler.init_state(prior, sizes)
+    np.testing.assert_allclose(
+        state.post[OFF_DIAGONAL], sizes[OFF_DIAGONAL] / sizes[OFF_DIAGONAL].max()
+    )
+    np.testing.assert_array_equal(state.prior[OFF_DIAGONAL], prior[OFF_DIAGONAL])
+    np.testing.assert_array_equal(state.size[OFF_DIAGONAL], sizes[OFF_DIAGONAL])
+    assert not state.pairwise.any()
+    assert not state.num_selected.any()
+
+
+def test_a_failed_warm_up_gives_neither_prior_nor_post_and_leaves_the_others_scale_alone():
+    sizes = matrix({(0, 1): np.inf, (2, 3): 8.0}, rest=4.0)
+    state = scheduler.init_state(np.full((K, K), 0.7), sizes)
+    assert state.prior[0, 1] == state.post[0, 1] == 0
+    assert state.post[2, 3] == 1
+    assert state.post[3, 2] == 0.5
+    assert np.isfinite(scheduler.rewards(state, 0)[OFF_DIAGONAL]).all()
+
+
+def test_a_warm_up_in_which_everything_failed_still_gives_an_arm():
+    state = scheduler.init_state(np.zeros((K, K)), np.full((K, K), np.inf))
+    assert scheduler.select_pairs(state, 500, np.random.default_rng(0), random_share=0) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("pairwise", "before", "round_sizes", "post", "size"),
+    [
+        (True, 10.0, [15.0], (0.2 + 0.5) / 2, 15.0),
+        (True, 10.0, [12.0, 13.0, 20.0], (0.2 + 0.5) / 2, 15.0),
+        (True, 10.0, [5.0], (0.2 - 0.5) / 2, 5.0),
+        (True, 10.0, [12.0, np.inf, 18.0], (0.2 + 0.5) / 2, 15.0),
+        (True, 10.0, [np.inf, np.inf], 0.2, 10.0),
+        (False, 10.0, [15.0], 0.2, 15.0),
+        (False, np.inf, [15.0], 0.2, 15.0),
+        (False, 10.0, [np.inf], 0.2, 10.0),
+    ],
+    ids=[
+        "grows",
+        "mean of the round",
+        "shrinks",
+        "a step failed",
+        "all steps failed",
+        "first pairwise size after a universal one",
+        "first size after a failed warm-up",
+        "still no pairwise size",
+    ],
+)
+def test_a_round_moves_the_post_entry_halfway_to_the_relative_growth(
+    pairwise, before, round_sizes, post, size
+):
+    state = state_with(
+        post=matrix({(0, 2): 0.2}),
+        size=matrix({(0, 2): before}, rest=10.0),
+        pairwise=matrix({(0, 2): pairwise}).astype(bool),
+    )
+    after = scheduler.record(state, {(0, 2): round_sizes, (2, 0): []}, [(0, 2)])
+    assert after.post[0, 2] == pytest.approx(post)
+    assert after.size[0, 2] == pytest.approx(size)
+    assert after.pairwise[0, 2] == (pairwise or np.isfinite(round_sizes).any())
+    changed = after.post != state.post
+    assert not changed[np.arange(K) != 0].any()
+
+
+def test_the_second_pairwise_size_is_compared_with_the_first():
+    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=100.0))
+    state = scheduler.record(state, {(0, 1): [20.0]}, [(0, 1)])
+    assert state.post[0, 1] == 1.0
+    state = scheduler.record(state, {(0, 1): [30.0]}, [(0, 1)])
+    assert state.post[0, 1] == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_after_a_warm_up_without_approximation_the_first_size_is_an_improvement():
+    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=10.0), pairwise=True)
+    state = scheduler.record(state, {(0, 1): [15.0]}, [(0, 1)])
+    assert state.post[0, 1] == pytest.approx((1.0 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("pair", [(1, 3), (3, 1)])
+def test_the_order_of_a_pair_does_not_swap_its_directions(pair):
+    sizes = {(1, 3): [20.0], (3, 1): [5.0]}
+    after = scheduler.record(state_with(), sizes, [pair])
+    assert after.size[1, 3] == 20
+    assert after.size[3, 1] == 5
+    assert after.post[1, 3] == pytest.approx(0.5)
+    assert after.post[3, 1] == pytest.approx(-0.25)
+    assert after.num_selected[1, 3] == after.num_selected[3, 1] == 1
+    assert after.num_selected.sum() == 2
+
+
+def test_recording_does_not_change_the_state_it_is_given():
+    state = state_with()
+    copies = [field.copy() for field in state]
+    scheduler.record(state, {(0, 1): [3.0], (1, 0): [4.0]}, [(0, 1)])
+    scheduler.select_pairs(state, 10, np.random.default_rng(0), num_pairs=2)
+    for field, copied in zip(state, copies, strict=True):
+        np.testing.assert_array_equal(field, copied)
