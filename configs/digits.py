@@ -20,10 +20,12 @@ def get_config():
     # Images are 48 times smaller than CIFAR-10's: fewer steps settle.
     config.distance.num_images = 30
     config.distance.num_steps = 300
-    config.harden.batch_size = 64
-    config.harden.max_steps = 60
-    config.harden.warmup_steps = 200
-    config.harden.first_steps = 100
-    config.harden.learning_rate = 0.01
-    config.harden.max_accuracy_drop = 0.03
+    config.harden.max_steps = 120
+    config.harden.warmup_steps = 100
+    config.harden.first_steps = 60
+    config.harden.next_steps = 20
+    config.harden.stamp_share = 0.5
+    config.harden.learning_rate = 3e-3
+    config.harden.batch_norm = "frozen"
+    config.harden.max_accuracy_drop = 0.04
     return config

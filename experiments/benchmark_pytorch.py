@@ -3,10 +3,11 @@
     python experiments/benchmark_pytorch.py --checkpoint=FILE.h5 --data_dir=DIR
 
 Same model (the authors' CIFAR-10 ResNet20), same 100 samples a class, same machine and cores, both
-with gradients of inputs only, one process each and one at a time: PyTorch one direction after
-another, this package one at a time, and several together. Compilation and the first steps are timed
-apart. Needs the `torch` extra and an otherwise idle machine; at the defaults it takes about ten
-minutes on two CPU cores.
+with gradients of inputs only, each variant in a process of its own, one process at a time: PyTorch
+one direction after another, in its default memory layout and in channels-last, which is faster on a
+CPU; this package one direction at a time, and several together. Ratios are to the faster PyTorch.
+Compilation and the first step are timed apart. Needs the `torch` extra and an otherwise idle
+machine; at the defaults it takes about ten minutes on two CPU cores.
 
 The work is the same to a few per cent, and the rest is at this package's expense: its four
 minibatches are of 25 images where the published ones are of 32, 32, 32 and 4, and every 20 steps it
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 # No JAX and no PyTorch here: this process must leave cores and memory to the one it measures.
 
@@ -50,8 +51,8 @@ NUM_IMAGES = 100
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 
 
-def samples() -> tuple[dict[str, "np.ndarray"], tuple[str, ...]]:  # noqa: F821
-    """Return the first 100 test images of every victim class by name, and all names."""
+def samples() -> tuple[dict, tuple[str, ...]]:
+    """Return the first 100 test images of every victim class, by its name, and all names."""
     from moth_jax import data
 
     dataset = data.load("cifar10", dir=DATA_DIR.value)
@@ -88,7 +89,8 @@ def timed(measure: Callable[[int], list[dict]]) -> dict:
     }
 
 
-def pytorch() -> dict:
+def pytorch(layout: str) -> dict:
+    """Return the figures of the PyTorch loop; `layout` is "default" or "channels_last"."""
     import pytorch_inversion
     import torch
 
@@ -98,7 +100,12 @@ def pytorch() -> dict:
     weights = importing.read_weights(CHECKPOINT.value)
     model = pytorch_inversion.load_keras(weights, *importing.identify(weights)[1:])
     images, names = samples()
-    images = {k: torch.from_numpy(v).permute(0, 3, 1, 2).contiguous() for k, v in images.items()}
+    memory = {"default": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
+    model = model.to(memory_format=memory)
+    images = {
+        name: torch.from_numpy(v).permute(0, 3, 1, 2).contiguous(memory_format=memory)
+        for name, v in images.items()
+    }
 
     def measure(num_steps: int) -> list[dict]:
         return [
@@ -111,11 +118,12 @@ def pytorch() -> dict:
     result = timed(measure)
     gradients = result["directions"][0]["image_gradients"] / STEPS.value
     with torch.no_grad():
-        first_logits = model(images[directions()[0][0]]).sum(0).tolist()
-    return {**result, "gradients_per_step": gradients, "first_logits": first_logits}
+        mean_logits = model(images[directions()[0][0]]).mean(0).tolist()
+    return {**result, "gradients_per_step": gradients, "mean_logits": mean_logits}
 
 
 def package(together: int) -> dict:
+    """Return the figures of this package with so many directions in one compiled call."""
     import numpy as np
 
     from moth_jax import distance, sharding
@@ -127,10 +135,10 @@ def package(together: int) -> dict:
     labels = np.repeat([names.index(name) for name in images], [len(v) for v in images.values()])
     stacked = np.concatenate(list(images.values()))
     rows = [(names.index(victim), names.index(target)) for victim, target in directions()]
-    traced = []
+    traced = set()
 
     def predict(variables, images):
-        traced.append(len(images))  # at compilation: the sizes of the minibatches
+        traced.add(len(images))  # while compiling: the sizes of everything the model is given
         return classifier.predict(variables, images)
 
     def measure(num_steps: int) -> list[dict]:
@@ -151,12 +159,14 @@ def package(together: int) -> dict:
         ]
 
     result = timed(measure)
-    gradients = min(n for n in traced if n > 8) * -(-NUM_IMAGES // 32)
-    first_logits = classifier.predict(variables, images[directions()[0][0]]).sum(0).tolist()
-    return {**result, "gradients_per_step": gradients, "first_logits": first_logits}
+    minibatch = min(traced - {8})  # 8 images are for the check of the model's output
+    mean_logits = classifier.predict(variables, images[directions()[0][0]]).mean(0).tolist()
+    gradients = minibatch * -(-NUM_IMAGES // 32)
+    return {**result, "gradients_per_step": gradients, "mean_logits": mean_logits}
 
 
-def measure_in_own_process(side: str) -> dict:
+def in_own_process(side: str) -> dict:
+    """Return the figures of `side`, "pytorch:LAYOUT" or "package:COUNT"."""
     command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}"]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **MALLOC}
@@ -164,66 +174,87 @@ def measure_in_own_process(side: str) -> dict:
     return {"side": side, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def table(rows: list[dict]) -> str:
-    """Return the figures as text; the ratio is to PyTorch's time."""
-    lines = [
-        f"{'':30}{'s/direction':>12}{'ratio':>7}{'CPU s':>8}{'first s':>9}{'MB':>7}"
-        f"{'gradients/step':>16}  sizes"
-    ]
+def compare(rows: list[dict]) -> dict:
+    """Return every row's ratio to the faster PyTorch; raise if the models are not the same."""
     for row in rows:
-        count = row["side"].partition(":")[2]
-        label = f"this package, {count} together" if count else "PyTorch, one after another"
-        ratio = row["seconds"] / rows[0]["seconds"]
-        sizes = " ".join(f"{d['size']:.0f}" for d in row["directions"])
-        lines.append(
-            f"{label.replace('1 together', 'one at a time'):30}{row['seconds']:12.1f}{ratio:7.2f}"
-            f"{row['cpu_seconds']:8.0f}{row['first_call_seconds']:9.1f}{row['peak_memory_mb']:7.0f}"
-            f"{row['gradients_per_step']:16.0f}  {sizes}"
+        pairs = zip(row["mean_logits"], rows[0]["mean_logits"], strict=True)
+        if max(abs(a - b) for a, b in pairs) > 1e-3:
+            raise ValueError(f"{row['side']} and {rows[0]['side']} do not run the same model")
+    fastest = min(row["seconds"] for row in rows if row["side"].startswith("pytorch"))
+    return {row["side"]: row["seconds"] / fastest for row in rows}
+
+
+def table(rows: list[dict], ratios: dict) -> str:
+    """Return the figures as text."""
+    headings = ("seconds", "ratio", "CPU s", "first call s", "peak MB", "gradients/step", "sizes")
+    lines = [f"{'':28}" + "".join(f"{h:>{len(h) + 2}}" for h in headings)]
+    for row in rows:
+        figures = (
+            f"{row['seconds']:.1f}",
+            f"{ratios[row['side']]:.2f}",
+            f"{row['cpu_seconds']:.0f}",
+            f"{row['first_call_seconds']:.1f}",
+            f"{row['peak_memory_mb']:.0f}",
+            f"{row['gradients_per_step']:.0f}",
         )
+        cells = [f"{f:>{len(h) + 2}}" for f, h in zip(figures, headings[:-1], strict=True)]
+        sizes = " ".join(f"{d['size']:.0f}" for d in row["directions"])
+        lines.append(f"{label(row['side']):28}{''.join(cells)}  {sizes}")
     return "\n".join(lines)
 
 
+def label(side: str) -> str:
+    name, _, variant = side.partition(":")
+    if name == "pytorch":
+        return "PyTorch" if variant == "default" else "PyTorch, channels last"
+    return "this package, " + ("one at a time" if variant == "1" else f"{variant} together")
+
+
 def processor() -> str:
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return models[0].split(":")[1].strip() if models else platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def report(rows: list[dict], ratios: dict, load: float) -> dict:
+    """Return what is kept of the benchmark."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "command": "python experiments/benchmark_pytorch.py",
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
+        "load_at_start": load,
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in ("torch", "jax", "jaxlib", "flax")},
+        "unit": "seconds per direction and 1,000 steps",
+        "steps": STEPS.value,
+        "repeats": REPEATS.value,
+        "direction_names": DIRECTIONS.value,
+        "ratios": ratios,
+        "rows": rows,
+    }
 
 
 def main(_) -> None:
     if SIDE.value:
-        count = SIDE.value.partition(":")[2]
-        print(json.dumps(package(int(count)) if count else pytorch()))
+        logging.set_verbosity(logging.ERROR)
+        name, _, variant = SIDE.value.partition(":")
+        print(json.dumps(pytorch(variant) if name == "pytorch" else package(int(variant))))
         return
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"Others use this machine (load {load:.1f}): these figures will not hold.")
-    rows = [
-        measure_in_own_process(s)
-        for s in ("pytorch", "jax:1", *map("jax:{}".format, TOGETHER.value))
-    ]
-    result = {
-        "command": "python experiments/benchmark_pytorch.py",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
-        "load_at_start": load,
-        "versions": {p: importlib.metadata.version(p) for p in ("torch", "jax", "jaxlib", "flax")},
-        "python": platform.python_version(),
-        "unit": "seconds per direction and 1,000 steps",
-        "steps": STEPS.value,
-        "repeats": REPEATS.value,
-        "directions": DIRECTIONS.value,
-        "ratios": {r["side"]: r["seconds"] / rows[0]["seconds"] for r in rows[1:]},
-        "rows": rows,
-    }
+    counts = ["1", *TOGETHER.value]
+    sides = ["pytorch:default", "pytorch:channels_last", *(f"package:{n}" for n in counts)]
+    rows = [in_own_process(side) for side in sides]
+    ratios = compare(rows)
+    result = report(rows, ratios, load)
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     (out / "benchmark_pytorch.json").write_text(json.dumps(result, indent=2) + "\n")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    print(f"{result['device']}; {versions}; {result['unit']}\n{table(rows)}")
+    print(f"{result['device']}; {versions}; {result['unit']}\n{table(rows, ratios)}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def default_config() -> ml_collections.ConfigDict:
         pixels it expects (() for those of the checkpoint or the data).
       training: `training.TrainingConfig`.
       distance: `distance.distance_matrix`, with patience and success_bound of the inversion, the
-        split whose images are used, and victims: names of classes to measure from (() for all).
+        split whose images are used, victims: names of classes to measure from (() for all), and
+        num_directions: so many directions, drawn at random by the run's seed (0 for all).
       harden: `moth.MothConfig`.
       checkpoint_seconds: least time between two checkpoints within a phase.
     """
@@ -51,6 +52,7 @@ def default_config() -> ml_collections.ConfigDict:
             "distance": {
                 "split": "test",
                 "victims": (),
+                "num_directions": 0,
                 "num_images": 100,
                 "num_steps": 1000,
                 "minibatch_size": 32,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,10 @@ def relative_increase(before: DistanceMatrix, after: DistanceMatrix) -> float:
     return float(np.nanmean(change)) if np.isfinite(change).any() else float("nan")
 
 
+# What zipfile, zlib and NumPy raise for files that are no npz, damaged, or of pickled objects.
+_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write `arrays` to an npz file, whole or not at all, even if the process is killed."""
     path = Path(path)
@@ -200,9 +205,13 @@ def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
       InputError: the file is missing or damaged, or holds pickled objects.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # checks every byte before NumPy interprets any
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(f"cannot read {path}: {error}") from error

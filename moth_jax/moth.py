@@ -300,7 +300,7 @@ def _start(
     variables = replicate(variables)
     initial = accuracy(classifier.predict, variables, dataset.validation)
     return MothState(
-        train=TrainState(variables, programs.tx.init(variables["params"])),
+        train=replicate(TrainState(variables, programs.tx.init(variables["params"]))),
         kept=variables,
         scheduler=None,
         bank=TriggerBank(num_classes, dataset.image_shape, config.trigger_capacity),

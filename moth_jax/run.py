@@ -233,7 +233,7 @@ def measure(
         return DistanceMatrix.load(path)
     options = config.distance.to_dict()
     split = getattr(dataset, options.pop("split"))
-    victims = _class_numbers(options.pop("victims"), dataset)
+    directions = _directions(options.pop("victims"), options.pop("num_directions"), config, dataset)
     inversion = INVERSIONS[options.pop("inversion")](
         patience=options.pop("patience"), success_bound=options.pop("success_bound")
     )
@@ -243,7 +243,7 @@ def measure(
         split.labels,
         variables=variables,
         class_names=dataset.class_names,
-        directions=[(a, b) for a in victims for b in range(dataset.num_classes) if a != b],
+        directions=directions,
         directions_per_chunk=options.pop("directions_per_chunk") or None,
         inversion=inversion,
         resume_dir=workdir / "distances",
@@ -256,6 +256,20 @@ def measure(
     matrix.save(path)
     shutil.rmtree(workdir / "distances")
     return matrix
+
+
+def _directions(
+    victims: tuple[str, ...], count: int, config: ml_collections.ConfigDict, dataset: ImageDataset
+) -> list[tuple[int, int]]:
+    """Return the directions to measure: the same before and after."""
+    numbers = _class_numbers(victims, dataset)
+    directions = [(a, b) for a in numbers for b in range(dataset.num_classes) if a != b]
+    if not 0 <= count <= len(directions):
+        raise InputError(f"distance.num_directions must be in 0..{len(directions)}, got {count}")
+    if count == 0:
+        return directions
+    chosen = np.random.default_rng(config.seed).choice(len(directions), count, replace=False)
+    return [directions[i] for i in sorted(chosen)]
 
 
 def _class_numbers(names: tuple[str, ...], dataset: ImageDataset) -> list[int]:

@@ -50,6 +50,13 @@ def spread(tree):
     return jax.tree.map(place, tree)
 
 
+def replicate(tree):
+    """Return `tree` whole on every device."""
+    if num_devices() == 1:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
 def constrain(tree):
     """Inside `jit`: tell the compiler to cut leading axes among the devices, as `spread` does."""
     devices = num_devices()
@@ -63,8 +70,8 @@ def constrain(tree):
     return jax.tree.map(place, tree)
 
 
-def replicate(tree):
-    """Return `tree` whole on every device."""
+def constrain_replicated(tree):
+    """Inside `jit`: keep `tree` whole on every device, as `replicate` does."""
     if num_devices() == 1:
-        return jax.device_put(tree)
-    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(_mesh(), PartitionSpec()))

@@ -16,6 +16,7 @@ from moth_jax.errors import require_choice
 from moth_jax.evaluation import accuracy, pgd
 from moth_jax.models import Classifier, Variables
 from moth_jax.progress import Progress, as_progress
+from moth_jax.sharding import constrain_replicated, replicate
 
 BATCH_NORM_MODES = ("update", "frozen")
 
@@ -122,7 +123,9 @@ def make_update(
         )
         updates, opt_state = tx.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        return TrainState({"params": params, "batch_stats": batch_stats}, opt_state), loss
+        state = TrainState({"params": params, "batch_stats": batch_stats}, opt_state)
+        # What goes in comes out alike: a state placed otherwise would be compiled for again.
+        return constrain_replicated(state), loss
 
     return update
 
@@ -156,6 +159,7 @@ def train(
     tx = optimiser(config, len(dataset.train))
     if state is None:
         state = TrainState(variables, tx.init(variables["params"]))
+    state = replicate(state)
     step_fn = _make_train_step(classifier, tx, dataset, config)
     with as_progress(progress).task(
         "training", total=config.epochs, unit="epochs", completed=first_epoch

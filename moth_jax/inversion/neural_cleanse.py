@@ -96,6 +96,8 @@ def neural_cleanse(
     if increase <= 1 or decrease <= 1:
         raise InputError(f"increase and decrease must be above 1, got {increase} and {decrease}")
     adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+    # XLA may divide by multiplying with a reciprocal: 41 hits of 41 samples are then 0.99999994.
+    bound = success_bound - 1e-6
 
     def init(start: Trigger, mask_weight: Array, score: Score, key: Array) -> NeuralCleanseState:
         theta = to_theta(jitter(start, key, jitter_scale))
@@ -136,7 +138,7 @@ def neural_cleanse(
         )
 
     def observe(state: NeuralCleanseState, key: Array) -> NeuralCleanseState:
-        reached = state.hits / jnp.maximum(state.count, 1.0) >= success_bound
+        reached = state.hits / jnp.maximum(state.count, 1.0) >= bound
         above = jnp.where(reached, state.above + 1, 0)
         below = jnp.where(reached, 0, state.below + 1)
         grow, shrink = above >= patience, below >= patience
@@ -159,7 +161,7 @@ def neural_cleanse(
     def verify(state: NeuralCleanseState, objective: Objective) -> NeuralCleanseState:
         score = objective(state.candidate)
         rate = score.mean(score.hits)
-        holds = (rate >= success_bound) & (state.candidate_size < state.result.size)
+        holds = (rate >= bound) & (state.candidate_size < state.result.size)
         verified = state.result.replace(
             trigger=state.candidate,
             size=state.candidate_size,

@@ -148,6 +148,8 @@ def _input_gradient(x, w, g, *, strides, pads):
         before = taps - 1 - low
         edges.append((before, size + taps - 1 - before - _span(out, stride)))
     flipped = jnp.flip(w, (0, 1)).swapaxes(2, 3)
+    if strides == (1, 1):
+        return _packed_conv(g, flipped, (1, 1), edges)
     return _plain_conv(g, flipped, (1, 1), edges, spread_x=strides)
 
 
@@ -157,9 +159,6 @@ def _weight_gradient(x, w, g, *, strides, pads):
         (low, taps - 1 + _span(out, stride) - size - low)
         for size, taps, stride, (low, _), out in _axes(x, w, g, strides, pads)
     ]
-    # Without the barrier XLA fuses the transposition with what made x, and computes that chain of
-    # residual blocks again in an order that misses the cache at every step: twice the time.
-    x, g = lax.optimization_barrier((x, g))
     x, g = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
     return _plain_conv(x, g, (1, 1), edges, spread_w=strides).transpose(1, 2, 0, 3)
 

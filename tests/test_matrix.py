@@ -1,0 +1,266 @@
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moth_jax import matrix as matrix_module
+from moth_jax.errors import InputError
+from moth_jax.matrix import DistanceMatrix, increase_per_direction, load_npz, relative_increase
+from moth_jax.triggers import Trigger
+
+NAN, INF = np.nan, np.inf
+NAMES = ("cat", "dog", "ship")
+
+
+def make(values, names=NAMES, **fields):
+    values = np.asarray(values, np.float32)
+    rate = np.where(np.isnan(values), NAN, np.where(np.isinf(values), 0.0, 0.9))
+    return DistanceMatrix(values, rate.astype(np.float32), names, **fields)
+
+
+def full():
+    """A matrix with every field, one failure and one direction that was not measured."""
+    values = [[NAN, 10, 20], [30, NAN, INF], [NAN, 40, NAN]]
+    rng = np.random.default_rng(0)
+    return make(
+        values,
+        values_per_seed=np.asarray([values, values], np.float32) + [[[1]], [[0]]],
+        triggers=Trigger(
+            rng.random((3, 3, 2, 2, 1), np.float32), rng.random((3, 3, 2, 2, 3), np.float32)
+        ),
+        details={"seeds": [0, 1], "num_steps": 5, "seconds": 1.5},
+    )
+
+
+def test_a_failure_is_counted_and_never_averaged_in():
+    matrix = full()
+    assert matrix.average() == 25
+    assert matrix.num_failures() == 1
+    assert matrix.num_measured() == 5
+    assert matrix.num_classes == 3
+    np.testing.assert_array_equal(matrix.found, [[0, 1, 1], [1, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize(("value", "failures"), [(NAN, 0), (INF, 6)])
+def test_the_average_of_nothing_is_nan_and_not_zero(value, failures):
+    matrix = make(np.where(np.eye(3, dtype=bool), NAN, value))
+    assert np.isnan(matrix.average())
+    assert matrix.num_failures() == failures
+    assert matrix.smallest(5) == []
+
+
+def test_the_smallest_distances_come_first_and_failures_not_at_all():
+    assert full().smallest(2) == [(0, 1), (0, 2)]
+    assert full().smallest(9) == [(0, 1), (0, 2), (1, 0), (2, 1)]
+
+
+def test_a_trigger_is_given_for_found_directions_only():
+    matrix = full()
+    np.testing.assert_array_equal(matrix.trigger(0, 2).mask, matrix.triggers.mask[0, 2])
+    np.testing.assert_array_equal(matrix.trigger(0, 2).pattern, matrix.triggers.pattern[0, 2])
+    assert matrix.trigger(1, 2) is None
+    assert matrix.trigger(2, 0) is None
+    assert make(matrix.values).trigger(0, 1) is None
+
+
+# Before and after.
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "increase"),
+    [
+        ([[NAN, 10], [20, NAN]], [[NAN, 20], [20, NAN]], 0.5),
+        ([[NAN, 10], [100, NAN]], [[NAN, 30], [100, NAN]], 1.0),
+        ([[NAN, 10], [20, NAN]], [[NAN, 5], [20, NAN]], -0.25),
+        ([[NAN, 10], [INF, NAN]], [[NAN, 20], [20, NAN]], 1.0),
+        ([[NAN, 10], [20, NAN]], [[NAN, 20], [INF, NAN]], 1.0),
+        ([[NAN, 10], [NAN, NAN]], [[NAN, 20], [20, NAN]], 1.0),
+        ([[NAN, INF], [10, NAN]], [[NAN, 20], [INF, NAN]], NAN),
+    ],
+    ids=[
+        "mean",
+        "of ratios, not a ratio of means",
+        "falls",
+        "failed before",
+        "failed after",
+        "not measured before",
+        "none in both",
+    ],
+)
+def test_the_increase_is_the_mean_of_ratios_over_directions_found_in_both(before, after, increase):
+    names = ("a", "b")
+    got = relative_increase(make(before, names), make(after, names))
+    assert got == pytest.approx(increase, nan_ok=True)
+
+
+def test_the_increase_of_each_direction_is_nan_where_it_is_not_known():
+    before = make([[NAN, 10, 20], [INF, NAN, 40], [50, 0, NAN]])
+    after = make([[NAN, 15, INF], [10, NAN, 20], [NAN, 10, NAN]])
+    expected = [[NAN, 0.5, NAN], [NAN, NAN, -0.5], [NAN, NAN, NAN]]
+    np.testing.assert_allclose(increase_per_direction(before, after), expected)
+
+
+def test_matrices_of_different_classes_are_not_compared():
+    with pytest.raises(InputError, match="different classes: cat, dog, ship and a, b, c"):
+        relative_increase(full(), make(full().values, ("a", "b", "c")))
+
+
+def test_a_comparison_says_averages_increase_failures_and_the_least_increase():
+    before = make([[NAN, 10, 20], [30, NAN, INF], [40, 50, NAN]])
+    after = make([[NAN, 20, 22], [60, NAN, 70], [INF, 100, NAN]])
+    text = before.compare(after)
+    assert "average distance 30.00 -> 54.40" in text
+    assert "increase +77.50 % over 4 directions" in text
+    assert "in 1 -> 1 directions" in text
+    assert "least increase +10.00 % (cat -> ship)" in text
+
+
+def test_a_comparison_without_a_common_direction_still_says_so():
+    nothing = make(np.where(np.eye(3, dtype=bool), NAN, INF))
+    assert "over 0 directions" in nothing.compare(full())
+
+
+# Print.
+
+
+def test_the_table_shows_names_distances_failures_and_what_was_not_measured():
+    lines = str(full()).splitlines()
+    assert lines[0].split() == ["victim", "\\", "target", *NAMES]
+    assert [line.split() for line in lines[1:4]] == [
+        ["cat", ".", "10.0", "20.0"],
+        ["dog", "30.0", ".", "none"],
+        ["ship", ".", "40.0", "."],
+    ]
+    assert lines[4] == "average distance 25.00 over 4 directions, no trigger found in 1"
+    assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_many_classes_are_shown_by_their_smallest_distances():
+    values = 100 + np.arange(25.0 * 25).reshape(25, 25)
+    values[7, 3] = 1.5
+    text = str(make(values, tuple(f"class{k}" for k in range(25))))
+    assert text.splitlines()[1] == "class7 -> class3: 1.5"
+    assert len(text.splitlines()) == 12
+
+
+# Files.
+
+
+def test_a_saved_matrix_is_read_back_with_every_field(tmp_path):
+    saved = full()
+    saved.save(tmp_path / "distance.npz")
+    read = DistanceMatrix.load(tmp_path / "distance.npz")
+    for name in ("values", "success_rate", "values_per_seed"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(saved, name))
+        assert getattr(read, name).dtype == getattr(saved, name).dtype
+    np.testing.assert_array_equal(read.triggers.mask, saved.triggers.mask)
+    np.testing.assert_array_equal(read.triggers.pattern, saved.triggers.pattern)
+    assert read.class_names == saved.class_names
+    assert read.details == saved.details
+
+
+def test_a_matrix_without_triggers_and_seeds_is_read_back_without_them(tmp_path):
+    make(full().values).save(tmp_path / "distance.npz")
+    read = DistanceMatrix.load(tmp_path / "distance.npz")
+    assert read.triggers is None
+    assert read.values_per_seed is None
+    assert read.details == {}
+
+
+def test_the_file_has_the_documented_arrays_and_needs_no_unpickling(tmp_path):
+    full().save(tmp_path / "distance.npz")
+    with np.load(tmp_path / "distance.npz", allow_pickle=False) as file:
+        assert {"values", "success_rate", "class_names"} <= set(file.files)
+        assert np.isnan(np.diag(file["values"])).all()
+        assert np.isposinf(file["values"][1, 2])
+        assert file["class_names"].tolist() == list(NAMES)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    path = tmp_path / "distance.npz"
+    full().save(path)
+    before = path.read_bytes()
+
+    def disk_full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(matrix_module.np, "savez_compressed", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        full().save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_npy(path):
+    np.save(path, np.zeros(3))
+    path.with_name(path.name + ".npy").rename(path)
+
+
+def write_objects(path):
+    with open(path, "wb") as file:
+        np.savez(file, values=np.array([{}], dtype=object), success_rate=0, class_names=0)
+
+
+def write_truncated(path):
+    full().save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def write_flipped(path):
+    """One wrong byte in the middle of the compressed triggers."""
+    full().save(path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("patterns.npy").header_offset
+    for position in range(start + 60, start + 140):
+        content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "there is no file"),
+        (lambda path: path.mkdir(), "cannot read"),
+        (lambda path: path.write_bytes(b""), "cannot read"),
+        (lambda path: path.write_bytes(b"neither zip nor npy"), "cannot read"),
+        (write_npy, "cannot read"),
+        (write_truncated, "cannot read"),
+        (write_flipped, "cannot read"),
+        (write_objects, "cannot read.*Object arrays"),
+        (lambda path: matrix_module.save_npz(path, {"values": np.zeros(3)}), "is no distance"),
+    ],
+    ids=["missing", "folder", "empty", "text", "npy", "truncated", "flipped", "objects", "other"],
+)
+def test_a_file_that_is_no_matrix_is_named_in_a_clear_error(tmp_path, write, message):
+    path = tmp_path / "distance.npz"
+    write(path)
+    with pytest.raises(InputError, match=message) as raised:
+        DistanceMatrix.load(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small") / "small.npz"
+    written = {"values": np.arange(12.0), "names": np.array(["a", "b"])}
+    matrix_module.save_npz(path, written)
+    return written, path, path.read_bytes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
+def test_a_file_with_a_wrong_byte_is_read_right_or_refused(small_file, position, flip):
+    written, path, content = small_file
+    damaged = bytearray(content)
+    damaged[position % len(content)] ^= flip
+    path.write_bytes(damaged)
+    try:
+        read = load_npz(path)
+    except InputError:
+        return
+    for name in read.keys() & written.keys():
+        np.testing.assert_array_equal(read[name], written[name])
