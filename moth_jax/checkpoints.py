@@ -1,11 +1,13 @@
 """Checkpoints (Orbax): models that can be used alone, and runs that can be killed and resumed.
 
 A model's checkpoint is a folder with its variables, what it takes to rebuild it (`ModelSpec`:
-architecture, classes, normalisation) and its class distances, if they were measured. A run's
-checkpoint is a flat dict of arrays and a JSON dict. Orbax writes a folder whole or not at all.
+architecture, classes, normalisation) and, once they are measured, its class distances. A run's
+checkpoint is a tree of arrays and a JSON dict. Orbax writes a folder whole or not at all.
 """
 
+import hashlib
 import shutil
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
 
 _FORMAT = "moth_jax model 1"
+_DISTANCES = "distances.npz"
 
 
 class SavedModel(NamedTuple):
@@ -38,26 +41,28 @@ def save_model(
     variables: Variables,
     distances: DistanceMatrix | None = None,
 ) -> None:
-    """Write a model's checkpoint, replacing one that is there."""
-    tree = {"variables": variables}
+    """Write a model's checkpoint, replacing one that is there.
+
+    Raises:
+      InputError: it cannot be written, as on a full disk.
+    """
     metadata = {"format": _FORMAT, "spec": classifier.spec.to_json()}
+    _save(Path(path), {"variables": variables}, metadata)
     if distances is not None:
-        tree["distances"] = {
-            "values": distances.values,
-            "success_rate": distances.success_rate,
-        }
-        metadata["distances"] = {
-            "class_names": list(distances.class_names),
-            "details": distances.details,
-        }
-    _save(Path(path), tree, metadata)
+        save_distances(path, distances)
+
+
+def save_distances(path: str | Path, distances: DistanceMatrix) -> None:
+    """Put class distances into a model's checkpoint that is there, whose weights stay untouched."""
+    distances.save(Path(path) / _DISTANCES)
 
 
 def load_model(path: str | Path) -> SavedModel:
     """Read what `save_model` wrote.
 
     Raises:
-      InputError: the folder is missing, damaged, or no checkpoint of a model.
+      InputError: the folder is missing, damaged, or no checkpoint of a model, or its weights are
+        not finite.
     """
     tree, metadata = _load(Path(path))
     if metadata.get("format") != _FORMAT:
@@ -66,14 +71,12 @@ def load_model(path: str | Path) -> SavedModel:
     variables = tree["variables"]
     if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, fresh):
         raise InputError(f"{path} does not hold the weights of a {classifier.spec.arch}")
-    distances = None
-    if "distances" in metadata:
-        distances = DistanceMatrix(
-            values=tree["distances"]["values"],
-            success_rate=tree["distances"]["success_rate"],
-            class_names=tuple(metadata["distances"]["class_names"]),
-            details=metadata["distances"]["details"],
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        raise InputError(
+            f"{path} holds NaN or infinite weights: its training diverged; lower the learning rate"
         )
+    measured = Path(path) / _DISTANCES
+    distances = DistanceMatrix.load(measured) if measured.exists() else None
     return SavedModel(classifier, variables, distances)
 
 
@@ -85,9 +88,12 @@ class RunCheckpoints:
 
     def save(self, step: int, arrays: dict, metadata: dict) -> None:
         """Keep a state; earlier ones are removed once it is on disk."""
-        _save(self._folder / f"{step:08d}", arrays, metadata)
-        for older in self._steps()[:-1]:
-            shutil.rmtree(older)
+        newest = self._folder / f"{step:08d}"
+        _save(newest, arrays, metadata)
+        # Also what a kill or a full disk has left half-written.
+        for other in self._folder.iterdir():
+            if other != newest:
+                shutil.rmtree(other)
 
     def latest(self) -> tuple[dict, dict] | None:
         """Return (arrays, metadata) of the newest state; None if there is none."""
@@ -106,10 +112,17 @@ def _save(path: Path, tree: dict, metadata: dict) -> None:
     from orbax.checkpoint import v1 as ocp
 
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Host arrays, so that any number of devices can read them.
     tree = jax.tree.map(np.asarray, tree)
-    ocp.save(path, tree, custom_metadata=metadata, overwrite=True)
+    metadata = {**metadata, "sha256": _digest(tree)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ocp.save(path, tree, custom_metadata=metadata, overwrite=True)
+    except (ValueError, OSError) as error:  # TensorStore reports a full disk as a ValueError
+        raise InputError(
+            f"cannot write {path}: {_reason(error)}; free some space or check the permissions, "
+            "then run the same command again"
+        ) from error
 
 
 def _load(path: Path) -> tuple[dict, dict]:
@@ -118,15 +131,37 @@ def _load(path: Path) -> tuple[dict, dict]:
     path = path.absolute()
     if not path.is_dir():
         raise InputError(f"there is no checkpoint folder {path}")
-    # Tensorstore, JSON and Orbax each have their own words for a damaged file.
+    # TensorStore, JSON and Orbax each have their own words for a damaged file.
     faults = (ValueError, OSError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
     try:
-        metadata = ocp.metadata(path)
-        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.metadata)
-        return ocp.load(path, target), metadata.custom_metadata or {}
+        saved = ocp.metadata(path)
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.metadata)
+        tree, metadata = ocp.load(path, target), dict(saved.custom_metadata or {})
     except faults as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is no checkpoint or is damaged: {reason}") from error
+        raise _damaged(path, _reason(error)) from error
+    if metadata.pop("sha256", None) != _digest(tree):
+        raise _damaged(path, "wrong or missing checksum")
+    return tree, metadata
+
+
+def _digest(tree: dict) -> str:
+    """Return a checksum of arrays and their names: in Orbax's files the numbers have none."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} is no checkpoint of this package or is damaged ({reason}); remove it or write it "
+        "again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200)
 
 
 def train_state_arrays(state: TrainState) -> dict:

@@ -6,6 +6,8 @@ so there is one list of options and one place that documents each.
 """
 
 import dataclasses
+import functools
+import math
 
 import ml_collections
 
@@ -14,12 +16,51 @@ from moth_jax.errors import InputError, require_choice
 from moth_jax.inversion import INVERSIONS
 from moth_jax.models import MODELS
 from moth_jax.moth import MothConfig
-from moth_jax.training import Adversary, TrainingConfig
+from moth_jax.training import BATCH_NORM_MODES, Adversary, TrainingConfig
 
 PHASES = ("all", "train", "measure", "harden", "report")
 METHODS = ("moth",)
 SPLITS = ("train", "validation", "test")
 AUTO = "auto"
+
+_RANGES = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        """distance.num_images distance.num_steps distance.minibatch_size distance.patience
+        training.epochs training.batch_size training.adversary.num_steps
+        harden.steps_per_round harden.validate_every harden.victims_per_class harden.batch_size
+        harden.pairs_per_step harden.first_steps harden.next_steps harden.warmup_steps
+        harden.warmup_images_per_class harden.minibatch_size harden.patience
+        harden.trigger_capacity harden.adversary.num_steps""",
+    ),
+    (
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+        """distance.num_directions distance.directions_per_chunk harden.max_steps
+        training.weight_decay harden.weight_decay checkpoint_seconds""",
+    ),
+    (
+        "above 0",
+        lambda value: 0 < value < math.inf,
+        """distance.mask_weight training.learning_rate harden.learning_rate harden.epochs
+        harden.first_mask_weight harden.next_mask_weight harden.warmup_mask_weight
+        training.adversary.step_size harden.adversary.step_size""",
+    ),
+    (
+        "in [0, 1]",
+        lambda value: 0 <= value <= 1,
+        """harden.max_accuracy_drop harden.random_share harden.stamp_share
+        harden.max_trigger_share training.adversary.epsilon harden.adversary.epsilon""",
+    ),
+    (
+        "in (0, 1]",
+        lambda value: 0 < value <= 1,
+        "distance.success_bound harden.success_bound harden.warmup_success_bound",
+    ),
+    ("in [0, 1)", lambda value: 0 <= value < 1, "training.momentum harden.momentum"),
+    ("in [0, 2**31)", lambda value: 0 <= value < 2**31, "seed"),
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -41,7 +82,7 @@ def default_config() -> ml_collections.ConfigDict:
       harden: `moth.MothConfig`.
       checkpoint_seconds: least time between two checkpoints within a phase.
     """
-    return ml_collections.ConfigDict(
+    config = ml_collections.ConfigDict(
         {
             "phase": "all",
             "method": "moth",
@@ -67,6 +108,10 @@ def default_config() -> ml_collections.ConfigDict:
             "checkpoint_seconds": 30.0,
         }
     )
+    # A field mistyped in a configuration file is found; the options of data depend on its name.
+    config.lock()
+    config.data.unlock()
+    return config
 
 
 def _fields(options: type) -> dict:
@@ -99,11 +144,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     require_choice("model", config.model.name, (AUTO, *MODELS))
     require_choice("inversion", config.distance.inversion, INVERSIONS)
     require_choice("split", config.distance.split, SPLITS)
-    for name in ("num_images", "num_steps", "minibatch_size"):
-        if config.distance[name] < 1:
-            raise InputError(f"distance.{name} must be at least 1, got {config.distance[name]}")
-    if not config.distance.seeds:
-        raise InputError("distance.seeds must name at least one seed, such as (0,)")
+    require_choice("harden.batch_norm", config.harden.batch_norm, BATCH_NORM_MODES)
+    for allowed, is_allowed, names in _RANGES:
+        for name in names.split():
+            value = functools.reduce(getattr, name.split("."), config)
+            if not is_allowed(value):
+                raise InputError(f"{name} must be {allowed}, got {value}")
+    seeds = config.distance.seeds
+    if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
+        raise InputError(
+            f"distance.seeds must be whole numbers in [0, 2**31), such as (0, 1, 2), got {seeds}"
+        )
     moth_config(config)
 
 

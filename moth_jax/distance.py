@@ -39,7 +39,7 @@ from moth_jax.matrix import (
     save_npz,
 )
 from moth_jax.progress import Progress, as_progress
-from moth_jax.sharding import num_devices, replicate, spread
+from moth_jax.sharding import num_devices, over_samples, replicate, spread
 from moth_jax.triggers import Trigger, random_trigger
 
 __all__ = [
@@ -113,7 +113,9 @@ def distance_matrix(
     num_classes = check_classifier(call, variables, images, labels)
     names = _class_names(class_names, num_classes)
     directions = _check_directions(directions, labels, num_classes, names)
-    chunk_size = min(directions_per_chunk or _default_chunk(len(seeds)), len(directions))
+    chunk_size = _chunk_size(directions_per_chunk, len(directions), len(seeds))
+    if chunk_size < num_devices():
+        call = over_samples(call)
     chunks = _chunks(directions, chunk_size)
     settings = {
         "num_images": num_images,
@@ -171,12 +173,11 @@ def class_distance(
     num_classes = _num_outputs(call, variables, images)
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
-    key = jax.random.key(seed)
-    start_key, key = jax.random.split(key)
+    start_key, key = jax.random.split(jax.random.key(seed))
     return jax.jit(
         functools.partial(
             invert,
-            call,
+            over_samples(call),
             minibatch_size=minibatch_size,
             inversion=neural_cleanse() if inversion is None else inversion,
         )
@@ -264,13 +265,15 @@ def _check_directions(
     return [(int(a), int(b)) for a, b in directions]
 
 
-def _default_chunk(num_seeds: int) -> int:
-    """Return how many directions to run together, a multiple of the number of devices.
+def _chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
+    """Return how many directions to run together: fewer than devices, or a multiple of them.
 
     On a CPU a few fill a core, and short chunks lose little when interrupted.
     """
+    devices = num_devices()
     per_device = 2 if jax.default_backend() == "cpu" else 96
-    return num_devices() * max(1, per_device // num_seeds)
+    size = min(wanted or devices * max(1, per_device // num_seeds), num_directions)
+    return size if size < devices else -(-size // devices) * devices
 
 
 def _chunks(directions: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:

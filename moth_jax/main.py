@@ -7,12 +7,14 @@ where an earlier one was interrupted.
 """
 
 import difflib
+import logging
 import re
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+import absl.logging
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
 from moth_jax.errors import InputError
 
@@ -22,32 +24,49 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run that is in --workdir first.")
 
+_WHEN = ("before", "after")
 _EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str]) -> None:
     """Run the phases; a fault of the input is one line, and exit code 2."""
-    from moth_jax import sharding
-
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.ERROR)
-    sharding.use_all_cores()
+    del argv  # parse_flags has seen to it
+    _keep_libraries_quiet()
     try:
         _run()
     except InputError as error:
         _fail(str(error))
     except OSError as error:
         # A full disk, a missing right: said by the system, and nothing of the run is lost.
-        _fail(f"{error.filename or _WORKDIR.value}: {error.strerror or error}")
+        _fail(
+            f"{error.filename or _WORKDIR.value}: {error.strerror or error}; free some space or "
+            "check the permissions, then run the same command again"
+        )
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", code=130)
+        _fail("interrupted; the same command goes on from here", code=_EXIT_INTERRUPTED)
+
+
+def _keep_libraries_quiet() -> None:
+    """Keep what Orbax and TensorStore say about a fault off the console: we say it in one line."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def report_others(fault) -> None:
+        # Callbacks of TensorStore that come after a write has failed.
+        if "Event loop is closed" not in str(fault.exc_value):
+            report(fault)
+
+    sys.unraisablehook = report_others
 
 
 def _run() -> None:
+    from moth_jax import sharding
     from moth_jax.progress import console_progress
     from moth_jax.run import run
 
+    sharding.use_all_cores()
     progress = console_progress()
     workdir = Path(_WORKDIR.value).expanduser()
     summary = run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value, progress=progress)
@@ -58,19 +77,17 @@ def _run() -> None:
 def describe(summary: dict, workdir: Path) -> list[str]:
     """Return the result in a few lines."""
 
-    def row(name: str, unit: str, before, after, scale: float = 1.0) -> str | None:
-        values = [f"{scale * value:.2f}" for value in (before, after) if value is not None]
-        return f"{name:16} {' -> '.join(values)} {unit}".rstrip() if values else None
+    def row(name: str, unit: str, before, after, show: str = "{:.2f}") -> str | None:
+        values = [show.format(value) for value in (before, after) if value is not None]
+        return f"{name:16} {' -> '.join(values)} {unit}" if values else None
 
+    before, after = summary["failures_before"], summary["failures_after"]
     lines = [
-        row("test accuracy", "%", summary["accuracy_before"], summary["accuracy_after"], 100),
-        row("class distance", "pixels", summary["distance_before"], summary["distance_after"]),
+        row("test accuracy", "%", *(_percent(summary[f"accuracy_{w}"]) for w in _WHEN)),
+        row("class distance", "pixels", *(summary[f"distance_{w}"] for w in _WHEN)),
+        row("increase", "%", None, _percent(summary["increase"]), "{:+.2f}"),
+        row("none found in", "directions", before, after, "{}") if before or after else None,
     ]
-    if summary["increase"] is not None:
-        lines.append(f"{'increase':16} {100 * summary['increase']:+.2f} %")
-    failures = [summary["failures_before"], summary["failures_after"]]
-    if any(failures):
-        lines.append(f"{'none found in':16} {' -> '.join(map(str, failures))} directions")
     if summary["harden_stopped"] == "accuracy":
         lines.append(
             f"{'stopped early':16} validation accuracy fell by more than the bound; the model is "
@@ -86,8 +103,12 @@ def describe(summary: dict, workdir: Path) -> list[str]:
     return [line for line in lines if line is not None]
 
 
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def _fail(message: str, *, code: int = _EXIT_BAD_INPUT) -> None:
-    print(f"moth_jax: {message}", file=sys.stderr)
+    print(f"moth_jax: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -95,36 +116,54 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a fault is one line that lists the choices, not a traceback."""
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(str(error).splitlines()[0])
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, LookupError) as error:
         _fail(_unknown_field(argv, error))
-    except FileNotFoundError as error:
-        _fail(f"there is no configuration file {error.filename}; see the folder configs/")
-    except (TypeError, ValueError, SyntaxError, ImportError) as error:
-        _fail(f"cannot use the configuration: {str(error).splitlines()[0]}")
-    if _CONFIG.value is None or _WORKDIR.value is None:
+    except (flags.Error, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
+        # Where the configuration file is at fault the last line is what happened.
+        lines = str(error).strip().splitlines()
+        in_file = "Error whilst parsing config file" in lines[0]
+        _fail(f"cannot use --config: {lines[-1]}" if in_file else lines[0])
+    except OSError:
+        _fail(_no_such_file())
+    if not flags.FLAGS["config"].present or not _WORKDIR.value:
         _fail("--config=FILE and --workdir=DIR are required; see --help")
-    return rest
+    if isinstance(_CONFIG.value, ConfigDict):
+        if len(rest) > 1:
+            _fail(f"unexpected arguments: {' '.join(rest[1:])}; options are --NAME=VALUE")
+        return rest
+    _fail(_no_such_file())
+
+
+def _no_such_file() -> str:
+    return (
+        f"there is no configuration file {flags.FLAGS['config'].config_filename!r} with a function "
+        "get_config() that returns a ConfigDict; see the folder configs/"
+    )
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
-    """Say which field on the command line does not exist, and which come close."""
+    """Say which field does not exist, in the file or on the command line, and which there are."""
     from moth_jax.configuration import default_config, field_names
 
-    known = field_names(default_config())
-    for argument in argv:
-        match = re.match(r"--?(config\.[\w.]+)", argument)
-        if match and match.group(1) not in known:
-            close = difflib.get_close_matches(match.group(1), known, n=3, cutoff=0.5)
-            siblings = [
-                n for n in known if n.rpartition(".")[0] == match.group(1).rpartition(".")[0]
-            ]
-            return (
-                f"unknown field {match.group(1)}; did you mean "
-                f"{', '.join(close or siblings or known)}?"
-            )
-    return f"cannot use the configuration: {error}"
+    in_file = re.search(r'Key "(\w+)" does not exist', str(error))
+    if in_file is not None:
+        fields = {name.rpartition(".")[2] for name in field_names(default_config())}
+        return f"unknown field {in_file[1]} in --config; {_choices(in_file[1], sorted(fields))}"
+    given = [match[1] for a in argv if (match := re.match(r"--?(config\.[^=]+)", a))]
+    path = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
+    if not (given and path):
+        return f"cannot use --config: {str(error).splitlines()[0]}"
+    fields = field_names(flags.FLAGS["config"].parser.parse(path))
+    wrong = next((name for name in given if name not in fields), given[0])
+    parent = wrong.rpartition(".")[0]
+    siblings = [name for name in fields if name.rpartition(".")[0] == parent]
+    return f"unknown field {wrong}; {_choices(wrong, siblings or fields)}"
+
+
+def _choices(wrong: str, fields: list[str]) -> str:
+    close = difflib.get_close_matches(wrong, fields, n=1, cutoff=0.8)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}the fields are: {', '.join(fields)}"
 
 
 if __name__ == "__main__":

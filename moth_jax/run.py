@@ -33,7 +33,6 @@ from moth_jax.report import write_report, write_summary
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _RESULT_FILES = (
-    "config.json",
     "original.json",
     "hardening.json",
     "distance_before.npz",
@@ -43,6 +42,8 @@ _RESULT_FILES = (
     "report.html",
 )
 _RESULT_FOLDERS = ("original", "hardened", "training", "hardening", "distances", "tensorboard")
+# Fields that are no property of the results: the same run may go on with others.
+_FREE_FIELDS = ("phase", "checkpoint_seconds")
 
 
 def run(
@@ -51,10 +52,15 @@ def run(
     """Do the phases that `config.phase` asks for and are not done yet; return the summary."""
     configuration.check(config)
     dataset = data.load(config.data.name, **configuration.data_options(config))
+    _directions(config, dataset)  # a wrong class name is found now, not after the training
+    phase = config.phase
+    if phase == "report" and not (workdir / "original").exists():
+        raise InputError(f"there is no run in {workdir} to report on; do another phase first")
     claim(workdir, config, overwrite=overwrite)
+    if phase == "report":
+        return summarise(config, dataset, workdir)
     with MetricWriter(workdir) as metrics:
         classifier, variables = original_model(config, dataset, workdir, metrics, progress)
-        phase = config.phase
         if phase in ("all", "measure"):
             measure(config, dataset, workdir, "before", classifier, variables, progress)
         if phase in ("all", "harden"):
@@ -67,8 +73,11 @@ def run(
 def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) -> None:
     """Make `workdir` this run's, or find that it is.
 
+    A run without any result (a path was mistyped, say) gives way to another configuration.
+
     Raises:
-      InputError: it holds another run and `overwrite` is not set, or it cannot be written.
+      InputError: it holds another run and `overwrite` is not set, or files of the same names that
+        are of no run, or it cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -76,27 +85,47 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) 
         raise InputError(f"cannot use {workdir} as --workdir: {error.strerror}") from error
     path = workdir / "config.json"
     ours = json.loads(config.to_json_best_effort())
-    # Which phases to do is no property of the results.
-    del ours["phase"]
-    if path.exists() and not overwrite:
-        theirs = json.loads(path.read_text())
-        changed = sorted(
-            name
-            for name in _flat(ours).keys() | _flat(theirs).keys()
-            if _flat(ours).get(name) != _flat(theirs).get(name)
+    results = _results(workdir)
+    if results and not path.exists():
+        raise InputError(
+            f"{workdir} holds {', '.join(item.name for item in results)}, but not the config.json "
+            "of a run; choose another --workdir, or move them away"
         )
+    if results and not overwrite:
+        changed = _changed_fields(_read_json(path), ours)
         if changed:
             raise InputError(
                 f"{workdir} holds a run with another configuration (different: "
                 f"{', '.join(changed)}); choose another --workdir, or --overwrite to start afresh"
             )
-    if overwrite:
-        for name in _RESULT_FOLDERS:
-            shutil.rmtree(workdir / name, ignore_errors=True)
-        for name in _RESULT_FILES:
-            (workdir / name).unlink(missing_ok=True)
-    if not path.exists():
-        write_summary(path, ours)
+        return
+    for item in results:
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+    # Last: whatever is left of an interrupted removal still belongs to the run it names.
+    write_summary(path, ours)
+
+
+def _results(workdir: Path) -> list[Path]:
+    """Return what a run has left in `workdir`; an empty record of figures is nothing."""
+    folders = [path for name in _RESULT_FOLDERS if (path := workdir / name).exists()]
+    files = [path for name in _RESULT_FILES if (path := workdir / name).exists()]
+    return folders + [path for path in files if not path.is_file() or path.stat().st_size]
+
+
+def _changed_fields(theirs: dict, ours: dict) -> list[str]:
+    theirs, ours = (
+        {name: value for name, value in _flat(fields).items() if name not in _FREE_FIELDS}
+        for fields in (theirs, ours)
+    )
+    missing = object()
+    return sorted(
+        name
+        for name in ours.keys() | theirs.keys()
+        if ours.get(name, missing) != theirs.get(name, missing)
+    )
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -134,7 +163,7 @@ def original_model(
             {"training_seconds": seconds + time.perf_counter() - started if not source else None},
         )
         checkpoints.save_model(folder, classifier, variables)
-        checkpoints.RunCheckpoints(workdir / "training").clear()
+    checkpoints.RunCheckpoints(workdir / "training").clear()
     saved = checkpoints.load_model(folder)
     return saved.classifier, saved.variables
 
@@ -233,7 +262,7 @@ def measure(
         return DistanceMatrix.load(path)
     options = config.distance.to_dict()
     split = getattr(dataset, options.pop("split"))
-    directions = _directions(options.pop("victims"), options.pop("num_directions"), config, dataset)
+    del options["victims"], options["num_directions"]
     inversion = INVERSIONS[options.pop("inversion")](
         patience=options.pop("patience"), success_bound=options.pop("success_bound")
     )
@@ -243,7 +272,7 @@ def measure(
         split.labels,
         variables=variables,
         class_names=dataset.class_names,
-        directions=directions,
+        directions=_directions(config, dataset),
         directions_per_chunk=options.pop("directions_per_chunk") or None,
         inversion=inversion,
         resume_dir=workdir / "distances",
@@ -252,17 +281,16 @@ def measure(
         **options,
     )
     folder = workdir / {"before": "original", "after": "hardened"}[when]
-    checkpoints.save_model(folder, classifier, variables, matrix)
+    checkpoints.save_distances(folder, matrix)
     matrix.save(path)
     shutil.rmtree(workdir / "distances")
     return matrix
 
 
-def _directions(
-    victims: tuple[str, ...], count: int, config: ml_collections.ConfigDict, dataset: ImageDataset
-) -> list[tuple[int, int]]:
+def _directions(config: ml_collections.ConfigDict, dataset: ImageDataset) -> list[tuple[int, int]]:
     """Return the directions to measure: the same before and after."""
-    numbers = _class_numbers(victims, dataset)
+    victims, count = config.distance.victims, config.distance.num_directions
+    numbers = _class_numbers([str(name) for name in victims], dataset)
     directions = [(a, b) for a in numbers for b in range(dataset.num_classes) if a != b]
     if not 0 <= count <= len(directions):
         raise InputError(f"distance.num_directions must be in 0..{len(directions)}, got {count}")
@@ -272,7 +300,7 @@ def _directions(
     return [directions[i] for i in sorted(chosen)]
 
 
-def _class_numbers(names: tuple[str, ...], dataset: ImageDataset) -> list[int]:
+def _class_numbers(names: list[str], dataset: ImageDataset) -> list[int]:
     unknown = sorted(set(names) - set(dataset.class_names))
     if unknown:
         raise InputError(
@@ -293,10 +321,11 @@ def harden(
 ) -> Variables:
     """Harden, or go on hardening; return the hardened variables."""
     folder = workdir / "hardened"
+    saved = checkpoints.RunCheckpoints(workdir / "hardening")
     if folder.exists():
+        saved.clear()
         return checkpoints.load_model(folder).variables
     options = configuration.moth_config(config)
-    saved = checkpoints.RunCheckpoints(workdir / "hardening")
     latest, state, earlier = saved.latest(), None, 0.0
     if latest is not None:
         arrays, metadata = latest
@@ -423,4 +452,7 @@ def _write_json(path: Path, fields: dict) -> None:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error

@@ -7,9 +7,11 @@ are threads: XLA runs most of a network's small operations on one core, and one 
 Note: `jax.pmap` is in maintenance; data parallelism in JAX is `jit` with `NamedSharding`.
 """
 
+import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,7 +23,9 @@ def use_all_cores() -> None:
     where an accelerator is the default, or where the number was set before.
     """
     if jax.config.jax_num_cpu_devices in (None, -1, 0):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        linux = hasattr(os, "sched_getaffinity")  # which knows how many cores we may use
+        cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 def num_devices() -> int:
@@ -48,6 +52,24 @@ def spread(tree):
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
     return jax.tree.map(place, tree)
+
+
+@functools.cache  # the same function again is the same jit cache entry again
+def over_samples(logits_fn):
+    """Return `logits_fn` (variables, images) with the images cut among the devices.
+
+    For fewer directions than devices, which `spread` would leave to one device or repeat on all.
+    """
+    devices = num_devices()
+    if devices == 1:
+        return logits_fn
+
+    def sharded(variables, images):
+        count = images.shape[0]
+        padding = ((0, -count % devices),) + ((0, 0),) * (images.ndim - 1)
+        return logits_fn(variables, constrain(jnp.pad(images, padding)))[:count]
+
+    return sharded
 
 
 def replicate(tree):

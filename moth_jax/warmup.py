@@ -14,6 +14,7 @@ from jax import Array
 
 from moth_jax.hardening import invert_directions, random_triggers
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables
+from moth_jax.sharding import over_samples
 from moth_jax.triggers import Trigger
 
 
@@ -83,7 +84,7 @@ def invert_towards(
     grouped = (count, num_victims * per_class // count)
     start_key, key = jax.random.split(key)
     result = invert_directions(
-        logits_fn,
+        over_samples(logits_fn) if universal else logits_fn,
         variables,
         jnp.asarray(samples.images).reshape(*grouped, *image_shape),
         jnp.asarray(samples.weights).reshape(grouped),

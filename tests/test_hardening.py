@@ -9,7 +9,6 @@ from toys import SHAPE, linear_classifier, row_images, row_variables
 from moth_jax.hardening import (
     StepConfig,
     _choose_stamped,
-    invert_directions,
     make_harden_step,
     random_triggers,
 )
@@ -195,8 +194,9 @@ def test_the_rest_of_an_adversarially_trained_models_batch_is_perturbed(never, s
 
 def test_one_compilation_serves_every_budget_pair_and_batch():
     harden()
+    count = compiled()._cache_size()
     harden(pair=(2, 0), budget={"num_steps": 3, "mask_weight": 0.5}, missing=1)
-    assert compiled()._cache_size() == 1
+    assert compiled()._cache_size() == count
 
 
 def test_a_step_is_the_same_for_the_same_key_and_another_for_another():
@@ -268,19 +268,3 @@ def test_random_triggers_differ():
     masks = np.asarray(random_triggers(jax.random.key(0), 3, SHAPE).mask)
     assert masks.shape == (3, 4, 4, 1)
     assert len({mask.tobytes() for mask in masks}) == 3
-
-
-def test_directions_inverted_together_may_have_samples_and_starts_of_their_own():
-    images = np.stack([row_images([0] * 4), row_images([2] * 4)])
-    start, keys = start_for(2), jax.random.split(KEY, 2)
-    both = jax.jit(
-        functools.partial(
-            invert_directions, CLASSIFIER.predict, minibatch_size=2, inversion=INVERSION
-        )
-    )(row_variables(K), images, np.ones((2, 4), np.float32), np.array([1, 3]), start, keys, **BUDGET)
-    for i, target in enumerate((1, 3)):
-        one_start = jax.tree.map(lambda v, i=i: v[i], start)
-        alone = single(
-            row_variables(K), images[i], np.ones(4, np.float32), target, one_start, keys[i], **BUDGET
-        )
-        np.testing.assert_allclose(both.size[i], alone.size, rtol=2e-3)

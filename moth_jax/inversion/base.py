@@ -9,6 +9,7 @@ restarts. The number of steps is a traced value: one compilation serves every bu
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,8 @@ def invert(
       here are as equal as can be (4 of 25): as many updates, no padding to compute, and no update
       that hangs on four samples. Real samples are dealt evenly among them, padding last.
     """
+    chex.assert_rank((images, weights, target), (4, 1, 0))
+    chex.assert_equal_shape_prefix((images, weights), 1)
     num_samples = images.shape[0]
     num_minibatches = -(-num_samples // minibatch_size)
     # One index past the last sample is padding: it reads the last image and weighs nothing.

@@ -26,10 +26,11 @@ def _small_cnn(spec, rngs):
 
 
 MODELS = {
-    "resnet20": partial(_resnet, CifarResNet, 3),
+    "resnet20": partial(_resnet, CifarResNet, 3),  # of depth 6 n + 2
     "resnet32": partial(_resnet, CifarResNet, 5),
     "resnet44": partial(_resnet, CifarResNet, 7),
     "resnet56": partial(_resnet, CifarResNet, 9),
+    "resnet110": partial(_resnet, CifarResNet, 18),
     "preact_resnet20": partial(_resnet, PreactResNet, 3),
     "small_cnn": _small_cnn,
 }

@@ -7,10 +7,10 @@ from moth_jax.models.layers import BatchNorm, Conv
 
 
 class SmallCNN(nnx.Module):
-    """Three 3x3 convolutions, each normalised and activated, the last two at stride 2; a dense head.
+    """3x3 convolutions, each normalised and activated, all but the first at stride 2; a dense head.
 
-    The head reads every position rather than their average: at 2x2 positions that costs nothing and
-    tells strokes apart by place.
+    The head reads every position rather than their average: with 2x2 positions left that costs
+    nothing, and where a stroke is tells digits apart.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Classifiers as pure functions of a flat dict of arrays. Nothing outside `models/` names NNX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ TrainFn = Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What it takes to rebuild a classifier, save its weights: goes into checkpoints as JSON.
+    """What it takes to rebuild a classifier except its weights; goes into checkpoints as JSON.
 
-    `mean` and `std` are per channel, of pixels in [0,1]; `image_shape` is (height, width, channels).
+    `image_shape` is (height, width, channels); `mean` and `std`, one per channel and of pixels in
+    [0,1], are what the classifier normalises images with. Raises `InputError` if they do not fit.
 
     >>> spec = ModelSpec("small_cnn", 10, (8, 8, 1), mean=(0.3,), std=(0.4,))
     >>> ModelSpec.from_json(spec.to_json()) == spec
@@ -34,9 +35,10 @@ class ModelSpec:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
-        # Lists come from JSON and from configs; tuples keep the spec hashable and comparable.
-        for field in ("image_shape", "mean", "std", "class_names"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        # Lists come from JSON, NumPy numbers from data sets; these are hashable and go into JSON.
+        kinds = {"image_shape": int, "mean": float, "std": float, "class_names": str}
+        for field, kind in kinds.items():
+            object.__setattr__(self, field, tuple(map(kind, getattr(self, field))))
         _check_spec(self)
 
     def to_json(self) -> dict:
@@ -85,8 +87,8 @@ class Classifier:
 def from_module(module: nnx.Module, spec: ModelSpec) -> tuple[Classifier, Variables]:
     """The pure functions of a module that maps normalised images to logits, and its variables.
 
-    Modules with other state than parameters and batch statistics (dropout's random keys) are not
-    supported: NNX refuses to split them.
+    The module is left in evaluation mode. State other than parameters and batch statistics
+    (dropout's random keys) is not supported: NNX refuses to split such a module.
     """
     module.train()
     graph_train, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
@@ -98,8 +100,8 @@ def from_module(module: nnx.Module, spec: ModelSpec) -> tuple[Classifier, Variab
     names = {kind: tuple(flat) for kind, flat in variables.items()}
 
     def build(graph, variables):
-        # Merged from bare arrays: merging Variables would alias them, and a batch-norm update would
-        # then change the state of the caller (ecosystem trap; see tests).
+        # Merged from bare arrays: a model merged from nnx.Variables shares them, and updating its
+        # batch-norm statistics would change those of the caller.
         states = [
             jax.tree.unflatten(structure[kind], [variables[kind][name] for name in names[kind]])
             for kind in ("params", "batch_stats")
@@ -131,6 +133,24 @@ def from_module(module: nnx.Module, spec: ModelSpec) -> tuple[Classifier, Variab
         return logits, {**variables, "batch_stats": _flat(stats)}
 
     return Classifier(spec, predict, forward_train), variables
+
+
+def describe_mismatch(expected: Mapping[str, tuple], given: Mapping[str, tuple]) -> str:
+    """All differences between two sets of named shapes in one clause; empty if there are none.
+
+    >>> describe_mismatch({"a": (2,), "b": (3,)}, {"a": (4,), "c": (1,)})
+    '1 missing: b; 1 unused: c; 1 of another shape: a (4,), expected (2,)'
+    """
+    faults = {
+        "missing": [name for name in expected if name not in given],
+        "unused": [name for name in given if name not in expected],
+        "of another shape": [
+            f"{name} {given[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if name in given and given[name] != shape
+        ],
+    }
+    return "; ".join(f"{len(n)} {what}: {', '.join(n)}" for what, n in faults.items() if n)
 
 
 def _flat(state) -> dict[str, jax.Array]:

@@ -1,6 +1,5 @@
 """Weights of other frameworks: which architecture they are of, and how they become variables."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from moth_jax import models
 from moth_jax.errors import InputError, require_choice
-from moth_jax.models.functional import Classifier, ModelSpec, Variables
+from moth_jax.models.functional import Classifier, ModelSpec, Variables, describe_mismatch
 from moth_jax.models.name_maps import Entry, akamaster_resnet, keras_preact_resnet
 from moth_jax.models.weight_files import read_weights
 
@@ -27,23 +26,20 @@ class Layout(NamedTuple):
     """A known source of weights of one of our architectures."""
 
     description: str
-    names: Callable[[], list[Entry]]
+    entries: tuple[Entry, ...]
     mean: tuple[float, ...]  # of the images it was trained on, pixels in [0,1]
     std: tuple[float, ...]
 
 
 def _akamaster(depth):
     description = f"PyTorch ResNet{depth} of akamaster/pytorch_resnet_cifar10"
-    return Layout(description, lambda: akamaster_resnet((depth - 2) // 6), *_IMAGENET)
+    return Layout(description, tuple(akamaster_resnet((depth - 2) // 6)), *_IMAGENET)
 
 
 LAYOUTS: dict[str, Layout] = {
-    "resnet20": _akamaster(20),
-    "resnet32": _akamaster(32),
-    "resnet44": _akamaster(44),
-    "resnet56": _akamaster(56),
+    **{f"resnet{depth}": _akamaster(depth) for depth in (20, 32, 44, 56, 110)},
     "preact_resnet20": Layout(
-        "Keras ResNet20 of Gwinhen/MOTH", lambda: keras_preact_resnet(3), *_MOTH
+        "Keras ResNet20 of Gwinhen/MOTH", tuple(keras_preact_resnet(3)), *_MOTH
     ),
 }
 
@@ -54,47 +50,42 @@ def identify(weights: Weights) -> tuple[str, tuple[float, ...], tuple[float, ...
     Decided by names alone, and a few may be missing or extra, so that a file with a fault still
     gets the precise message of `import_weights`. Raises `InputError` when no layout is near.
     """
-    names = {name for name in weights if not _is_counter(name)}
+    names = set(_relevant(weights))
     overlap = {}
     for arch, layout in LAYOUTS.items():
-        expected = {entry.theirs for entry in layout.names()}
+        expected = {entry.theirs for entry in layout.entries}
         overlap[arch] = len(names & expected) / len(names | expected)
     arch = max(overlap, key=overlap.get)
     if overlap[arch] < 0.8:
-        known = "; ".join(f"{arch}: {layout.description}" for arch, layout in LAYOUTS.items())
+        known = "; ".join(f"{arch} ({layout.description})" for arch, layout in LAYOUTS.items())
         raise InputError(
-            f"weights not recognised (they begin {_some(sorted(names))}); known layouts are {known}"
+            f"weights not recognised: {len(names)} arrays, {', '.join(sorted(names)[:4])} ...; "
+            f"known layouts are {known}"
         )
     return arch, LAYOUTS[arch].mean, LAYOUTS[arch].std
 
 
 def import_weights(spec: ModelSpec, variables: Variables, weights: Weights) -> Variables:
-    """`variables` with every array replaced by its counterpart in `weights`, as float32.
+    """The variables of a model, shaped as `variables`, with the values in `weights`, float32.
 
-    Raises one `InputError` that names all missing, unused and mis-shaped arrays.
+    Raises one `InputError` that names all missing, unused and mis-shaped arrays, as the file calls
+    them, and the number of classes of its head if that is another.
     """
     require_choice("architecture with a weight import", spec.arch, LAYOUTS)
-    entries = LAYOUTS[spec.arch].names()
-    found = {(e.kind, e.ours): e.to_ours(weights[e.theirs]) for e in entries if e.theirs in weights}
-    unused = set(weights) - {e.theirs for e in entries}
-    missing = [e.theirs for e in entries if e.theirs not in weights]
-    wrong = [
-        f"{e.theirs} {weights[e.theirs].shape}, expected {_their_shape(e, variables)}"
-        for e in entries
-        if e.theirs in weights and found[e.kind, e.ours].shape != variables[e.kind][e.ours].shape
-    ]
-    faults = {
-        "missing": missing,
-        "unused": sorted(name for name in unused if not _is_counter(name)),
-        "of another shape": wrong,
-    }
-    if any(faults.values()):
-        details = "; ".join(f"{len(n)} {what}: {_some(n, 8)}" for what, n in faults.items() if n)
-        raise InputError(f"weights do not fit {spec.arch}: {details}{_head_hint(spec, weights)}")
-    return {
-        kind: {name: jnp.asarray(found[kind, name], jnp.float32) for name in variables[kind]}
-        for kind in ("params", "batch_stats")
-    }
+    entries = LAYOUTS[spec.arch].entries
+    expected = {e.theirs: e.their_shape(variables[e.kind][e.ours].shape) for e in entries}
+    given = {name: array.shape for name, array in _relevant(weights).items()}
+    mismatch = describe_mismatch(expected, given)
+    if mismatch:
+        size = _head_size(spec.arch, weights)
+        if size not in (None, spec.num_classes):
+            mismatch += f"; the head has {size} classes, the model {spec.num_classes}"
+        raise InputError(f"weights do not fit {spec.arch}: {mismatch}")
+    imported = {"params": {}, "batch_stats": {}}
+    for entry in entries:
+        array = entry.to_ours(weights[entry.theirs])
+        imported[entry.kind][entry.ours] = jnp.asarray(array, jnp.float32)
+    return imported
 
 
 def load(
@@ -129,29 +120,12 @@ def load(
     return classifier, import_weights(spec, variables, weights)
 
 
-def _is_counter(name):
-    """PyTorch's batch-norm counters, which nothing here uses and old files lack."""
-    return name.endswith("num_batches_tracked")
+def _relevant(weights):
+    """Without PyTorch's batch-norm counters, which nothing here uses and old files lack."""
+    return {k: array for k, array in weights.items() if not k.endswith("num_batches_tracked")}
 
 
 def _head_size(arch, weights):
-    for entry in LAYOUTS[arch].names():
-        if entry.ours == "head.bias" and entry.theirs in weights:
-            return weights[entry.theirs].size
-    return None
-
-
-def _head_hint(spec, weights):
-    size = _head_size(spec.arch, weights)
-    if size in (None, spec.num_classes):
-        return ""
-    return f". The head of these weights has {size} classes, the model {spec.num_classes}"
-
-
-def _their_shape(entry, variables):
-    return entry.to_theirs(np.empty(variables[entry.kind][entry.ours].shape, np.bool_)).shape
-
-
-def _some(names, limit=3):
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    theirs = {entry.ours: entry.theirs for entry in LAYOUTS[arch].entries}
+    bias = weights.get(theirs["head.bias"])
+    return None if bias is None else bias.size

@@ -1,8 +1,8 @@
 """Convolution and batch normalisation as the classifiers here use them, NHWC throughout.
 
-`conv2d` exists because of one trap: on XLA:CPU only convolutions written as NHWC/HWIO reach the fast
-kernel when they sit inside a compiled loop, and the gradients XLA derives are not written so. They are
-8 to 50 times slower there (jax issue 12868), and trigger inversion is nothing but such a loop.
+`conv2d` exists because of one trap: inside a compiled loop, XLA:CPU sends only convolutions written
+as NHWC/HWIO to its fast kernel, and the gradients that JAX derives are not written so. They are 8 to
+150 times slower there (jax issue 12868), and trigger inversion is nothing but such a loop.
 """
 
 from collections.abc import Sequence
@@ -210,9 +210,9 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last; one multiply-add in inference mode.
 
-    Running statistics move by a tenth at each training batch. The running variance is the unbiased
-    one, as in PyTorch and in TensorFlow's fused kernel (the sources of imported weights), and unlike
-    `nnx.BatchNorm`; the batch itself is normalised by the biased one, as everywhere.
+    Running statistics move by 1 - `momentum` at each training batch. The running variance takes up
+    the unbiased one, as in PyTorch and in TensorFlow's fused kernel (where imported weights come
+    from) but not in `nnx.BatchNorm`; the batch is normalised by the biased one, as everywhere.
     """
 
     def __init__(self, num_features: int, *, momentum: float = 0.9, epsilon: float = 1e-5):

@@ -21,16 +21,18 @@ class Entry(NamedTuple):
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """Their array in our order of axes."""
-        if self.axes is None or array.ndim != len(self.axes):
-            return array  # of another rank: reported by the caller as mis-shaped
-        # Contiguous, because safetensors silently writes other strides wrongly.
-        return np.ascontiguousarray(array.transpose(self.axes))
+        return array if self.axes is None else array.transpose(self.axes)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         """Our array in their order of axes."""
         if self.axes is None:
             return array
+        # Contiguous, because safetensors silently writes a transposed view wrongly.
         return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape over there of an array that has `shape` here."""
+        return shape if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
 
 
 _OIHW, _DENSE_OI = (2, 3, 1, 0), (1, 0)

@@ -1,5 +1,8 @@
 """Files of weights to named NumPy arrays. Nothing is ever unpickled freely."""
 
+import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,8 +10,13 @@ import numpy as np
 
 from moth_jax.errors import InputError
 
-# Where checkpoints of training scripts keep the weights, beside optimizer state and counters.
+# Where training scripts keep the weights, beside the optimizer's state and counters.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+# What a failed download often leaves, by its first bytes.
+_NOT_WEIGHTS = {
+    b"<": "an HTML or XML page, not weights; download the file itself",
+    b"version https://git-lfs": "a Git LFS pointer, not weights; run `git lfs pull`",
+}
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -28,54 +36,144 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
             f"cannot read weights from {path.name!r}: the extension must be one of "
             f"{', '.join(sorted(READERS))}"
         )
-    if not path.is_file():
-        raise InputError(f"no weights file at {str(path)!r}")
+    _check_is_weights_file(path)
     weights = {name: _float32(array) for name, array in reader(path).items()}
-    if not weights:
-        raise InputError(f"{str(path)!r} contains no arrays")
     faulty = sorted(name for name, array in weights.items() if not np.isfinite(array).all())
     if faulty:
-        raise InputError(f"{str(path)!r} has NaN or infinite values in {', '.join(faulty)}")
+        raise InputError(
+            f"{path} has NaN or infinite values in {', '.join(faulty)}; a diverged or damaged model"
+        )
     return weights
 
 
+def _check_is_weights_file(path):
+    if not path.is_file():
+        raise InputError(f"no weights file at {path}")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise InputError(f"{path} is empty")
+    for beginning, description in _NOT_WEIGHTS.items():
+        if start.lstrip().startswith(beginning):
+            raise InputError(f"{path} is {description}")
+
+
 def _float32(array):
+    # "V" is what NumPy calls bfloat16 and the 8-bit floats, which it does not know itself.
     return array.astype(np.float32) if array.dtype.kind in "fV" else array
 
 
-def _read_torch(path):
-    import torch
+def _damaged(path, error):
+    reason = str(error).strip().splitlines()
+    return InputError(
+        f"{path} is truncated or damaged ({reason[0] if reason else 'unexpected end'}); get it again"
+    )
 
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for key in _NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
-    return {
-        name.removeprefix("module."): (v.float() if v.is_floating_point() else v).numpy()
-        for name, v in tensors.items()
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
+            "or save the weights as safetensors, which need nothing"
+        ) from None
+    _check_zip(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"{path} is a TorchScript archive, which runs code; "
+                "save the state_dict of the original module"
+            ) from error
+        raise _damaged(path, error) from error
+    tensors = {
+        name.removeprefix("module."): tensor.detach()
+        for name, tensor in _unwrapped(content, path).items()
+        if isinstance(tensor, torch.Tensor)
     }
+    return {k: (t.float() if t.is_floating_point() else t).numpy() for k, t in tensors.items()}
+
+
+def _check_zip(path):
+    """PyTorch itself reads a zip archive without looking at its checksums."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, OSError) as error:
+            raise _damaged(path, error) from error
+        if damaged:
+            raise _damaged(path, f"wrong checksum of {damaged}")
+
+
+def _refused(path, error):
+    wanted = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    if wanted is None:
+        return InputError(
+            f"{path} is no PyTorch file of weights alone, or is damaged; get it again"
+        )
+    return InputError(
+        f"{path} is refused: it contains more than weights ({wanted[1]}), and reading that can run "
+        "any code; save the state_dict of the module with torch.save instead"
+    )
+
+
+def _unwrapped(content, path):
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
+        if not inner:
+            if not any(hasattr(value, "shape") for value in content.values()):
+                break
+            return content
+        content = inner[0]
+    keys = f" with the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else ""
+    raise InputError(
+        f"{path} contains no named weights but a {type(content).__name__}{keys}; "
+        "save the state_dict of the module"
+    )
 
 
 def _read_safetensors(path):
+    import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16, which safetensors looks up by name)
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return {name.removeprefix("module."): array for name, array in load_file(path).items()}
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    except (AttributeError, TypeError, KeyError) as error:
+        raise InputError(f"{path} has weights of a type NumPy does not know: {error}") from error
+    return {name.removeprefix("module."): array for name, array in arrays.items()}
 
 
 def _read_keras(path):
     import h5py
 
     arrays = {}
-    with h5py.File(path, "r") as file:
-        root = file["model_weights"] if "model_weights" in file else file
 
-        def visit(name, item):
-            if isinstance(item, h5py.Dataset):
-                layer, weight = name.split("/")[0], name.split("/")[-1]
-                arrays[layer, weight.split(":")[0]] = np.asarray(item)
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            layer, weight = name.split("/")[0], name.split("/")[-1]
+            arrays[layer, weight.split(":")[0]] = np.asarray(item)
 
-        root.visititems(visit)
+    try:
+        with h5py.File(path, "r") as file:
+            root = file["model_weights"] if "model_weights" in file else file
+            if "layers" in root:
+                raise InputError(
+                    f"{path} is in the layout of Keras 3; only that of Keras 2 is known "
+                    "(model.save('x.h5') or save_weights('x.h5') there)"
+                )
+            root.visititems(visit)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise _damaged(path, error) from error
+    if not arrays:
+        raise InputError(f"{path} contains no weights")
     numbered = _numbered_from_one({layer for layer, _ in arrays})
     return {f"{numbered[layer]}/{weight}": array for (layer, weight), array in arrays.items()}
 

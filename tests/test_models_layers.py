@@ -1,0 +1,181 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from moth_jax.models.layers import BatchNorm, Conv, conv2d, resolve_padding
+
+
+def lax_conv(x, w, strides, padding):
+    pads = resolve_padding(padding, x.shape[1:3], w.shape[:2], strides)
+    return lax.conv_general_dilated(x, w, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def example(size, kernel, out=4, channels=3, dtype=jnp.float64, lead=(2,)):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (*lead, *size, channels), dtype)
+    return x, jax.random.normal(keys[1], (*kernel, channels, out), dtype)
+
+
+def assert_same_conv_and_gradients(x, w, strides, padding):
+    y, gradients = jax.vjp(lambda x, w: conv2d(x, w, strides, padding), x, w)
+    want, want_gradients = jax.vjp(lambda x, w: lax_conv(x, w, strides, padding), x, w)
+    np.testing.assert_allclose(y, want, atol=1e-12)
+    g = jax.random.normal(jax.random.key(1), y.shape, y.dtype)
+    for got, expected in zip(gradients(g), want_gradients(g), strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, atol=1e-11)
+
+
+CASES = [
+    # size, kernel, strides, padding: one row per way in which the arithmetic can go wrong
+    ((8, 8), (3, 3), (1, 1), "SAME"),
+    ((8, 8), (3, 3), (2, 2), "SAME"),  # asymmetric: (0, 1)
+    ((9, 7), (3, 3), (2, 2), "SAME"),
+    ((8, 8), (3, 3), (2, 2), 1),  # the last padded column is never read
+    ((9, 7), (3, 3), (2, 2), "VALID"),
+    ((9, 8), (3, 3), (3, 2), 0),  # rows left over
+    ((8, 8), (1, 1), (1, 1), 0),
+    ((8, 7), (1, 1), (2, 2), "SAME"),  # the last row is never read
+    ((8, 8), (1, 1), (1, 1), 1),  # more padding than kernel: negative edges in the gradient
+    ((6, 5), (2, 4), (1, 2), ((0, 2), (1, 0))),
+    ((5, 6), (5, 5), (2, 1), 2),
+    ((3, 3), (3, 3), (1, 1), "VALID"),  # a single output
+]
+
+
+@pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CASES)
+@pytest.mark.parametrize("out", [2, 4, 16, 48])  # of which the CPU packs 8, 4, 2 and 1 columns
+def test_conv2d_and_its_gradients_equal_those_of_xla(size, kernel, strides, padding, out):
+    with jax.enable_x64(True):
+        x, w = example(size, kernel, out)
+        assert_same_conv_and_gradients(x, w, strides, padding)
+
+
+def test_conv2d_equals_xla_at_the_sizes_of_a_resnet():
+    with jax.enable_x64(True):
+        for size, channels, out, stride in ((32, 3, 16, 1), (16, 16, 32, 2), (8, 32, 16, 1)):
+            x, w = example((size, size), (3, 3), out, channels)
+            assert_same_conv_and_gradients(x, w, (stride, stride), 1)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_conv2d_under_vmap_equals_a_loop(strides):
+    with jax.enable_x64(True):
+        x, w = example((8, 8), (3, 3), 16, lead=(4, 2))
+
+        def gradients(x, w):
+            return jax.grad(lambda x, w: jnp.sin(conv2d(x, w, strides)).sum(), (0, 1))(x, w)
+
+        batched = jax.vmap(gradients, (0, None))(x, w)
+        looped = [gradients(image, w) for image in x]
+        for got, want in zip(batched, zip(*looped, strict=True), strict=True):
+            np.testing.assert_allclose(got, np.stack(want), atol=1e-11)
+        many_kernels = jax.vmap(gradients)(x, jnp.stack([w, 2 * w, -w, w]))
+        looped = [gradients(image, k * w) for image, k in zip(x, (1, 2, -1, 1), strict=True)]
+        for got, want in zip(many_kernels, zip(*looped, strict=True), strict=True):
+            np.testing.assert_allclose(got, np.stack(want), atol=1e-11)
+
+
+def test_convolutions_inside_a_loop_are_all_written_as_the_fast_kernel_wants_them():
+    x, w = example((8, 8), (3, 3), 3, dtype=jnp.float32)
+
+    def descend(_, xw):
+        gradients = jax.grad(lambda xw: jnp.square(conv2d(*xw)).sum())(xw)
+        return jax.tree.map(lambda a, g: a - 0.01 * g, xw, gradients)
+
+    loop = jax.jit(lambda xw: lax.fori_loop(0, 3, descend, xw))
+    labels = set()
+    for line in loop.lower((x, w)).as_text().splitlines():
+        if "stablehlo.convolution" in line:
+            labels.add(line.split("dim_numbers = ")[1].split(", window")[0])
+    if jax.default_backend() == "cpu":
+        assert labels == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+    else:
+        assert len(labels) > 1
+
+
+def test_an_unused_weight_gradient_is_not_computed():
+    x, w = example((8, 8), (3, 3), dtype=jnp.float32)
+
+    def convolutions(argnums):
+        gradient = jax.jit(jax.grad(lambda x, w: jnp.square(conv2d(x, w)).sum(), argnums))
+        text = gradient.lower(x, w).compile().as_text()
+        return sum(" convolution(" in line for line in text.splitlines())
+
+    assert convolutions(0) == convolutions((0, 1)) - 1
+
+
+def test_same_padding_is_tensorflows():
+    assert resolve_padding("SAME", (32, 31), (3, 3), (2, 2)) == ((0, 1), (1, 1))
+    assert resolve_padding("VALID", (32, 32), (3, 3), (1, 1)) == ((0, 0), (0, 0))
+    assert resolve_padding(1, (32, 32), (3, 3), (1, 1)) == ((1, 1), (1, 1))
+
+
+def test_a_convolution_adds_its_bias():
+    conv = Conv(3, 4, rngs=nnx.Rngs(0))
+    conv.bias[...] = jnp.arange(4.0)
+    assert np.array_equal(conv(jnp.zeros((1, 5, 5, 3)))[0, 2, 2], np.arange(4))
+    assert Conv(3, 4, use_bias=False, rngs=nnx.Rngs(0)).bias is None
+
+
+def test_batch_norm_gives_mean_zero_and_variance_one_in_training():
+    norm = BatchNorm(3)
+    x = 100 + 5 * jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
+    y = norm(x)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=1e-4)
+
+
+def test_batch_norm_in_inference_uses_the_running_statistics_and_keeps_them():
+    norm = BatchNorm(2)
+    norm.mean[...], norm.var[...] = jnp.array([1.0, 2.0]), jnp.array([4.0, 9.0])
+    norm.use_running_average = True
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    want = (x - jnp.array([[1.0, 2.0]])) / jnp.sqrt(jnp.array([[4.0, 9.0]]) + 1e-5)
+    np.testing.assert_allclose(norm(x), want, atol=1e-6)
+    assert np.array_equal(norm.mean[...], [1, 2])
+
+
+@pytest.mark.parametrize("shape", [(16, 4, 4, 3), (7, 3)])
+def test_batch_norm_statistics_and_gradients_equal_pytorchs(shape):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(2, 3, shape)
+    axes = (0, len(shape) - 1, *range(1, len(shape) - 1))  # channels second
+    theirs = (torch.nn.BatchNorm2d if len(shape) == 4 else torch.nn.BatchNorm1d)(3).double()
+    their_x = torch.tensor(x.transpose(axes), requires_grad=True)
+    their_y = theirs(their_x)
+    their_y.pow(3).sum().backward()
+    with jax.enable_x64(True):
+        norm = BatchNorm(3)
+        graph, state = nnx.split(norm)
+        state = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.as_pure(state))
+
+        def run(x):
+            model = nnx.merge(graph, state)
+            y = model(x)
+            return (y**3).sum(), (y, model.mean[...], model.var[...])
+
+        gradient, (y, mean, var) = jax.grad(run, has_aux=True)(jnp.asarray(x))
+    np.testing.assert_allclose(y.transpose(axes), their_y.detach(), atol=1e-10)
+    np.testing.assert_allclose(gradient.transpose(axes), their_x.grad, atol=1e-8)
+    np.testing.assert_allclose(mean, theirs.running_mean, atol=1e-10)
+    np.testing.assert_allclose(var, theirs.running_var, atol=1e-10)  # both the unbiased one
+
+
+def test_gradients_through_two_convolutions_agree_with_finite_differences():
+    with jax.enable_x64(True):
+        x, w = example((6, 6), (3, 3), 3)
+
+        def loss(x):
+            return jnp.tanh(conv2d(jnp.tanh(conv2d(x, w, (2, 2))), w, (1, 1), 1)).sum()
+
+        gradient = jax.grad(loss)(x)
+        for index in itertools.islice(np.ndindex(x.shape), 0, None, 23):
+            step = jnp.zeros_like(x).at[index].set(1e-6)
+            slope = (loss(x + step) - loss(x - step)) / 2e-6
+            np.testing.assert_allclose(gradient[index], slope, atol=1e-6)
