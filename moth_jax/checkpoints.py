@@ -6,6 +6,7 @@ checkpoint is a tree of arrays and a JSON dict. Orbax writes a folder whole or n
 """
 
 import hashlib
+import json
 import shutil
 import textwrap
 from pathlib import Path
@@ -114,7 +115,7 @@ def _save(path: Path, tree: dict, metadata: dict) -> None:
     path = path.absolute()
     # Host arrays, so that any number of devices can read them.
     tree = jax.tree.map(np.asarray, tree)
-    metadata = {**metadata, "sha256": _digest(tree)}
+    metadata = {**metadata, "sha256": _digest(tree, metadata)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ocp.save(path, tree, custom_metadata=metadata, overwrite=True)
@@ -139,14 +140,14 @@ def _load(path: Path) -> tuple[dict, dict]:
         tree, metadata = ocp.load(path, target), dict(saved.custom_metadata or {})
     except faults as error:
         raise _damaged(path, _reason(error)) from error
-    if metadata.pop("sha256", None) != _digest(tree):
+    if metadata.pop("sha256", None) != _digest(tree, metadata):
         raise _damaged(path, "wrong or missing checksum")
     return tree, metadata
 
 
-def _digest(tree: dict) -> str:
-    """Return a checksum of arrays and their names: in Orbax's files the numbers have none."""
-    digest = hashlib.sha256()
+def _digest(tree: dict, metadata: dict) -> str:
+    """Return a checksum of all that is saved: in Orbax's files the numbers have none."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).data)

@@ -34,6 +34,7 @@ from moth_jax.triggers import Trigger, stamp
 from moth_jax.warmup import WarmUpResult, draw_samples, invert_towards
 
 SCHEDULERS = ("k_arm", "uniform")
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ class MothConfig:
       scheduler: "k_arm", or "uniform" for random pairs ("w/o scheduler").
       batch_norm: "update" (as the authors' Keras code) or "frozen" (as their PyTorch code).
       learning_rate, momentum, weight_decay: of Nesterov SGD (`training.sgd`).
+      schedule: "constant", as published, or "cosine", which lets the learning rate fall to 0 over
+        the main training and so gives back some of the accuracy.
       augment: flips and shifts, as the data set allows.
       adversary: PGD on the rest of the batch, for adversarially trained models.
       trigger_capacity: directions whose triggers are stored.
@@ -104,6 +107,7 @@ class MothConfig:
     learning_rate: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    schedule: str = "constant"
     augment: bool = True
     adversary: Adversary = NO_ADVERSARY
     trigger_capacity: int = 2048
@@ -111,6 +115,7 @@ class MothConfig:
 
     def __post_init__(self):
         require_choice("scheduler", self.scheduler, SCHEDULERS)
+        require_choice("schedule", self.schedule, SCHEDULES)
         if not 0 <= self.max_accuracy_drop <= 1:
             raise InputError(
                 f"max_accuracy_drop is a share in [0, 1], got {self.max_accuracy_drop}"
@@ -233,9 +238,19 @@ def harden(
     return state
 
 
-def optimiser(config: MothConfig) -> optax.GradientTransformation:
-    """Return the optimiser of the hardening."""
-    return sgd(config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
+    """Return the optimiser of the hardening of a model on `dataset`."""
+    learning_rate = config.learning_rate
+    if config.schedule == "cosine":
+        total = config.num_steps(len(dataset.train))
+        learning_rate = optax.join_schedules(
+            [
+                optax.constant_schedule(learning_rate),
+                optax.cosine_decay_schedule(learning_rate, total),
+            ],
+            boundaries=[dataset.num_classes],  # the warm-up makes one step for each class
+        )
+    return sgd(learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +264,7 @@ class _Programs:
 
 
 def _compile(classifier: Classifier, dataset, config: MothConfig) -> _Programs:
-    tx = optimiser(config)
+    tx = optimiser(config, dataset)
     step_config = StepConfig(
         minibatch_size=config.minibatch_size,
         stamp_share=config.stamp_share,

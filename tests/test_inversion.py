@@ -1,4 +1,5 @@
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from toys import SHAPE, linear_classifier, numpy_success_rate, row_images, row_variables
 
 from moth_jax.errors import InputError
-from moth_jax.inversion import INVERSIONS, invert, neural_cleanse
+from moth_jax.inversion import INVERSIONS, Inversion, invert, neural_cleanse
 from moth_jax.inversion.base import Score, _deal
 from moth_jax.inversion.neural_cleanse import to_theta, to_trigger
 from moth_jax.triggers import Trigger, random_trigger, trigger_size
@@ -25,17 +26,9 @@ def counted_predict(variables, images):
     return CLASSIFIER.predict(variables, images)
 
 
-def constant_predict(variables, images):
-    """Class 0, whatever the image."""
-    return jnp.broadcast_to(jnp.array([[3.0, 0.0, 0.0]]), (len(images), 3))
-
-
 # One compiled inversion serves most tests; a step has two minibatches of four.
 INVERSION = neural_cleanse(patience=3, verify_every=5)
-run, run_constant = (
-    jax.jit(functools.partial(invert, predict, minibatch_size=4, inversion=INVERSION))
-    for predict in (counted_predict, constant_predict)
-)
+run = jax.jit(functools.partial(invert, counted_predict, minibatch_size=4, inversion=INVERSION))
 deal = jax.jit(_deal, static_argnums=2)
 ROW_0 = row_images([0] * 8)
 
@@ -93,17 +86,9 @@ def test_a_longer_search_never_ends_with_a_larger_trigger():
 
 @pytest.mark.parametrize("num_steps", [0, 12])
 def test_where_no_trigger_reaches_the_bound_the_size_is_infinite_and_nothing_is_kept(num_steps):
-    start = random_trigger(jax.random.key(0), SHAPE)
-    result = run_constant(
-        {},
-        jnp.asarray(ROW_0),
-        jnp.ones(8),
-        1,
-        start,
-        jax.random.key(1),
-        num_steps=num_steps,
-        mask_weight=1e-3,
-    )
+    always_class_0 = jax.tree.map(jnp.zeros_like, VARIABLES)
+    always_class_0["params"]["bias"] = jnp.array([3.0, 0.0, 0.0])
+    result = invert_rows(num_steps=num_steps, variables=always_class_0)
     assert np.isposinf(result.size)
     assert not result.found
     assert result.success_rate == 0
@@ -172,6 +157,66 @@ def test_padding_has_no_influence_whatever_image_stands_there():
         np.testing.assert_array_equal(result.losses_after[:5], results[0].losses_after[:5])
 
 
+class Counts(NamedTuple):
+    """How often the parts of a method were called, and the samples its updates saw."""
+
+    updates: int = 0
+    samples: float = 0.0
+    observations: int = 0
+    verifications: int = 0
+
+
+COUNTING = Inversion(
+    name="counting",
+    init=lambda start, mask_weight, score, key: jax.tree.map(jnp.asarray, Counts()),
+    update=lambda state, objective: state._replace(
+        updates=state.updates + 1,
+        samples=state.samples + objective(random_trigger(jax.random.key(0), SHAPE)).weights.sum(),
+    ),
+    observe=lambda state, key: state._replace(observations=state.observations + 1),
+    verify=lambda state, objective: state._replace(verifications=state.verifications + 1),
+    result=lambda state: state,
+    verify_every=3,
+)
+count = jax.jit(
+    functools.partial(invert, CLASSIFIER.predict, minibatch_size=4, inversion=COUNTING),
+)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_samples", "expected"),
+    [
+        (7, 10, Counts(updates=21, samples=70, observations=7, verifications=3)),
+        (6, 10, Counts(updates=18, samples=60, observations=6, verifications=2)),
+        (1, 3, Counts(updates=3, samples=3, observations=1, verifications=1)),
+        (4, 2, Counts(updates=8, samples=8, observations=4, verifications=2)),
+        (4, 0, Counts(updates=0, samples=0, observations=4, verifications=2)),
+        (0, 10, Counts()),
+    ],
+    ids=[
+        "last verified",
+        "due at the end",
+        "one each",
+        "fewer than minibatches",
+        "none",
+        "no step",
+    ],
+)
+def test_a_step_passes_once_over_the_samples_and_is_observed_once(num_steps, num_samples, expected):
+    # Ten slots, for which a minibatch of at most four means three of them (4, 3 and 3).
+    counts = count(
+        VARIABLES,
+        row_images([0] * 10),
+        (np.arange(10) < num_samples).astype(np.float32),
+        1,
+        random_trigger(jax.random.key(0), SHAPE),
+        jax.random.key(1),
+        num_steps=num_steps,
+        mask_weight=1e-3,
+    )
+    assert Counts(*map(float, counts)) == expected
+
+
 def test_samples_change_the_result_where_padding_does_not():
     weights = [1, 1, 1, 1, 1, 0, 0, 0]
     other = np.concatenate([row_images([0] * 5, seed=9), ROW_0[5:]])
@@ -214,7 +259,7 @@ def test_no_variable_leads_out_of_the_unit_interval(theta):
 
 
 def score(rate, num_samples=10):
-    """A score of `num_samples` samples, a share `rate` of which hits; the rest of 100 is padding."""
+    """A score of `num_samples` samples, a share `rate` of which hits, padded to 100."""
     position = np.arange(100)
     hits = (position < round(rate * num_samples)) | (position >= num_samples)
     weights = position < num_samples
@@ -332,9 +377,7 @@ def test_a_candidate_that_does_not_hold_is_forgotten_and_the_earlier_result_stay
 )
 def test_a_success_rate_of_exactly_the_bound_is_enough(hits, num_samples, bound, reached):
     inversion = neural_cleanse(success_bound=bound)
-    state = state_of(inversion).replace(
-        hits=np.float32(hits), count=np.float32(num_samples)
-    )
+    state = state_of(inversion).replace(hits=np.float32(hits), count=np.float32(num_samples))
     state = jax.jit(inversion.observe)(state, jax.random.key(0))
     assert bool(np.isfinite(state.candidate_size)) == reached
     state = state.replace(candidate_size=np.float32(1.0))
@@ -366,7 +409,9 @@ def test_equal_options_give_the_same_object_so_that_nothing_is_compiled_twice():
 @pytest.mark.parametrize("name", INVERSIONS)
 def test_every_method_finds_a_trigger_between_rows(name):
     method = INVERSIONS[name]()
-    find = jax.jit(functools.partial(invert, CLASSIFIER.predict, minibatch_size=8, inversion=method))
+    find = jax.jit(
+        functools.partial(invert, CLASSIFIER.predict, minibatch_size=8, inversion=method)
+    )
     start = random_trigger(jax.random.key(0), SHAPE)
     args = (VARIABLES, jnp.asarray(ROW_0), jnp.ones(8), 1, start, jax.random.key(1))
     result = find(*args, num_steps=40, mask_weight=1e-3)

@@ -26,7 +26,7 @@ def full():
     rng = np.random.default_rng(0)
     return make(
         values,
-        values_per_seed=np.asarray([values, values], np.float32) + [[[1]], [[0]]],
+        values_per_seed=np.stack([np.add(values, 1), values]).astype(np.float32),
         triggers=Trigger(
             rng.random((3, 3, 2, 2, 1), np.float32), rng.random((3, 3, 2, 2, 3), np.float32)
         ),

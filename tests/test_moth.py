@@ -4,7 +4,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from toys import Interrupted, RecordedProgress, linear_classifier, row_dataset, row_variables
+from toys import RecordedProgress, StoppedError, linear_classifier, row_dataset, row_variables
 
 from moth_jax import moth
 from moth_jax.errors import InputError
@@ -33,14 +33,13 @@ CONFIG = MothConfig(
 )
 # Fields that are read on the host only: runs that differ in them share their compiled programs.
 HOST_FIELDS = {
-    field.name: field.default
-    for field in dataclasses.fields(MothConfig)
-    if field.name
-    in (
-        "epochs max_steps max_accuracy_drop validate_every steps_per_round pairs_per_step "
-        "random_share first_steps first_mask_weight next_steps next_mask_weight warmup_steps "
-        "warmup_mask_weight dynamic scheduler trigger_capacity seed"
-    ).split()
+    name: getattr(MothConfig(), name)
+    for name in (
+        *("epochs", "max_steps", "max_accuracy_drop", "validate_every", "steps_per_round"),
+        *("pairs_per_step", "random_share", "scheduler", "dynamic", "trigger_capacity", "seed"),
+        *("first_steps", "first_mask_weight", "next_steps", "next_mask_weight"),
+        *("warmup_steps", "warmup_mask_weight"),
+    )
 }
 compile_once = functools.cache(moth._compile)
 
@@ -84,7 +83,7 @@ class Rounds(list):
     def __call__(self, state, records):
         self.append((state, records))
         if len(self) == self.stop_after:
-            raise Interrupted
+            raise StoppedError
 
     @property
     def steps(self):
@@ -100,7 +99,7 @@ def run(dataset=DATASET, variables=VARIABLES, state=None, stop_after=None, **opt
         final = harden(
             CLASSIFIER, variables, dataset, config, state=state, on_round=rounds, progress=False
         )
-    except Interrupted:
+    except StoppedError:
         final = None
     return final, rounds
 
@@ -257,7 +256,7 @@ def test_every_target_is_warmed_up_with_the_warm_up_budget_from_a_start_of_its_o
 def test_the_warm_up_trains_with_the_trigger_on_half_of_the_other_classes_and_true_labels(calls):
     run(stop_after=K)
     updates, inversions = calls.of("warm_up_update"), calls.of("invert_towards")
-    update = jax.jit(make_update(CLASSIFIER, moth.optimiser(CONFIG)))
+    update = jax.jit(make_update(CLASSIFIER, moth.optimiser(CONFIG, DATASET)))
     share, others = 0, 0
     for target, ((args, _, (after, loss)), (_, _, found)) in enumerate(
         zip(updates, inversions, strict=True)
@@ -394,7 +393,8 @@ def test_the_scheduler_is_told_the_sizes_of_the_round():
 
 
 @pytest.mark.parametrize(
-    ("options", "random_share"), [({}, 0.3), ({"random_share": 0.1}, 0.1), ({"scheduler": "uniform"}, 1)]
+    ("options", "random_share"),
+    [({}, 0.3), ({"random_share": 0.1}, 0.1), ({"scheduler": "uniform"}, 1)],
 )
 def test_the_switches_decide_how_often_a_pair_is_random(monkeypatch, options, random_share):
     given = []
@@ -510,6 +510,28 @@ def test_the_options_of_a_step_reach_it(monkeypatch, option, value, where):
 
 
 @pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1, 1, 1, 1]),
+        ("cosine", [1, 1, 1, 1, 1, (1 + np.sqrt(0.5)) / 2, 0.5, (1 - np.sqrt(0.5)) / 2]),
+    ],
+)
+def test_the_learning_rate_is_constant_or_falls_over_the_main_training(schedule, expected):
+    # Four steps of warm-up, one for each class, and four of main training.
+    config = dataclasses.replace(
+        CONFIG, schedule=schedule, max_steps=4, momentum=0.0, weight_decay=0.0, learning_rate=0.5
+    )
+    tx = moth.optimiser(config, DATASET)
+    params = {"bias": np.zeros(1, np.float32)}
+    opt_state = tx.init(params)
+    rates = []
+    for _ in expected:
+        update, opt_state = tx.update({"bias": np.ones(1, np.float32)}, opt_state, params)
+        rates.append(-float(update["bias"][0]) / 0.5)
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("augment", "expected"), [(True, (True, 1)), (False, (False, 0))], ids=["on", "off"]
 )
 def test_augmentation_is_what_the_data_set_allows_and_can_be_turned_off(
@@ -531,9 +553,7 @@ def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(mon
 
     original = moth.neural_cleanse
     monkeypatch.setattr(moth, "neural_cleanse", neural_cleanse)
-    config = dataclasses.replace(
-        CONFIG, success_bound=0.8, warmup_success_bound=0.95, patience=4
-    )
+    config = dataclasses.replace(CONFIG, success_bound=0.8, warmup_success_bound=0.95, patience=4)
     compile_once.__wrapped__(CLASSIFIER, DATASET, config)
     assert {(o["success_bound"], o["patience"]) for o in given} == {(0.8, 4), (0.95, 4)}
 
@@ -542,11 +562,16 @@ def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(mon
     ("options", "message"),
     [
         ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, uniform"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'.*constant, cosine"),
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop is a share in \[0, 1\], got -0.1"),
         ({"max_accuracy_drop": 1.5}, r"max_accuracy_drop is a share in \[0, 1\], got 1.5"),
-        ({"steps_per_round": 0}, "steps_per_round, validate_every and victims_per_class"),
-        ({"validate_every": 0}, "steps_per_round, validate_every and victims_per_class"),
-        ({"victims_per_class": 0}, "steps_per_round, validate_every and victims_per_class"),
+        ({"steps_per_round": 0}, "steps_per_round must be at least 1, got 0"),
+        ({"validate_every": 0}, "validate_every must be at least 1, got 0"),
+        ({"victims_per_class": 0}, "victims_per_class must be at least 1, got 0"),
+        ({"pairs_per_step": 0}, "pairs_per_step must be at least 1, got 0"),
+        ({"trigger_capacity": 0}, "trigger_capacity must be at least 1, got 0"),
+        ({"warmup_images_per_class": 0}, "warmup_images_per_class must be at least 1, got 0"),
+        ({"minibatch_size": -1}, "minibatch_size must be at least 1, got -1"),
         ({"batch_size": 16}, "batch_size 16 has no room for 16 samples of each of 2 classes"),
         ({"pairs_per_step": 5}, "batch_size 128 has no room for 16 samples of each of 10 classes"),
     ],
@@ -563,9 +588,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
         (DATASET, {"pairs_per_step": 3, "batch_size": 24}, "pairs"),
         (row_dataset([4] * K), {"batch_size": 20}, "batch_size"),
         (DATASET, {"success_bound": 90}, "success_bound"),
-        (DATASET, {"trigger_capacity": 0}, "trigger_capacity"),
     ],
-    ids=["batch norm", "pairs", "batch larger than the data", "bound", "capacity"],
+    ids=["batch norm", "pairs", "batch larger than the data", "bound"],
 )
 def test_a_run_that_cannot_work_is_refused_before_the_warm_up(
     monkeypatch, dataset, options, message

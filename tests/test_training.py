@@ -8,7 +8,15 @@ from toys import RecordedProgress, linear_classifier, row_dataset, row_variables
 
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
-from moth_jax.training import Adversary, TrainingConfig, TrainState, make_update, perturb, sgd, train
+from moth_jax.training import (
+    Adversary,
+    TrainingConfig,
+    TrainState,
+    make_update,
+    perturb,
+    sgd,
+    train,
+)
 
 CLASSIFIER = linear_classifier()
 DATASET = row_dataset()
@@ -92,7 +100,7 @@ def test_updated_batch_norm_normalises_by_the_batch_and_moves_the_running_statis
 
 
 def test_an_unknown_batch_norm_mode_lists_the_choices():
-    with pytest.raises(InputError, match="unknown batch_norm mode 'train'.*frozen, update"):
+    with pytest.raises(InputError, match=r"unknown batch_norm mode 'train'.*frozen, update"):
         make_update(CLASSIFIER, sgd(0.1, momentum=0.9, weight_decay=0.0), batch_norm="train")
 
 

@@ -38,7 +38,7 @@ def linear_classifier(num_classes=3, image_shape=SHAPE):
 
 
 def row_variables(num_classes=3, scale=4.0):
-    """Weights of `linear_classifier` that take class k for an image whose row k is the brightest."""
+    """Weights of `linear_classifier` that see class k where row k is the brightest."""
     kernel = np.zeros((*SHAPE, num_classes), np.float32)
     for k in range(num_classes):
         kernel[k, :, :, k] = scale
@@ -86,7 +86,7 @@ def numpy_success_rate(logits_fn, images, trigger, target):
     return float(np.mean(np.argmax(np.asarray(logits_fn(stamped)), 1) == target))
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     """Raised by a `RecordedProgress` in the middle of the work, as Ctrl-C would be."""
 
 
@@ -109,7 +109,7 @@ class RecordedProgress(Progress):
         self.advanced.append(n)
         self.figures = figures
         if sum(self.advanced) >= self.interrupt_after:
-            raise Interrupted
+            raise StoppedError
 
     def skip(self, n, /, **figures):
         self.skipped.append(n)

@@ -130,7 +130,8 @@ def invert(
 
     Note: The published code cuts 100 samples into minibatches of 32, 32, 32 and 4. The minibatches
       here are as equal as can be (4 of 25): as many updates, no padding to compute, and no update
-      that hangs on four samples. Real samples are dealt evenly among them, padding last.
+      that hangs on four samples. Real samples are dealt evenly among them, padding last, and
+      minibatches of padding alone are left out.
     """
     chex.assert_rank((images, weights, target), (4, 1, 0))
     chex.assert_equal_shape_prefix((images, weights), 1)
@@ -155,7 +156,10 @@ def invert(
     def minibatch(state: State, indices: Array) -> tuple[State, None]:
         chosen = images[jnp.minimum(indices, num_samples - 1)]
         chosen_weights = padded_weights[indices]
-        return inversion.update(state, lambda t: score(t, chosen, chosen_weights)), None
+        updated = inversion.update(state, lambda t: score(t, chosen, chosen_weights))
+        # A class with fewer samples than minibatches leaves some of padding alone: no update.
+        real = jnp.any(chosen_weights > 0)
+        return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, state), None
 
     def step(index: Array, state: State) -> State:
         order_key, observe_key = jax.random.split(jax.random.fold_in(loop_key, index))

@@ -1,8 +1,8 @@
 """Convolution and batch normalisation as the classifiers here use them, NHWC throughout.
 
 `conv2d` exists because of one trap: inside a compiled loop, XLA:CPU sends only convolutions written
-as NHWC/HWIO to its fast kernel, and the gradients that JAX derives are not written so. They are 8 to
-150 times slower there (jax issue 12868), and trigger inversion is nothing but such a loop.
+as NHWC/HWIO to its fast kernel, and the gradients that JAX derives are not written so. They are 8
+to 150 times slower there (jax issue 12868), and trigger inversion is nothing but such a loop.
 """
 
 from collections.abc import Sequence

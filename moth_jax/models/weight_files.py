@@ -64,10 +64,8 @@ def _float32(array):
 
 
 def _damaged(path, error):
-    reason = str(error).strip().splitlines()
-    return InputError(
-        f"{path} is truncated or damaged ({reason[0] if reason else 'unexpected end'}); get it again"
-    )
+    reason = [*str(error).strip().splitlines(), "unexpected end of file"][0]
+    return InputError(f"{path} is truncated or damaged ({reason}); get it again")
 
 
 def _read_torch(path):
@@ -114,7 +112,8 @@ def _refused(path, error):
     wanted = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
     if wanted is None:
         return InputError(
-            f"{path} is no PyTorch file of weights alone, or is damaged; get it again"
+            f"{path} is refused: not a PyTorch file of weights alone, or damaged; get it again, or "
+            "save the state_dict of the module with torch.save"
         )
     return InputError(
         f"{path} is refused: it contains more than weights ({wanted[1]}), and reading that can run "
@@ -163,7 +162,7 @@ def _read_keras(path):
 
     try:
         with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
+            root = file.get("model_weights", file)
             if "layers" in root:
                 raise InputError(
                     f"{path} is in the layout of Keras 3; only that of Keras 2 is known "

@@ -1,0 +1,320 @@
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from moth_jax import models
+from moth_jax.errors import InputError
+from moth_jax.models import importing
+from moth_jax.models.importing import LAYOUTS, identify, import_weights, read_weights
+
+AKAMASTER = "akamaster_resnet20-12fca82f.th"
+KERAS = "moth_cifar10_resnet20_nat.h5"
+SHAPE = {"image_shape": (32, 32, 3), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+
+
+def weights_like(arch, num_classes=10):
+    """Random weights named and shaped as the layout of `arch` has them."""
+    _, variables = models.create(arch, num_classes=num_classes, **SHAPE, seed=5)
+    return {
+        entry.theirs: entry.to_theirs(np.array(variables[entry.kind][entry.ours]))
+        for entry in LAYOUTS[arch].entries
+    }
+
+
+@pytest.fixture(scope="module")
+def resnet20():
+    return weights_like("resnet20")
+
+
+@pytest.fixture
+def saved(tmp_path, resnet20):
+    path = tmp_path / "weights.safetensors"
+    save_file(resnet20, path)
+    return path
+
+
+# Published checkpoints
+
+
+@pytest.mark.parametrize(
+    ("file", "arch", "correct"), [(AKAMASTER, "resnet20", 932), (KERAS, "preact_resnet20", 935)]
+)
+def test_published_checkpoints_keep_their_accuracy(shared, cifar10_test, file, arch, correct):
+    if file == AKAMASTER:
+        pytest.importorskip("torch")
+    images, labels = cifar10_test
+    assert len(labels) == 1017
+    classifier, variables = importing.load(shared / "checkpoints" / file)
+    logits = jax.jit(classifier.predict)(variables, images)
+    assert int((np.argmax(logits, 1) == labels).sum()) == correct  # 91.64 % and 91.94 %
+    assert classifier.spec.arch == arch
+    assert classifier.spec.num_classes == 10
+
+
+def test_a_deeper_resnet_is_recognised(shared):
+    pytest.importorskip("torch")
+    weights = read_weights(shared / "checkpoints" / "akamaster_resnet32-d509ac18.th")
+    assert identify(weights) == ("resnet32", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_the_authors_weights_come_with_their_normalisation(shared):
+    arch, mean, std = identify(read_weights(shared / "checkpoints" / KERAS))
+    assert arch == "preact_resnet20"
+    np.testing.assert_allclose(np.multiply(mean, 255), (125.307, 122.950, 113.865))
+    np.testing.assert_allclose(np.multiply(std, 255), (62.9932, 62.0887, 66.7048))
+
+
+def test_keras_layers_are_numbered_from_one_whatever_came_before(shared, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    original = read_weights(shared / "checkpoints" / KERAS)
+    with h5py.File(tmp_path / "later.h5", "w") as file:  # as save_weights of a second model writes
+        for name, array in original.items():
+            layer, weight = name.split("/")
+            kind, number = layer.rsplit("_", 1)
+            file[f"{kind}_{int(number) + 21}/{kind}_{int(number) + 21}/{weight}:0"] = array
+    again = read_weights(tmp_path / "later.h5")
+    assert set(again) == set(original)
+    assert all(np.array_equal(again[name], original[name]) for name in original)
+
+
+# What is understood
+
+
+@pytest.mark.parametrize("arch", sorted(LAYOUTS))
+def test_name_tables_cover_every_array_exactly_once(arch):
+    _, variables = models.create(arch, num_classes=10, **SHAPE)
+    entries = LAYOUTS[arch].entries
+    assert len({entry.theirs for entry in entries}) == len(entries)
+    ours = sorted((entry.kind, entry.ours) for entry in entries)
+    assert ours == sorted((kind, name) for kind in variables for name in variables[kind])
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "preact_resnet20"])
+def test_weights_survive_the_way_out_and_in(arch):
+    weights = weights_like(arch)
+    classifier, variables = models.create(arch, num_classes=10, **SHAPE)
+    imported = import_weights(classifier.spec, variables, weights)
+    for entry in LAYOUTS[arch].entries:
+        back = entry.to_theirs(np.asarray(imported[entry.kind][entry.ours]))
+        assert back.flags.c_contiguous
+        assert np.array_equal(back, weights[entry.theirs])
+
+
+def test_a_safetensors_file_is_read_without_torch(saved, resnet20, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    weights = read_weights(saved)
+    assert all(np.array_equal(weights[name], resnet20[name]) for name in resnet20)
+    classifier, _ = importing.load(saved, class_names=tuple("abcdefghij"))
+    assert classifier.spec.class_names[9] == "j"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floats_become_float32(tmp_path, resnet20, dtype):
+    kind = getattr(jnp, dtype) if dtype == "bfloat16" else dtype
+    save_file({k: v.astype(kind) for k, v in resnet20.items()}, tmp_path / "w.safetensors")
+    _, variables = importing.load(tmp_path / "w.safetensors")
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    np.testing.assert_allclose(
+        variables["params"]["head.kernel"].T, resnet20["linear.weight"], rtol=1e-2, atol=1e-4
+    )
+
+
+def nested(weights, key):
+    return {key: weights, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: w,
+        lambda w: nested(w, "state_dict"),
+        lambda w: nested(nested(w, "model_state_dict"), "model"),
+        lambda w: {f"module.{name}": value for name, value in w.items()},
+        lambda w: {name: value.bfloat16() for name, value in w.items()},
+        lambda w: {**w, "bn1.num_batches_tracked": w["linear.bias"].sum().long()},
+    ],
+    ids=["plain", "state_dict", "twice", "DataParallel", "bfloat16", "counters"],
+)
+def test_pytorch_files_are_understood_however_training_scripts_wrap_them(tmp_path, resnet20, wrap):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(array) for name, array in resnet20.items()}
+    torch.save(wrap(tensors), tmp_path / "w.pt")
+    classifier, variables = importing.load(tmp_path / "w.pt")
+    assert classifier.spec.arch == "resnet20"
+    want = resnet20["layer2.0.conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(variables["params"]["blocks.3.conv1.kernel"], want, 1e-2)
+
+
+def test_the_number_of_classes_is_read_off_the_head(tmp_path):
+    save_file(weights_like("resnet20", num_classes=43), tmp_path / "w.safetensors")
+    assert importing.load(tmp_path / "w.safetensors")[0].spec.num_classes == 43
+
+
+# What is refused
+
+
+def test_weights_that_do_not_fit_are_all_named_in_one_message(resnet20):
+    faulty = {**resnet20, "extra.weight": np.zeros(3), "another": np.zeros(2)}
+    del faulty["bn1.bias"], faulty["layer1.0.conv1.weight"]
+    faulty["layer3.2.bn2.weight"] = np.zeros(65)
+    faulty["conv1.weight"] = np.zeros((16, 3, 3))
+    classifier, variables = models.create("resnet20", num_classes=10, **SHAPE)
+    with pytest.raises(InputError) as caught:
+        import_weights(classifier.spec, variables, faulty)
+    message = str(caught.value)
+    assert "2 missing: bn1.bias, layer1.0.conv1.weight" in message
+    assert "2 unused: extra.weight, another" in message
+    assert "layer3.2.bn2.weight (65,), expected (64,)" in message
+    assert "conv1.weight (16, 3, 3), expected (16, 3, 3, 3)" in message
+    assert identify(faulty)[0] == "resnet20"
+
+
+def test_another_number_of_classes_names_both(saved):
+    with pytest.raises(InputError, match="the head has 10 classes, the model 43"):
+        importing.load(saved, num_classes=43)
+
+
+def test_a_missing_head_is_named(tmp_path, resnet20):
+    body = {name: array for name, array in resnet20.items() if not name.startswith("linear")}
+    save_file(body, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"2 missing: linear.weight, linear.bias"):
+        importing.load(tmp_path / "w.safetensors")
+
+
+def test_weights_of_another_architecture_are_refused(saved):
+    with pytest.raises(InputError, match=r"do not fit resnet32: .* missing"):
+        importing.load(saved, arch="resnet32")
+    with pytest.raises(InputError, match=r"'small_cnn'; choose one of: .*resnet20"):
+        importing.load(saved, arch="small_cnn")
+
+
+def test_unknown_weights_list_the_known_layouts(tmp_path):
+    save_file({"features.0.weight": np.zeros((8, 3))}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"features.0.weight .*resnet20 \(PyTorch.*Keras"):
+        importing.load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_numbers_are_named(tmp_path, resnet20, value):
+    broken = {**resnet20, "bn1.bias": np.full(16, value, np.float32)}
+    save_file(broken, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"NaN or infinite values in bn1.bias;"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_a_missing_file_and_an_unknown_extension_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no weights file at .*nowhere.pt"):
+        read_weights(tmp_path / "nowhere.pt")
+    (tmp_path / "w.ckpt").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"'w.ckpt': .* one of .h5, .hdf5, .pt, .pth, .saf"):
+        read_weights(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize("extension", [".pt", ".safetensors", ".h5"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>404</html>", "an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        (b"no weights at all, only some text that is longer", "truncated or damaged|is refused"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(tmp_path, extension, content, message):
+    if extension == ".pt":
+        pytest.importorskip("torch")
+    (tmp_path / f"w{extension}").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_weights(tmp_path / f"w{extension}")
+
+
+@pytest.mark.parametrize("keep", [0.003, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["legacy.th", "zip.pt", "w.safetensors", "w.h5"])
+def test_truncated_files_are_refused(shared, tmp_path, resnet20, kind, keep):
+    path = tmp_path / kind
+    if kind == "w.safetensors":
+        save_file(resnet20, path)
+    elif kind == "w.h5":
+        path.write_bytes((shared / "checkpoints" / KERAS).read_bytes())
+    else:
+        torch = pytest.importorskip("torch")
+        tensors = {name: torch.tensor(array) for name, array in resnet20.items()}
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip.pt")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(InputError, match=r"truncated or damaged|is refused"):
+        read_weights(path)
+
+
+def test_a_zip_archive_with_a_flipped_bit_is_refused(tmp_path, resnet20):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.tensor(array) for name, array in resnet20.items()}, tmp_path / "w.pt")
+    content = bytearray((tmp_path / "w.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged \(wrong checksum of"):
+        read_weights(tmp_path / "w.pt")
+
+
+class RunsCode:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, protocol):
+    torch = pytest.importorskip("torch")
+    trace = tmp_path / "trace"
+    payload = {"state_dict": RunsCode(str(trace))}
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(payload, protocol=protocol))
+    torch.save(payload, tmp_path / "torch.pth", pickle_protocol=protocol)
+    for name in ("bare.pth", "torch.pth"):
+        with pytest.raises(InputError, match="is refused"):
+            read_weights(tmp_path / name)
+    assert not trace.exists()
+
+
+def test_a_pickled_module_is_refused_by_the_name_of_its_class(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"refused: .*torch.nn.modules.linear.Linear"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"lr": 0.1}}])
+def test_a_pytorch_file_without_weights_is_refused(tmp_path, content):
+    torch = pytest.importorskip("torch")
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="contains no named weights"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_a_torchscript_archive_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pt")
+    with pytest.raises(InputError, match="TorchScript archive"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_without_torch_the_message_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "w.pt").write_bytes(b"something")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install 'moth-jax\[torch\]'"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_a_keras_3_file_is_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = np.zeros(3)
+    with pytest.raises(InputError, match="layout of Keras 3"):
+        read_weights(tmp_path / "w.h5")

@@ -1,0 +1,160 @@
+"""The imported networks against PyTorch modules written here, on the published weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moth_jax.models import importing
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+AKAMASTER = "akamaster_resnet20-12fca82f.th"
+KERAS = "moth_cifar10_resnet20_nat.h5"
+
+
+class CifarBlock(torch.nn.Module):
+    def __init__(self, width_in, width, stride):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(width)
+        self.conv2 = torch.nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(width)
+        self.stride, self.extra = stride, (width - width_in) // 2
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, self.extra, self.extra)))
+
+
+class CifarResNet(torch.nn.Module):
+    def __init__(self, blocks=3):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(16)
+        widths = (16, 16, 32, 64)
+        for stage in (1, 2, 3):
+            rest = [CifarBlock(widths[stage], widths[stage], 1) for _ in range(blocks - 1)]
+            first = CifarBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
+            setattr(self, f"layer{stage}", torch.nn.Sequential(first, *rest))
+        self.linear = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def keras_logits(weights, x):
+    """The authors' network, written out layer by layer as their Keras file lists them."""
+    numbers = {"conv2d": 0, "batch_normalization": 0}
+
+    def get(kind, *names):
+        numbers[kind] += 1
+        return [torch.tensor(weights[f"{kind}_{numbers[kind]}/{name}"]).double() for name in names]
+
+    def conv(x, stride=1):
+        kernel, bias = get("conv2d", "kernel", "bias")
+        if kernel.shape[0] == 3:  # TensorFlow's "same": at stride 2 only below and to the right
+            x = F.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
+        return F.conv2d(x, kernel.permute(3, 2, 0, 1), bias, stride)
+
+    def activated(x):
+        gamma, beta, mean, var = get(
+            "batch_normalization", "gamma", "beta", "moving_mean", "moving_variance"
+        )
+        return F.relu(F.batch_norm(x, mean, var, gamma, beta, eps=1e-5))
+
+    x = conv(x)
+    for stage in range(3):
+        for block in range(3):
+            stride = 2 if stage > 0 and block == 0 else 1
+            before = activated(x)
+            y = conv(activated(conv(before, stride)))
+            x = y + (x if stride == 1 else conv(before, 2))
+    pooled = activated(x).mean((2, 3))
+    kernel, bias = (
+        torch.tensor(weights[f"dense_1/{name}"]).double() for name in ("kernel", "bias")
+    )
+    return pooled @ kernel + bias
+
+
+def in_float64(variables):
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), variables)
+
+
+def torch_images(images, spec):
+    normalised = (images.astype(np.float64) - np.array(spec.mean)) / np.array(spec.std)
+    return torch.tensor(normalised.transpose(0, 3, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def images(cifar10_test):
+    return cifar10_test[0][:8]
+
+
+@pytest.fixture(scope="module")
+def akamaster(shared):
+    path = shared / "checkpoints" / AKAMASTER
+    saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    module = CifarResNet().double()
+    state = {name.removeprefix("module."): value.double() for name, value in saved.items()}
+    result = module.load_state_dict(state, strict=False)
+    assert not result.unexpected_keys
+    assert all(name.endswith("num_batches_tracked") for name in result.missing_keys)
+    return importing.load(path), module
+
+
+def test_logits_and_input_gradients_of_akamasters_resnet_equal_pytorchs(akamaster, images):
+    (classifier, variables), module = akamaster
+    x = torch_images(images, classifier.spec).requires_grad_()
+    logits = module.eval()(x)
+    logits[:, 3].sum().backward()
+    with jax.enable_x64(True):
+
+        def score(images):
+            ours = classifier.predict(in_float64(variables), images)
+            return ours[:, 3].sum(), ours
+
+        gradient, ours = jax.jit(jax.grad(score, has_aux=True))(jnp.asarray(images, jnp.float64))
+    np.testing.assert_allclose(ours, logits.detach(), atol=1e-9)
+    theirs = x.grad.numpy().transpose(0, 2, 3, 1) / np.array(classifier.spec.std)
+    np.testing.assert_allclose(gradient, theirs, atol=1e-9)
+
+
+def test_a_training_pass_equals_pytorchs_in_logits_gradients_and_statistics(akamaster, images):
+    (classifier, variables), module = akamaster
+    module.train()
+    module.zero_grad()
+    logits = module(torch_images(images, classifier.spec))
+    logits[:, 3].sum().backward()
+    with jax.enable_x64(True):
+        variables = in_float64(variables)
+
+        def score(params):
+            ours, updated = classifier.forward_train(
+                {**variables, "params": params}, jnp.asarray(images, jnp.float64)
+            )
+            return ours[:, 3].sum(), (ours, updated)
+
+        gradients, (ours, updated) = jax.jit(jax.grad(score, has_aux=True))(variables["params"])
+    np.testing.assert_allclose(ours, logits.detach(), atol=1e-8)
+    state = dict(module.state_dict())
+    slopes = {name: parameter.grad for name, parameter in module.named_parameters()}
+    for entry in importing.LAYOUTS["resnet20"].entries:
+        if entry.kind == "params":
+            theirs = entry.to_ours(slopes[entry.theirs].numpy())
+            np.testing.assert_allclose(gradients[entry.ours], theirs, atol=1e-7)
+        else:
+            theirs = entry.to_ours(state[entry.theirs].numpy())
+            np.testing.assert_allclose(updated["batch_stats"][entry.ours], theirs, atol=1e-10)
+
+
+def test_logits_of_the_authors_keras_resnet_equal_pytorchs(shared, images):
+    path = shared / "checkpoints" / KERAS
+    classifier, variables = importing.load(path)
+    theirs = keras_logits(importing.read_weights(path), torch_images(images, classifier.spec))
+    with jax.enable_x64(True):
+        ours = jax.jit(classifier.predict)(in_float64(variables), jnp.asarray(images, jnp.float64))
+    np.testing.assert_allclose(ours, theirs, atol=1e-9)

@@ -1,0 +1,370 @@
+import importlib.metadata
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from runs import FIELDS, contents, do, figures, finished_run, steps, tiny_config
+
+from moth_jax import checkpoints, data, run
+from moth_jax.distance import DistanceMatrix, relative_increase
+from moth_jax.errors import InputError
+from moth_jax.evaluation import accuracy
+
+NAMES = tuple("0123456789")
+NUM_VICTIMS = len(FIELDS["distance.victims"])
+
+
+@pytest.fixture(scope="module")
+def workdir():
+    return finished_run()
+
+
+@pytest.fixture(scope="module")
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture
+def copy(workdir, tmp_path):
+    """A finished run that may be changed."""
+    return shutil.copytree(workdir, tmp_path / "run")
+
+
+def matrices(workdir):
+    return [DistanceMatrix.load(workdir / f"distance_{when}.npz") for when in ("before", "after")]
+
+
+# What a run leaves
+
+
+def test_a_finished_run_leaves_its_results_and_nothing_else(workdir):
+    assert sorted(path.name for path in workdir.iterdir()) == [
+        "config.json",
+        "distance_after.npz",
+        "distance_before.npz",
+        "hardened",
+        "hardening.json",
+        "metrics.jsonl",
+        "original",
+        "original.json",
+        "report.html",
+        "summary.json",
+        "tensorboard",
+    ]
+
+
+def test_the_summary_agrees_with_the_files_it_sums_up(workdir, summary):
+    before, after = matrices(workdir)
+    test_images = data.load("digits").test
+    for when, folder in (("before", "original"), ("after", "hardened")):
+        model = checkpoints.load_model(workdir / folder)
+        expected = accuracy(model.classifier.predict, model.variables, test_images)
+        assert summary[f"accuracy_{when}"] == expected
+        assert 0.5 < expected <= 1
+    assert summary["distance_before"] == pytest.approx(before.values[before.found].mean())
+    assert summary["distance_after"] == pytest.approx(after.values[after.found].mean())
+    assert summary["increase"] == pytest.approx(relative_increase(before, after))
+    assert summary["failures_before"] == np.isinf(before.values).sum()
+    assert summary["failures_after"] == np.isinf(after.values).sum()
+    assert 0 < summary["distance_before"] < 64  # pixels of an image
+
+
+def test_the_summary_says_how_it_came_about(summary):
+    assert (summary["data"], summary["model"], summary["method"]) == ("digits", "small_cnn", "moth")
+    assert summary["seeds"] == {"run": 0, "distance": [0]}
+    assert summary["device"].startswith(f"{jax.device_count()} x ")
+    assert summary["packages"]["jax"] == jax.__version__
+    for name in ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        assert summary["packages"][name] == importlib.metadata.version(name)
+    assert (summary["harden_steps"], summary["harden_stopped"]) == (6, "budget")
+    seconds = [summary["training_seconds"], summary["harden_seconds"]]
+    seconds += [summary["distance_seconds"]["before"], summary["distance_seconds"]["after"]]
+    assert all(0 < value < 3600 for value in seconds)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_distances_are_there_for_the_chosen_victims_and_nan_elsewhere(workdir, when):
+    with np.load(workdir / f"distance_{when}.npz", allow_pickle=False) as file:
+        values, rates, names = (file[n] for n in ("values", "success_rate", "class_names"))
+    measured = ~np.eye(10, dtype=bool)
+    measured[NUM_VICTIMS:] = False
+    assert values.shape == rates.shape == (10, 10)
+    assert tuple(names) == NAMES
+    np.testing.assert_array_equal(np.isnan(values), ~measured)
+    np.testing.assert_array_equal(np.isnan(rates), ~measured)
+    found = np.isfinite(values)
+    assert found.sum() > 9
+    assert (rates[found] >= 0.9).all()
+    assert (rates[np.isinf(values)] < 0.9).all()
+    assert (values[found] > 0).all()
+
+
+def test_every_step_is_on_record_once_in_order(workdir):
+    epochs = [("training", epoch) for epoch in range(1, FIELDS["training.epochs"] + 1)]
+    classes = [("warm-up", k) for k in range(10)]
+    hardened = [("hardening", step) for step in range(FIELDS["harden.max_steps"])]
+    assert steps(workdir) == epochs + classes + hardened
+
+
+def test_the_record_is_strict_json_with_the_figures_a_person_watches(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    by_phase = {record["phase"]: record for record in records}
+    assert {"loss", "validation_accuracy"} < by_phase["training"].keys()
+    assert {"target", "size", "prior", "loss"} < by_phase["warm-up"].keys()
+    assert {"directions", "sizes", "success_rates", "loss"} < by_phase["hardening"].keys()
+    checked = [
+        r["step"] for r in records if r["phase"] == "hardening" and "validation_accuracy" in r
+    ]
+    assert checked == [2, 5]  # every third
+
+
+def test_tensorboard_and_the_report_are_there(workdir):
+    (events,) = (workdir / "tensorboard").iterdir()
+    assert events.name.startswith("events.out.tfevents.")
+    assert events.stat().st_size > 1000
+    report = (workdir / "report.html").read_text()
+    assert "small_cnn on digits" in report
+    assert "<svg" in report
+
+
+@pytest.mark.parametrize(("folder", "when"), [("original", 0), ("hardened", 1)])
+def test_a_model_can_be_used_away_from_its_run(workdir, tmp_path, folder, when):
+    alone = shutil.copytree(workdir / folder, tmp_path / "model")
+    classifier, variables, distances = checkpoints.load_model(alone)
+    digits = data.load("digits")
+    assert classifier.spec.class_names == NAMES
+    assert (classifier.spec.arch, classifier.spec.image_shape) == ("small_cnn", (8, 8, 1))
+    assert (classifier.spec.mean, classifier.spec.std) == (digits.mean, digits.std)
+    np.testing.assert_array_equal(distances.values, matrices(workdir)[when].values)
+    logits = classifier.predict(variables, digits.test.batch([0, 1]))
+    assert logits.shape == (2, 10)
+
+
+def test_hardening_changed_the_model(workdir):
+    before, after = (
+        checkpoints.load_model(workdir / f).variables for f in ("original", "hardened")
+    )
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert changed["params"]["head.kernel"]
+
+
+# Doing it again, in parts, and with other configurations
+
+
+def test_the_same_run_again_does_nothing_twice(copy, summary):
+    done = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
+    again = do(tiny_config(), copy)
+    written = {p.name for p, time in done.items() if p.stat().st_mtime_ns != time}
+    assert written <= {"summary.json", "report.html"}
+    assert len(contents(copy)) == len(done)
+    assert again == summary
+    assert json.loads((copy / "summary.json").read_text()) == summary
+
+
+def test_phases_one_by_one_give_the_figures_of_all_at_once(workdir, tmp_path):
+    seen = []
+    for phase in ("train", "measure", "harden", "all"):
+        partial = do(tiny_config(phase=phase), tmp_path)
+        seen.append([name for name, value in partial.items() if value in (None, {})])
+        names = [path.name for path in tmp_path.iterdir()]
+        assert ("distance_before.npz" in names) == (phase != "train")
+        assert ("hardened" in names) == (phase in ("harden", "all"))
+        assert ("distance_after.npz" in names) == (phase == "all")
+    assert seen[-1] == []
+    assert {"accuracy_after", "distance_before", "distance_seconds", "increase"} < {*seen[0]}
+    assert figures(tmp_path) == figures(workdir)
+    assert steps(tmp_path) == steps(workdir)
+
+
+def test_the_report_alone_writes_summary_and_report_anew(copy, summary):
+    (copy / "summary.json").unlink()
+    (copy / "report.html").write_text("old")
+    assert do(tiny_config(phase="report"), copy) == summary
+    assert json.loads((copy / "summary.json").read_text()) == summary
+    assert "small_cnn on digits" in (copy / "report.html").read_text()
+
+
+def test_there_is_no_report_of_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"no run in .*/new to report on"):
+        do(tiny_config(phase="report"), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(copy):
+    before = contents(copy)
+    config = tiny_config(seed=3, harden__epochs=4.0, distance__victims=("0",))
+    with pytest.raises(InputError) as raised:
+        do(config, copy)
+    message = str(raised.value)
+    assert "(different: distance.victims, harden.epochs, seed)" in message
+    assert "--overwrite" in message
+    assert contents(copy) == before
+
+
+def test_what_does_not_change_the_results_may_differ(copy, summary):
+    assert do(tiny_config(checkpoint_seconds=9.0), copy) == summary
+
+
+def test_overwriting_removes_the_results_and_nothing_else(copy):
+    (copy / "notes.txt").write_text("mine")
+    (copy / "figures").mkdir()
+    (copy / "figures" / "a.png").write_text("mine")
+    config = tiny_config(seed=3, phase="train", training__epochs=1)
+    summary = do(config, copy, overwrite=True)
+    assert summary["seeds"]["run"] == 3
+    assert summary["distance_before"] is summary["accuracy_after"] is None
+    assert steps(copy) == [("training", 1)]
+    assert (copy / "notes.txt").read_text() == "mine"
+    assert (copy / "figures" / "a.png").read_text() == "mine"
+    assert not (copy / "hardened").exists()
+    with pytest.raises(InputError, match="different: "):
+        do(tiny_config(), copy)
+
+
+def test_an_overwriting_that_stops_halfway_leaves_no_mixture_of_two_runs(copy, monkeypatch):
+    removed = []
+
+    def stop_at_the_third(path):
+        removed.append(path)
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        rmtree(path)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(run.shutil, "rmtree", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run.claim(copy, tiny_config(seed=3), overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="different: seed"):
+        run.claim(copy, tiny_config(seed=3), overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["original", "training", "summary.json"])
+def test_a_folder_with_files_of_these_names_but_of_no_run_is_left_alone(tmp_path, name, overwrite):
+    path = tmp_path / name
+    if path.suffix:
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "photo.jpg").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=rf"holds {name}, but not the config.json of a run"):
+        run.claim(tmp_path, tiny_config(), overwrite=overwrite)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_came_to_nothing_gives_way_to_a_corrected_one(tmp_path):
+    with pytest.raises(InputError, match=r"no weights file at .*mistyped\.th"):
+        do(tiny_config(model__checkpoint=str(tmp_path / "mistyped.th")), tmp_path / "run")
+    run.claim(tmp_path / "run", tiny_config(seed=4), overwrite=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 4
+
+
+def test_a_damaged_configuration_is_an_input_error(copy):
+    (copy / "config.json").write_text('{"seed": ')
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        do(tiny_config(), copy)
+
+
+def test_a_folder_that_cannot_be_made_is_an_input_error(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=f"cannot use {path} as --workdir"):
+            run.claim(path, tiny_config(), overwrite=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# What is measured and hardened
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"distance__victims": ("0", "ten")},
+            r"unknown classes in distance.victims: ten; .* 0, 1,",
+        ),
+        ({"distance__victims": (0, 10)}, "unknown classes in distance.victims: 10; "),
+        ({"distance__num_directions": 19}, r"distance.num_directions must be in 0..18, got 19"),
+        ({"data__validation_fraction": 2.0}, "validation_fraction"),
+        ({"model__mean": (0.1, 0.2, 0.3)}, r"mean must have one value per channel \(1\)"),
+        ({"model__std": (64.0,)}, "divide by 255"),
+    ],
+)
+def test_a_fault_of_the_configuration_is_found_before_anything_is_computed(
+    tmp_path, changes, message
+):
+    with pytest.raises(InputError, match=message):
+        do(tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "original").exists()
+    assert not (tmp_path / "run" / "training").exists()
+
+
+def test_victims_may_be_given_as_numbers_where_these_are_their_names():
+    digits = data.load("digits")
+    by_number, by_name = (
+        run._directions(tiny_config(distance__victims=victims), digits)
+        for victims in ((0, 1), ("0", "1"))
+    )
+    assert by_number == by_name == [(a, b) for a in (0, 1) for b in range(10) if a != b]
+
+
+def test_a_number_of_directions_is_drawn_once_for_before_and_after():
+    digits = data.load("digits")
+    config = tiny_config(distance__victims=(), distance__num_directions=7)
+    drawn = run._directions(config, digits)
+    assert len(set(drawn)) == 7
+    assert drawn == run._directions(config, digits)
+    assert drawn != run._directions(tiny_config(**{**_drawn(config), "seed": 1}), digits)
+    config.distance.num_directions = 0
+    assert len(run._directions(config, digits)) == 90
+
+
+def _drawn(config):
+    return {
+        "distance__victims": config.distance.victims,
+        "distance__num_directions": config.distance.num_directions,
+    }
+
+
+def test_a_model_of_this_package_is_taken_as_it_is(workdir, tmp_path):
+    checkpoint = str(workdir / "hardened")
+    do(tiny_config(model__checkpoint=checkpoint, phase="train"), tmp_path)
+    ours, theirs = checkpoints.load_model(tmp_path / "original"), checkpoints.load_model(checkpoint)
+    assert ours.classifier.spec == theirs.classifier.spec
+    jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
+    assert ours.distances is None  # those of this run are still to be measured
+    assert steps(tmp_path) == []
+
+
+def test_a_model_of_other_images_is_refused_with_both_shapes(workdir, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), np.uint8)
+    labels = np.arange(40) % 4
+    file = tmp_path / "mine.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    config = tiny_config(model__checkpoint=str(workdir / "original"), distance__victims=())
+    config.data.unlock()
+    config.data = {"name": "npz", "file": str(file)}
+    with pytest.raises(InputError, match=r"10 classes and images \(8, 8, 1\).*4 .*\(6, 6, 1\)"):
+        do(config, tmp_path / "run")
+
+
+def test_a_damaged_model_in_the_folder_is_an_input_error_and_stays_for_the_user(copy):
+    largest = max((copy / "original").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    before = contents(copy)
+    with pytest.raises(
+        InputError, match=r"original is no checkpoint of this package or is damaged"
+    ):
+        do(tiny_config(), copy)
+    assert contents(copy) == before
+
+
+def test_a_model_whose_training_diverged_is_named_as_that(tmp_path):
+    config = tiny_config(training__learning_rate=1e30, phase="measure")
+    with pytest.raises(InputError, match="NaN or infinite weights.*lower the learning rate"):
+        do(config, tmp_path)
