@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from moth_jax import models
 from moth_jax.errors import InputError
-from moth_jax.models import importing
+from moth_jax.models import ModelSpec, importing
 from moth_jax.models.importing import LAYOUTS, identify, import_weights, read_weights
 
 AKAMASTER = "akamaster_resnet20-12fca82f.th"
@@ -18,11 +18,13 @@ SHAPE = {"image_shape": (32, 32, 3), "mean": (0.5,) * 3, "std": (0.2,) * 3}
 
 def weights_like(arch, num_classes=10):
     """Random weights named and shaped as the layout of `arch` has them."""
-    _, variables = models.create(arch, num_classes=num_classes, **SHAPE, seed=5)
-    return {
-        entry.theirs: entry.to_theirs(np.array(variables[entry.kind][entry.ours]))
-        for entry in LAYOUTS[arch].entries
-    }
+    _, shapes = models.outline(ModelSpec(arch, num_classes, **SHAPE))
+    rng = np.random.default_rng(5)
+    arrays = {}
+    for entry in LAYOUTS[arch].entries:
+        values = rng.normal(size=shapes[entry.kind][entry.ours].shape).astype(np.float32)
+        arrays[entry.theirs] = entry.to_theirs(values)
+    return arrays
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_keras_layers_are_numbered_from_one_whatever_came_before(shared, tmp_pat
 
 @pytest.mark.parametrize("arch", sorted(LAYOUTS))
 def test_name_tables_cover_every_array_exactly_once(arch):
-    _, variables = models.create(arch, num_classes=10, **SHAPE)
+    _, variables = models.outline(ModelSpec(arch, 10, **SHAPE))
     entries = LAYOUTS[arch].entries
     assert len({entry.theirs for entry in entries}) == len(entries)
     ours = sorted((entry.kind, entry.ours) for entry in entries)
@@ -96,8 +98,8 @@ def test_name_tables_cover_every_array_exactly_once(arch):
 @pytest.mark.parametrize("arch", ["resnet20", "preact_resnet20"])
 def test_weights_survive_the_way_out_and_in(arch):
     weights = weights_like(arch)
-    classifier, variables = models.create(arch, num_classes=10, **SHAPE)
-    imported = import_weights(classifier.spec, variables, weights)
+    classifier, shapes = models.outline(ModelSpec(arch, 10, **SHAPE))
+    imported = import_weights(classifier.spec, shapes, weights)
     for entry in LAYOUTS[arch].entries:
         back = entry.to_theirs(np.asarray(imported[entry.kind][entry.ours]))
         assert back.flags.c_contiguous
@@ -162,9 +164,9 @@ def test_weights_that_do_not_fit_are_all_named_in_one_message(resnet20):
     del faulty["bn1.bias"], faulty["layer1.0.conv1.weight"]
     faulty["layer3.2.bn2.weight"] = np.zeros(65)
     faulty["conv1.weight"] = np.zeros((16, 3, 3))
-    classifier, variables = models.create("resnet20", num_classes=10, **SHAPE)
+    classifier, shapes = models.outline(ModelSpec("resnet20", 10, **SHAPE))
     with pytest.raises(InputError) as caught:
-        import_weights(classifier.spec, variables, faulty)
+        import_weights(classifier.spec, shapes, faulty)
     message = str(caught.value)
     assert "2 missing: bn1.bias, layer1.0.conv1.weight" in message
     assert "2 unused: extra.weight, another" in message

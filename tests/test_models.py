@@ -36,7 +36,7 @@ def images():
 
 @pytest.mark.parametrize("arch", sorted(models.MODELS))
 def test_every_architecture_gives_one_logit_per_class(arch):
-    classifier, variables = models.create(arch, **SPEC)
+    classifier, variables = models.outline(ModelSpec(arch, **SPEC))
     assert all(value.dtype == jnp.float32 for value in jax.tree.leaves(variables))
     images = jax.ShapeDtypeStruct((2, *SPEC["image_shape"]), jnp.float32)
     logits = jax.eval_shape(classifier.predict, variables, images)
@@ -47,10 +47,18 @@ def test_every_architecture_gives_one_logit_per_class(arch):
     assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, variables)
 
 
-def test_the_depth_of_a_resnet_is_the_number_of_its_layers():
-    for depth in (20, 56):
-        _, variables = models.create(f"resnet{depth}", **SPEC)
-        assert sum(name.endswith("kernel") for name in variables["params"]) == depth
+def test_the_outline_of_a_model_has_its_names_shapes_and_types(model):
+    classifier, variables = model
+    _, shapes = models.outline(classifier.spec)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), variables) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), shapes
+    )
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_the_depth_of_a_resnet_is_the_number_of_its_layers(depth):
+    _, variables = models.outline(ModelSpec(f"resnet{depth}", **SPEC))
+    assert sum(name.endswith("kernel") for name in variables["params"]) == depth
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():

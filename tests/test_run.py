@@ -366,5 +366,5 @@ def test_a_damaged_model_in_the_folder_is_an_input_error_and_stays_for_the_user(
 
 def test_a_model_whose_training_diverged_is_named_as_that(tmp_path):
     config = tiny_config(training__learning_rate=1e30, phase="measure")
-    with pytest.raises(InputError, match="NaN or infinite weights.*lower the learning rate"):
+    with pytest.raises(InputError, match=r"NaN or infinite weights.*lower the learning rate"):
         do(config, tmp_path)

@@ -9,7 +9,7 @@ from moth_jax.models.cnn import SmallCNN
 from moth_jax.models.functional import Classifier, ModelSpec, Variables, from_module
 from moth_jax.models.resnet import CifarResNet, PreactResNet
 
-__all__ = ["MODELS", "Classifier", "ModelSpec", "Variables", "build", "create"]
+__all__ = ["MODELS", "Classifier", "ModelSpec", "Variables", "build", "create", "outline"]
 
 
 def _resnet(family, blocks_per_stage, spec, rngs):
@@ -44,8 +44,20 @@ def build(spec: ModelSpec, *, seed: int = 0) -> tuple[Classifier, Variables]:
     >>> variables["params"]["head.kernel"].shape
     (256, 10)
     """
+    return from_module(_module(spec, seed), spec)
+
+
+def outline(spec: ModelSpec) -> tuple[Classifier, Variables]:
+    """As `build`, with `jax.ShapeDtypeStruct` for arrays: to be filled with weights from a file.
+
+    Drawing random weights only to replace them takes seconds, most of it compilation.
+    """
+    return from_module(nnx.eval_shape(lambda: _module(spec, 0)), spec)
+
+
+def _module(spec, seed):
     require_choice("model", spec.arch, MODELS)
-    return from_module(MODELS[spec.arch](spec, nnx.Rngs(seed)), spec)
+    return MODELS[spec.arch](spec, nnx.Rngs(seed))
 
 
 def create(

@@ -66,8 +66,9 @@ def identify(weights: Weights) -> tuple[str, tuple[float, ...], tuple[float, ...
 
 
 def import_weights(spec: ModelSpec, variables: Variables, weights: Weights) -> Variables:
-    """The variables of a model, shaped as `variables`, with the values in `weights`, float32.
+    """The variables of a model, float32, from `weights` as `read_weights` gives them.
 
+    `variables` are the model's own of any value, or their outline, and say only the shapes.
     Raises one `InputError` that names all missing, unused and mis-shaped arrays, as the file calls
     them, and the number of classes of its head if that is another.
     """
@@ -116,8 +117,8 @@ def load(
         LAYOUTS[arch].std if std is None else std,
         class_names,
     )
-    classifier, variables = models.build(spec)
-    return classifier, import_weights(spec, variables, weights)
+    classifier, shapes = models.outline(spec)
+    return classifier, import_weights(spec, shapes, weights)
 
 
 def _relevant(weights):

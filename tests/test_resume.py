@@ -1,0 +1,253 @@
+import os
+import re
+import shutil
+import signal
+import stat
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import (
+    FIELDS,
+    FLAGS,
+    command_server,
+    contents,
+    do,
+    figures,
+    finished_run,
+    steps,
+    tiny_config,
+)
+from toys import Interrupted
+
+from moth_jax import checkpoints, distance, run
+from moth_jax.checkpoints import RunCheckpoints
+from moth_jax.matrix import DistanceMatrix
+from moth_jax.metrics import MetricWriter
+
+PROGRESS_LINE = re.compile(r"\d\d:\d\d:\d\d \S")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return finished_run()
+
+
+@pytest.fixture(scope="module")
+def command(reference):
+    """The command line; its compilations are those of the reference."""
+    return command_server()
+
+
+@pytest.fixture
+def measured(reference, tmp_path):
+    """A run whose first distances are known and whose hardening has not begun."""
+    workdir = shutil.copytree(reference, tmp_path / "measured")
+    shutil.rmtree(workdir / "hardened")
+    for name in ("hardening.json", "distance_after.npz", "summary.json", "report.html"):
+        (workdir / name).unlink()
+    return workdir
+
+
+@pytest.fixture
+def trained(measured):
+    """A run whose model is trained and not measured."""
+    (measured / "distance_before.npz").unlink()
+    (measured / "original" / "distances.npz").unlink()
+    return measured
+
+
+def assert_same_run(workdir, reference):
+    """The figures, the record, the weights and the triggers are those of the reference."""
+    assert figures(workdir) == figures(reference)
+    assert steps(workdir) == steps(reference)
+    assert sorted(os.listdir(workdir)) == sorted(os.listdir(reference))
+    for folder in ("original", "hardened"):
+        ours, theirs = (checkpoints.load_model(w / folder).variables for w in (workdir, reference))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    for name in ("distance_before.npz", "distance_after.npz"):
+        ours, theirs = (DistanceMatrix.load(w / name) for w in (workdir, reference))
+        np.testing.assert_array_equal(ours.values_per_seed, theirs.values_per_seed)
+        np.testing.assert_array_equal(ours.triggers.pattern, theirs.triggers.pattern)
+
+
+def interrupt(monkeypatch, owner, name, call):
+    """Raise `Interrupted` instead of the `call`-th call of a function."""
+    function, calls = getattr(owner, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            raise Interrupted
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+# (where in the run, what is not called any more, at which call of one process)
+MOMENTS = [
+    ("before the first record", MetricWriter, "write", 1),
+    ("between the first epoch's record and its checkpoint", RunCheckpoints, "save", 1),
+    ("after the first epoch's checkpoint", MetricWriter, "write", 2),
+    ("before the trained model is written", checkpoints, "save_model", 1),
+    ("before the second chunk of directions is written", distance._ChunkStore, "save", 2),
+    ("before the distances are put into the model", checkpoints, "save_distances", 1),
+    ("between the distances in the model and their file", DistanceMatrix, "save", 2),
+    ("in the warm-up, between record and checkpoint", RunCheckpoints, "save", 4),
+    ("after the last class of the warm-up", MetricWriter, "write", 8),
+    ("between the records of a round", MetricWriter, "write", 2),
+    ("between the records and the checkpoint of a round", RunCheckpoints, "save", 2),
+    ("before the hardened model is written", checkpoints, "save_model", 1),
+    ("before the checkpoints of the hardening are removed", RunCheckpoints, "clear", 2),
+    ("in the second measurement", distance._ChunkStore, "save", 3),
+    ("before the summary", run, "summarise", 1),
+]
+
+
+def test_a_run_interrupted_at_every_turn_ends_like_one_in_one_go(reference, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    for moment, owner, name, call in MOMENTS:
+        with monkeypatch.context() as patch:
+            interrupt(patch, owner, name, call)
+            try:
+                do(tiny_config(), workdir)
+            except Interrupted:
+                continue
+            pytest.fail(f"there was no moment {moment}")
+    do(tiny_config(), workdir)
+    assert_same_run(workdir, reference)
+
+
+def test_a_hardening_that_left_no_checkpoint_is_done_again_and_recorded_once(
+    reference, measured, monkeypatch
+):
+    config = tiny_config(checkpoint_seconds=1e6)
+    with monkeypatch.context() as patch:
+        interrupt(patch, MetricWriter, "write", 15)
+        with pytest.raises(Interrupted):
+            do(config, measured)
+    assert not (measured / "hardening").exists()
+    do(config, measured)
+    assert_same_run(measured, reference)
+
+
+def test_a_run_killed_while_measuring_and_while_hardening_ends_like_one_in_one_go(
+    command, reference, tmp_path
+):
+    workdir = tmp_path / "run"
+    arguments = (*FLAGS, f"--workdir={workdir}")
+    kill = {"send": signal.SIGKILL}
+
+    code, _, _ = command(*arguments, **kill, when=f"{workdir}/distances/*.npz", count=2)
+    assert code == -signal.SIGKILL
+    assert not (workdir / "distance_before.npz").exists()
+
+    code, _, _ = command(*arguments, **kill, when=f"{workdir}/hardening/0000001[1-9]")
+    assert code == -signal.SIGKILL
+    assert (workdir / "distance_before.npz").exists()
+    assert not (workdir / "hardened").exists()
+
+    code, out, err = command(*arguments)
+    assert (code, out) == (0, ""), err
+    assert_same_run(workdir, reference)
+
+
+def test_ctrl_c_is_one_line_and_an_exit_code_of_its_own_and_the_run_goes_on(command, tmp_path):
+    epochs = 25
+    arguments = (*FLAGS, f"--workdir={tmp_path}", "--config.phase=train")
+    arguments += (f"--config.training.epochs={epochs}",)
+    code, out, err = command(*arguments, send=signal.SIGINT, when=f"{tmp_path}/training/00000002")
+    assert (code, out) == (130, "")
+    said = [line for line in err.splitlines() if not PROGRESS_LINE.match(line)]
+    assert said == ["moth_jax: interrupted; the same command goes on from here"]
+    assert not (tmp_path / "original").exists()
+
+    code, _, err = command(*arguments)
+    assert code == 0
+    assert re.search(rf"training: \d+ of {epochs} epochs done, continuing", err)
+    assert steps(tmp_path) == [("training", epoch) for epoch in range(1, epochs + 1)]
+
+
+# Disks
+
+
+def assert_refused(answer, *, says):
+    """Exit code 2, and one line besides those of the progress."""
+    code, out, err = answer
+    said = [line for line in err.splitlines() if not PROGRESS_LINE.match(line)]
+    assert (code, out, len(said)) == (2, "", 1), err
+    assert said[0].startswith("moth_jax: ")
+    assert says in said[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "limit", "says"),
+    [
+        (None, 60_000, "/training/"),
+        ("trained", 1_000, ""),
+        ("measured", "record", "metrics.jsonl"),
+        ("measured", 100_000, "/hardening/"),
+    ],
+    ids=["training's checkpoint", "a chunk of distances", "the record", "hardening's checkpoint"],
+)
+def test_after_a_full_disk_the_run_goes_on_and_nothing_is_lost(
+    command, reference, tmp_path, request, state, limit, says
+):
+    workdir = request.getfixturevalue(state) if state else tmp_path / "run"
+    if limit == "record":
+        limit = (workdir / "metrics.jsonl").stat().st_size + 50
+    before = contents(workdir) if state else {}
+    arguments = (*FLAGS, f"--workdir={workdir}")
+    assert_refused(command(*arguments, file_size=limit), says=says)
+    after = contents(workdir)
+    kept = [name for name in before if not name.startswith(("metrics", "tensorboard"))]
+    assert [name for name in kept if after.get(name) != before[name]] == []
+
+    code, _, err = command(*arguments)
+    assert code == 0, err
+    assert_same_run(workdir, reference)
+
+
+def test_a_disk_too_full_for_the_report_keeps_the_results(command, reference, tmp_path):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    (workdir / "report.html").unlink()
+    before = contents(workdir)
+    arguments = (*FLAGS, f"--workdir={workdir}")
+    assert_refused(command(*arguments, file_size=20_000), says="report.html: File too large")
+    assert contents(workdir) == before
+    assert command(*arguments)[0] == 0
+    assert (workdir / "report.html").exists()
+
+
+@pytest.fixture
+def folder_for_all():
+    """A folder that any user may look into (pytest's own are closed)."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_folder_that_may_not_be_written_is_one_line_and_stays_as_it_is(
+    command, reference, folder_for_all
+):
+    workdir = shutil.copytree(reference, folder_for_all / "run")
+    (workdir / "report.html").unlink()
+    for path in (folder_for_all, *folder_for_all.rglob("*")):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    before = contents(workdir)
+    for path in (folder_for_all / "new", workdir):
+        answer = command(*FLAGS, f"--workdir={path}", nobody=True)
+        assert_refused(answer, says="Permission denied")
+    for path in (folder_for_all, workdir):
+        path.chmod(0o755)
+    assert contents(workdir) == before
+    assert os.listdir(folder_for_all) == ["run"]
+    code, _, err = command(*FLAGS, f"--workdir={workdir}")
+    assert code == 0, err
+
+
+def test_the_reference_stays_as_it_was(reference):
+    assert len(steps(reference)) == FIELDS["training.epochs"] + 10 + FIELDS["harden.max_steps"]
+    assert not (reference / "hardening").exists()
