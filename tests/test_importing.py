@@ -272,6 +272,7 @@ class RunsCode:
         return open, (self.path, "w")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, protocol):
     torch = pytest.importorskip("torch")
@@ -300,6 +301,7 @@ def test_a_pytorch_file_without_weights_is_refused(tmp_path, content):
         read_weights(tmp_path / "w.pt")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_torchscript_archive_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pt")

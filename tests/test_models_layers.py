@@ -88,22 +88,31 @@ def test_conv2d_under_vmap_equals_a_loop(strides):
             np.testing.assert_allclose(got, np.stack(want), atol=1e-11)
 
 
-def test_convolutions_inside_a_loop_are_all_written_as_the_fast_kernel_wants_them():
-    x, w = example((8, 8), (3, 3), 3, dtype=jnp.float32)
+def lowered_convolutions(conv, platform):
+    """How each convolution of a loop over `conv` and its gradients is written for a platform."""
+    x, w = example((8, 8), (3, 3), 3, dtype=np.float32)
 
     def descend(_, xw):
-        gradients = jax.grad(lambda xw: jnp.square(conv2d(*xw)).sum())(xw)
+        gradients = jax.grad(lambda xw: jnp.square(conv(*xw, (2, 2), "SAME")).sum())(xw)
         return jax.tree.map(lambda a, g: a - 0.01 * g, xw, gradients)
 
     loop = jax.jit(lambda xw: lax.fori_loop(0, 3, descend, xw))
-    labels = set()
-    for line in loop.lower((x, w)).as_text().splitlines():
-        if "stablehlo.convolution" in line:
-            labels.add(line.split("dim_numbers = ")[1].split(", window")[0])
-    if jax.default_backend() == "cpu":
-        assert labels == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
-    else:
-        assert len(labels) > 1
+    text = loop.trace((x, w)).lower(lowering_platforms=(platform,)).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    return sorted(line.split(") ", 1)[1] for line in lines)
+
+
+def test_convolutions_inside_a_loop_are_written_as_the_fast_kernel_of_the_cpu_wants_them():
+    ours = lowered_convolutions(conv2d, "cpu")
+    assert len(ours) == 3
+    assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in ours)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_on_an_accelerator_convolutions_are_left_as_jax_derives_them(platform):
+    ours = lowered_convolutions(conv2d, platform)
+    assert ours == lowered_convolutions(lax_conv, platform)
+    assert ours != lowered_convolutions(conv2d, "cpu")
 
 
 def test_an_unused_weight_gradient_is_not_computed():

@@ -14,6 +14,7 @@ from moth_jax.evaluation import accuracy
 
 NAMES = tuple("0123456789")
 NUM_VICTIMS = len(FIELDS["distance.victims"])
+NUM_STEPS = FIELDS["harden.max_steps"]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_the_summary_says_how_it_came_about(summary):
     assert summary["packages"]["jax"] == jax.__version__
     for name in ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         assert summary["packages"][name] == importlib.metadata.version(name)
-    assert (summary["harden_steps"], summary["harden_stopped"]) == (6, "budget")
+    assert (summary["harden_steps"], summary["harden_stopped"]) == (NUM_STEPS, "budget")
     seconds = [summary["training_seconds"], summary["harden_seconds"]]
     seconds += [summary["distance_seconds"]["before"], summary["distance_seconds"]["after"]]
     assert all(0 < value < 3600 for value in seconds)
@@ -104,7 +105,7 @@ def test_distances_are_there_for_the_chosen_victims_and_nan_elsewhere(workdir, w
 def test_every_step_is_on_record_once_in_order(workdir):
     epochs = [("training", epoch) for epoch in range(1, FIELDS["training.epochs"] + 1)]
     classes = [("warm-up", k) for k in range(10)]
-    hardened = [("hardening", step) for step in range(FIELDS["harden.max_steps"])]
+    hardened = [("hardening", step) for step in range(NUM_STEPS)]
     assert steps(workdir) == epochs + classes + hardened
 
 
@@ -118,7 +119,7 @@ def test_the_record_is_strict_json_with_the_figures_a_person_watches(workdir):
     checked = [
         r["step"] for r in records if r["phase"] == "hardening" and "validation_accuracy" in r
     ]
-    assert checked == [2, 5]  # every third
+    assert checked == [2, 5, 8, 11]  # every third
 
 
 def test_tensorboard_and_the_report_are_there(workdir):

@@ -82,11 +82,6 @@ def _read_torch(path):
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        if "TorchScript" in str(error):
-            raise InputError(
-                f"{path} is a TorchScript archive, which runs code; "
-                "save the state_dict of the original module"
-            ) from error
         raise _damaged(path, error) from error
     tensors = {
         name.removeprefix("module."): tensor.detach()
@@ -98,14 +93,21 @@ def _read_torch(path):
 
 def _check_zip(path):
     """PyTorch itself reads a zip archive without looking at its checksums."""
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
-            raise _damaged(path, error) from error
-        if damaged:
-            raise _damaged(path, f"wrong checksum of {damaged}")
+    if not zipfile.is_zipfile(path):
+        return  # the format before 2020
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise _damaged(path, error) from error
+    if damaged:
+        raise _damaged(path, f"wrong checksum of {damaged}")
+    if "constants.pkl" in names:
+        raise InputError(
+            f"{path} is a TorchScript archive, which holds code; "
+            "save the state_dict of the original module"
+        )
 
 
 def _refused(path, error):
