@@ -330,7 +330,8 @@ def harden(
     if latest is not None:
         arrays, metadata = latest
         earlier = metadata.pop("seconds")
-        state = checkpoints.moth_state_from_arrays(arrays, metadata, moth.optimiser(options, dataset))
+        tx = moth.optimiser(options, dataset)
+        state = checkpoints.moth_state_from_arrays(arrays, metadata, tx)
     metrics.rewind(
         {
             "warm-up": -1 if state is None else state.warmed_up - 1,

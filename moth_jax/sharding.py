@@ -54,7 +54,7 @@ def spread(tree):
     return jax.tree.map(place, tree)
 
 
-@functools.cache  # the same function again is the same jit cache entry again
+@functools.lru_cache(maxsize=64)  # the same function again is the same jit cache entry again
 def over_samples(logits_fn):
     """Return `logits_fn` (variables, images) with the images cut among the devices.
 

@@ -20,12 +20,16 @@ from runs import (
     steps,
     tiny_config,
 )
-from toys import Interrupted
 
 from moth_jax import checkpoints, distance, run
 from moth_jax.checkpoints import RunCheckpoints
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.metrics import MetricWriter
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process in the middle."""
+
 
 PROGRESS_LINE = re.compile(r"\d\d:\d\d:\d\d \S")
 
@@ -74,13 +78,13 @@ def assert_same_run(workdir, reference):
 
 
 def interrupt(monkeypatch, owner, name, call):
-    """Raise `Interrupted` instead of the `call`-th call of a function."""
+    """Raise `StoppedError` instead of the `call`-th call of a function."""
     function, calls = getattr(owner, name), []
 
     def counted(*args, **kwargs):
         calls.append(name)
         if len(calls) == call:
-            raise Interrupted
+            raise StoppedError
         return function(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, counted)
@@ -113,7 +117,7 @@ def test_a_run_interrupted_at_every_turn_ends_like_one_in_one_go(reference, tmp_
             interrupt(patch, owner, name, call)
             try:
                 do(tiny_config(), workdir)
-            except Interrupted:
+            except StoppedError:
                 continue
             pytest.fail(f"there was no moment {moment}")
     do(tiny_config(), workdir)
@@ -126,7 +130,7 @@ def test_a_hardening_that_left_no_checkpoint_is_done_again_and_recorded_once(
     config = tiny_config(checkpoint_seconds=1e6)
     with monkeypatch.context() as patch:
         interrupt(patch, MetricWriter, "write", 15)
-        with pytest.raises(Interrupted):
+        with pytest.raises(StoppedError):
             do(config, measured)
     assert not (measured / "hardening").exists()
     do(config, measured)
