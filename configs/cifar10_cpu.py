@@ -24,6 +24,7 @@ def get_config():
     config.distance.patience = 3
 
     config.harden.max_steps = 198
+    config.harden.learning_rate = 1.25e-3
     config.harden.schedule = "cosine"
     config.harden.validate_every = 33
     config.harden.warmup_steps = 60
