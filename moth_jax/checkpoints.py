@@ -18,7 +18,8 @@ import optax
 
 from moth_jax.errors import InputError
 from moth_jax.matrix import DistanceMatrix
-from moth_jax.models import Classifier, ModelSpec, Variables, build
+from moth_jax.models import Classifier, ModelSpec, Variables, outline
+from moth_jax.models.functional import describe_mismatch
 from moth_jax.moth import MothState
 from moth_jax.scheduler import KArmState
 from moth_jax.training import TrainState
@@ -68,10 +69,13 @@ def load_model(path: str | Path) -> SavedModel:
     tree, metadata = _load(Path(path))
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no model checkpoint of this package")
-    classifier, fresh = build(ModelSpec.from_json(metadata["spec"]))
+    classifier, expected = outline(ModelSpec.from_json(metadata["spec"]))
     variables = tree["variables"]
-    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, fresh):
-        raise InputError(f"{path} does not hold the weights of a {classifier.spec.arch}")
+    mismatch = describe_mismatch(_shapes(expected), _shapes(variables))
+    if mismatch:
+        raise InputError(
+            f"{path} does not hold the weights of a {classifier.spec.arch}: {mismatch}"
+        )
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
         raise InputError(
             f"{path} holds NaN or infinite weights: its training diverged; lower the learning rate"
@@ -79,6 +83,14 @@ def load_model(path: str | Path) -> SavedModel:
     measured = Path(path) / _DISTANCES
     distances = DistanceMatrix.load(measured) if measured.exists() else None
     return SavedModel(classifier, variables, distances)
+
+
+def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{kind}.{name}": tuple(leaf.shape)
+        for kind, leaves in variables.items()
+        for name, leaf in leaves.items()
+    }
 
 
 class RunCheckpoints:
