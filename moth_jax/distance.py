@@ -75,7 +75,7 @@ def distance_matrix(
     Args:
       logits_fn: images [n, h, w, c] in [0, 1] -> logits [n, K]; with `variables` given,
         (variables, images) -> logits. Inference mode, normalisation inside, not softmax.
-      images: [n, h, w, c] in [0, 1].
+      images: [n, h, w, c] in [0, 1], or uint8 from 0 to 255.
       labels: [n] integers in [0, K).
       variables: the model's variables, if `logits_fn` takes them.
       class_names: K names; "0", "1", ... if not given.
@@ -110,7 +110,18 @@ def distance_matrix(
     """
     inversion = neural_cleanse() if inversion is None else inversion
     call = logits_fn if variables is not None else _ignore_variables(logits_fn)
-    num_classes = check_classifier(call, variables, images, labels)
+    seen = check_classifier(call, variables, images, labels)
+    num_classes = seen.shape[1]
+    _check_options(
+        num_images=num_images,
+        num_steps=num_steps,
+        minibatch_size=minibatch_size,
+        directions_per_chunk=1 if directions_per_chunk is None else directions_per_chunk,
+    )
+    if not 0 <= mask_weight < np.inf:
+        raise InputError(f"mask_weight must be finite and not negative, got {mask_weight}")
+    if not len(seeds):
+        raise InputError("seeds must name at least one seed, such as (0,)")
     names = _class_names(class_names, num_classes)
     directions = _check_directions(directions, labels, num_classes, names)
     chunk_size = _chunk_size(directions_per_chunk, len(directions), len(seeds))
@@ -135,7 +146,9 @@ def distance_matrix(
         inversion=inversion,
         **settings,
     )
-    store = _ChunkStore(resume_dir, details, (images, labels, variables))
+    # Logits tell functions apart that hold their weights themselves.
+    model = seen if variables is None else variables
+    store = _ChunkStore(resume_dir, details, (images, labels, model))
     reporter = as_progress(progress)
     results: list[_Chunk] = []
     with reporter.task(label, total=len(directions), unit="directions") as task:
@@ -170,50 +183,63 @@ def class_distance(
     """
     check_images(images)
     call = logits_fn if variables is not None else _ignore_variables(logits_fn)
-    num_classes = _num_outputs(call, variables, images)
+    num_classes = _first_logits(call, variables, images).shape[1]
+    _check_options(num_steps=num_steps, minibatch_size=minibatch_size)
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
     start_key, key = jax.random.split(jax.random.key(seed))
-    return jax.jit(
-        functools.partial(
-            invert,
-            over_samples(call),
-            minibatch_size=minibatch_size,
-            inversion=neural_cleanse() if inversion is None else inversion,
-        )
-    )(
+    return _invert_one(
+        over_samples(call),
         variables,
-        jnp.asarray(images, jnp.float32),
+        _unit(images),
         jnp.ones(len(images)),
         jnp.asarray(target, jnp.int32),
         random_trigger(start_key, images.shape[1:]),
         key,
         num_steps=num_steps,
         mask_weight=mask_weight,
+        minibatch_size=minibatch_size,
+        inversion=neural_cleanse() if inversion is None else inversion,
     )
+
+
+_invert_one = jax.jit(invert, static_argnames=("logits_fn", "minibatch_size", "inversion"))
 
 
 def check_classifier(
     logits_fn: LogitsFn, variables: Variables, images: np.ndarray, labels: np.ndarray
-) -> int:
-    """Check images, labels and the model's output on a few of them; return the number of classes.
+) -> np.ndarray:
+    """Check images, labels and the model's output; return the logits [m, K] of the first images.
 
     Raises:
       InputError: at the first fault.
     """
     check_images(images)
-    num_classes = _num_outputs(logits_fn, variables, images)
+    logits = _first_logits(logits_fn, variables, images)
+    num_classes = logits.shape[1]
     if num_classes < 2:
         raise InputError(f"a distance needs at least 2 classes, the model has {num_classes}")
     check_labels(labels, num_classes)
     if len(labels) != len(images):
         raise InputError(f"there are {len(images)} images but {len(labels)} labels")
-    return num_classes
+    return logits
 
 
-def _num_outputs(logits_fn: LogitsFn, variables: Variables, images: np.ndarray) -> int:
-    """Return the number of logits, after a look at those of the first images."""
-    logits = np.asarray(jax.jit(logits_fn)(variables, jnp.asarray(images[:8], jnp.float32)))
+def _check_options(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    """Return float32 images in [0, 1]; bytes are 0 to 255."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    return np.asarray(images, np.float32) / np.float32(scale)
+
+
+def _first_logits(logits_fn: LogitsFn, variables: Variables, images: np.ndarray) -> np.ndarray:
+    """Return the logits of the first images, if they are logits."""
+    logits = np.asarray(jax.jit(logits_fn)(variables, _unit(images[:8])))
     if logits.ndim != 2 or logits.shape[0] != min(8, len(images)):
         raise InputError(
             f"logits_fn must return logits [n, K] for images [n, h, w, c]; for "
@@ -227,11 +253,11 @@ def _num_outputs(logits_fn: LogitsFn, variables: Variables, images: np.ndarray) 
         raise InputError(
             "the model returns probabilities: leave out its softmax, distances need logits"
         )
-    return logits.shape[1]
+    return logits
 
 
-@functools.lru_cache(maxsize=64)  # the same function again is the same jit cache entry again
 def _ignore_variables(logits_fn: Callable[[Array], Array]) -> LogitsFn:
+    # A new function each time: what `logits_fn` closes over may have changed since it was compiled.
     return lambda variables, images: logits_fn(images)
 
 
@@ -251,6 +277,8 @@ def _check_directions(
     """Return the directions to measure; every victim class must have a sample."""
     if directions is None:
         directions = [(a, b) for a in range(num_classes) for b in range(num_classes) if a != b]
+    if not len(directions):
+        raise InputError("directions must name at least one (victim, target)")
     for a, b in directions:
         if a == b or not (0 <= a < num_classes and 0 <= b < num_classes):
             raise InputError(
@@ -321,7 +349,7 @@ def _measure_chunk(
     padded = np.zeros((len(samples), capacity, *images.shape[1:]), np.float32)
     weights = np.zeros((len(samples), capacity), np.float32)
     for i, sample in enumerate(samples):
-        padded[i, : len(sample)] = sample
+        padded[i, : len(sample)] = _unit(sample)
         weights[i, : len(sample)] = 1
     result = _invert_directions(
         logits_fn,

@@ -35,6 +35,15 @@ from moth_jax.warmup import WarmUpResult, draw_samples, invert_towards
 
 SCHEDULERS = ("k_arm", "uniform")
 SCHEDULES = ("constant", "cosine")
+_COUNTS = (
+    "steps_per_round",
+    "validate_every",
+    "victims_per_class",
+    "pairs_per_step",
+    "trigger_capacity",
+    "warmup_images_per_class",
+    "minibatch_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +129,9 @@ class MothConfig:
             raise InputError(
                 f"max_accuracy_drop is a share in [0, 1], got {self.max_accuracy_drop}"
             )
-        least = min(self.steps_per_round, self.validate_every, self.victims_per_class)
-        if least < 1:
-            raise InputError(
-                "steps_per_round, validate_every and victims_per_class must be at least 1"
-            )
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size < 2 * self.pairs_per_step * self.victims_per_class:
             raise InputError(
                 f"batch_size {self.batch_size} has no room for {self.victims_per_class} samples of "
@@ -204,6 +211,7 @@ def harden(
 
     Note: Progress is watched on validation data. The published code watches the test set.
     """
+    _check_fit(dataset, config)
     programs = _compile(classifier, dataset, config)
     members = class_indices(dataset.train.labels, dataset.num_classes)
     total = config.num_steps(len(dataset.train))
@@ -236,6 +244,20 @@ def harden(
             task.advance(state.step - done, **_figures(state, records))
             finish_round(state, records)
     return state
+
+
+def _check_fit(dataset, config: MothConfig) -> None:
+    """Raise `InputError` if the options do not fit the data, before anything is computed."""
+    most = dataset.num_classes // 2
+    if config.pairs_per_step > most:
+        raise InputError(
+            f"pairs_per_step must be in 1..{most} for {dataset.num_classes} classes, "
+            f"got {config.pairs_per_step}"
+        )
+    if config.batch_size > len(dataset.train):
+        raise InputError(
+            f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training images"
+        )
 
 
 def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
@@ -512,7 +534,8 @@ def _check(
     variables = state.train.variables
     now = accuracy(classifier.predict, variables, dataset.validation)
     state = dataclasses.replace(state, accuracy=now, accuracy_step=state.step)
-    if state.initial_accuracy - now > config.max_accuracy_drop:
+    # Accuracies are ratios of counts: a fall of exactly the bound must not pass it by rounding.
+    if state.initial_accuracy - now > config.max_accuracy_drop + 1e-9:
         return dataclasses.replace(state, stopped="accuracy")
     state = dataclasses.replace(state, kept=variables, kept_step=state.step)
     return dataclasses.replace(state, stopped="budget") if finished else state

@@ -50,7 +50,11 @@ class TriggerBank:
         self.arrays["universal_found"][target] = True
 
     def keep(self, victim: int, target: int, trigger: Trigger, size: float) -> None:
-        """Keep the trigger of a direction if it is larger than the one in store."""
+        """Keep the trigger of a direction if it is larger than the one in store.
+
+        Note: A direction's own trigger is kept even if the universal one was larger: sizes for one
+          victim class and for all are not alike.
+        """
         slot = self._slot(victim, target)
         if slot is None:
             slot = int(self.arrays["used"].argmin())

@@ -77,6 +77,10 @@ def assert_same_run(workdir, reference):
         np.testing.assert_array_equal(ours.triggers.pattern, theirs.triggers.pattern)
 
 
+class Interrupted(Exception):  # noqa: N818
+    """As by a kill at that very moment."""
+
+
 def interrupt(monkeypatch, owner, name, call):
     """Raise `StoppedError` instead of the `call`-th call of a function."""
     function, calls = getattr(owner, name), []

@@ -33,6 +33,15 @@ class Problem(NamedTuple):
     orders: np.ndarray  # [steps, minibatches, samples]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On arrays this small, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)
@@ -153,8 +162,8 @@ def steps_in_jax(problem):
         return state, (trigger, state.mask_weight, hits, trigger_size(trigger))
 
     start = Trigger(jnp.asarray(problem.mask), jnp.asarray(problem.pattern))
-    first = score(start, jnp.asarray(problem.images))
-    state = inversion.init(start, jnp.asarray(MASK_WEIGHT), first, jax.random.key(0))
+    first = jax.jit(score)(start, jnp.asarray(problem.images))
+    state = jax.jit(inversion.init)(start, jnp.asarray(MASK_WEIGHT), first, jax.random.key(0))
     steps = []
     for order in problem.orders:
         losses = []
