@@ -124,19 +124,19 @@ def parse_flags(argv: list[str]) -> list[str]:
         in_file = "Error whilst parsing config file" in lines[0]
         _fail(f"cannot use --config: {lines[-1]}" if in_file else lines[0])
     except OSError:
-        _fail(_no_such_file())
+        _fail(_no_such_file(argv))
     if not flags.FLAGS["config"].present or not _WORKDIR.value:
         _fail("--config=FILE and --workdir=DIR are required; see --help")
     if isinstance(_CONFIG.value, ConfigDict):
         if len(rest) > 1:
             _fail(f"unexpected arguments: {' '.join(rest[1:])}; options are --NAME=VALUE")
         return rest
-    _fail(_no_such_file())
+    _fail(_no_such_file(argv))
 
 
-def _no_such_file() -> str:
+def _no_such_file(argv: list[str]) -> str:
     return (
-        f"there is no configuration file {flags.FLAGS['config'].config_filename!r} with a function "
+        f"there is no configuration file {_config_path(argv)!r} with a function "
         "get_config() that returns a ConfigDict; see the folder configs/"
     )
 
@@ -150,7 +150,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
         fields = {name.rpartition(".")[2] for name in field_names(default_config())}
         return f"unknown field {in_file[1]} in --config; {_choices(in_file[1], sorted(fields))}"
     given = [match[1] for a in argv if (match := re.match(r"--?(config\.[^=]+)", a))]
-    path = next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), None)
+    path = _config_path(argv)
     if not (given and path):
         return f"cannot use --config: {str(error).splitlines()[0]}"
     fields = field_names(flags.FLAGS["config"].parser.parse(path))
@@ -158,6 +158,11 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
     parent = wrong.rpartition(".")[0]
     siblings = [name for name in fields if name.rpartition(".")[0] == parent]
     return f"unknown field {wrong}; {_choices(wrong, siblings or fields)}"
+
+
+def _config_path(argv: list[str]) -> str:
+    """Return what stands after --config= on the command line, as it may not have been parsed."""
+    return next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), "")
 
 
 def _choices(wrong: str, fields: list[str]) -> str:

@@ -256,7 +256,8 @@ def _check_fit(dataset, config: MothConfig) -> None:
         )
     if config.batch_size > len(dataset.train):
         raise InputError(
-            f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training images"
+            f"batch_size {config.batch_size} is larger than the data: "
+            f"{len(dataset.train)} training images"
         )
 
 

@@ -57,7 +57,7 @@ def assert_one_line(answer, *fragments):
         ("harden.max_steps=1.5", ["--config.harden.max_steps=1.5"]),
         ("harden.symmetric=perhaps", ["--config.harden.symmetric=perhaps", "oolean"]),
         ("distance.seeds=(0,", ["--config.distance.seeds=(0,", "tuple"]),
-        ("harden=3", ["--config.harden=3"]),
+        ("harden=3", ["--config.harden"]),
         ("phase=everything", ["unknown phase 'everything'", *PHASES]),
         ("method=magic", ["unknown method 'magic'", *METHODS]),
         ("data.name=imagenet", ["unknown data set 'imagenet'", *DATASETS]),
