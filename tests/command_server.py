@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -70,6 +71,8 @@ def _be_the_command(request: dict, out, err) -> None:
         if request.get("nobody") and os.geteuid() == 0:
             os.setgroups([])
             os.setuid(_NOBODY)
+        # A shell's background jobs ignore Ctrl-C, and their children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["main.py", *request["arguments"]]
         app.run(main.main, flags_parser=main.parse_flags)
     except SystemExit as end:
