@@ -11,7 +11,7 @@ from moth_jax.errors import InputError
 
 def test_an_unknown_data_set_is_answered_with_the_choices():
     with pytest.raises(
-        InputError, match="unknown data set 'mnist'; choose one of: cifar10, digits, gtsrb, lisa"
+        InputError, match="unknown data set 'mnist'; choose one of: cifar10, digits, folder, gtsrb"
     ):
         data.load("mnist")
 
@@ -24,17 +24,20 @@ def test_an_unknown_option_is_answered_with_the_choices(name):
         data.load(name, colour="red", seed=0)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "gtsrb", "lisa", "svhn"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "folder", "gtsrb", "imagenet2012", "imagenette", "lisa", "svhn"]
+)
 @pytest.mark.parametrize("folder", ["/nowhere/at/all", "", None])
 def test_a_missing_folder_is_answered_with_how_to_get_it(name, folder):
-    with pytest.raises(InputError, match=r"(?s)(get|cut|prepare) .* as the option dir"):
+    with pytest.raises(InputError, match=r"(?s)(get|cut|prepare|give) .* as the option dir"):
         data.load(name, dir=folder)
 
 
 def test_importing_the_package_loads_no_reader():
     code = (
         "import sys, moth_jax.data; "
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'sklearn', 'PIL', 'matplotlib'}; "
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'array_record', 'torch', "
+        "'sklearn', 'PIL', 'matplotlib'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

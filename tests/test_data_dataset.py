@@ -3,12 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moth_jax.data.dataset import (
-    ImageSplit,
-    build_dataset,
-    mean_and_std,
-    validate,
-)
+from moth_jax.data.building import build_dataset, mean_and_std
+from moth_jax.data.dataset import ImageSplit, validate
 from moth_jax.errors import InputError
 
 NAMES = ("cat", "dog", "ship")

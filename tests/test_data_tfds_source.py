@@ -110,5 +110,5 @@ def test_the_newest_version_is_read(tmp_path):
         (tmp_path / version).mkdir()
         (tmp_path / version / "dataset_info.json").touch()
     (tmp_path / "4.0.0").mkdir()
-    assert tfds_source._prepared_folder(tmp_path).name == "3.0.10"
-    assert tfds_source._prepared_folder(tmp_path / "none") is None
+    assert tfds_source.prepared_folder(tmp_path).name == "3.0.10"
+    assert tfds_source.prepared_folder(tmp_path / "none") is None

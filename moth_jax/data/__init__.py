@@ -7,7 +7,9 @@ import inspect
 
 from moth_jax.data.dataset import ImageDataset, ImageSplit
 from moth_jax.data.digits import load_digits
+from moth_jax.data.folder import load_folder
 from moth_jax.data.gtsrb import load_gtsrb
+from moth_jax.data.imagenet import load_imagenet2012, load_imagenette
 from moth_jax.data.lisa import load_lisa
 from moth_jax.data.npz import load_npz
 from moth_jax.data.tfds_source import load_cifar10, load_svhn
@@ -18,7 +20,10 @@ __all__ = ["DATASETS", "ImageDataset", "ImageSplit", "load"]
 DATASETS = {
     "cifar10": load_cifar10,
     "digits": load_digits,
+    "folder": load_folder,
     "gtsrb": load_gtsrb,
+    "imagenet2012": load_imagenet2012,
+    "imagenette": load_imagenette,
     "lisa": load_lisa,
     "npz": load_npz,
     "svhn": load_svhn,

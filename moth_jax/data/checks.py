@@ -91,21 +91,24 @@ def check_class_names(class_names) -> None:
         raise InputError(f"class names must be distinct, given more than once: {listed(twice)}")
 
 
-def check_every_class(labels, class_names, *, what: str = "labels", remedy: str = "") -> None:
-    """Raise `InputError` naming the classes of which `labels` has no sample."""
+def check_every_class(
+    labels, class_names, *, classes=None, what: str = "labels", remedy: str = ""
+) -> None:
+    """Raise `InputError` naming those of `classes` (all if None) that `labels` has no sample of."""
+    classes = range(len(class_names)) if classes is None else classes
     counts = np.bincount(labels, minlength=len(class_names))
-    missing = [class_names[k] for k in np.flatnonzero(counts == 0)]
+    missing = [class_names[k] for k in classes if counts[k] == 0]
     if missing:
         remedy = remedy or "add images of them, or leave these classes out of the data"
         raise InputError(
-            f"{what}: no samples of {len(missing)} of {len(class_names)} classes: "
+            f"{what}: no samples of {len(missing)} of {len(classes)} classes: "
             f"{listed(missing)}; {remedy}"
         )
 
 
-def listed(values) -> str:
-    """The first few values, and how many more there are."""
-    shown = ", ".join(repr(value) for value in values[:_MAX_LISTED])
+def listed(values, form=repr) -> str:
+    """The first few values, each as `form` gives it, and how many more there are."""
+    shown = ", ".join(form(value) for value in values[:_MAX_LISTED])
     more = len(values) - _MAX_LISTED
     return f"{shown} and {more} more" if more > 0 else shown
 

@@ -1,6 +1,8 @@
 """Labelled images: `ImageSplit`, `ImageDataset`, and what makes one valid."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -10,21 +12,10 @@ from moth_jax.data.checks import (
     check_images,
     check_labels,
 )
-from moth_jax.data.splitting import split_validation
+from moth_jax.data.streaming import StreamedImages
 from moth_jax.errors import InputError
 
-__all__ = [
-    "ImageDataset",
-    "ImageSplit",
-    "build_dataset",
-    "check_images",
-    "check_labels",
-    "mean_and_std",
-    "split_validation",
-    "validate",
-]
-
-_CHUNK = 512
+__all__ = ["ImageDataset", "ImageSplit", "check_images", "check_labels", "validate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,29 +23,41 @@ class ImageSplit:
     """One part of a data set.
 
     Attributes:
-      images: [n, h, w, c], uint8 or float32 in [0, 1]. Only `shape`, `dtype` and indexing with an
-        array of indices are used outside `validate` and `mean_and_std`, so that a source which
-        reads images when asked can stand here too.
+      images: an array [n, h, w, c], uint8 or float32 in [0, 1], or `StreamedImages`, which may be
+        more than fit in memory. Only this package's data modules look at it; all others ask for
+        batches.
       labels: int32 [n].
 
     Example:
       >>> split = ImageSplit(np.full([3, 2, 2, 1], 255, np.uint8), np.array([0, 1, 0], np.int32))
-      >>> len(split), split.batch([0, 2]).max(), split.of_class(0)
-      (3, np.float32(1.0), array([0, 2]))
+      >>> len(split), split.image_shape, split.batch([0, 2]).max(), split.of_class(0)
+      (3, (2, 2, 1), np.float32(1.0), array([0, 2]))
     """
 
-    images: np.ndarray
+    images: np.ndarray | StreamedImages
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c)."""
+        return tuple(int(size) for size in self.images.shape[1:])
+
     def batch(self, indices) -> np.ndarray:
         """Images float32 [m, h, w, c] in [0, 1] at `indices` [m]."""
-        images = self.images[np.asarray(indices, np.int64)]
-        if images.dtype == np.uint8:
-            return images.astype(np.float32) / np.float32(255)
-        return images.astype(np.float32)
+        return _as_unit(self.images[np.asarray(indices, np.int64)])
+
+    def batches(self, batches: Sequence) -> Iterator[np.ndarray]:
+        """Yield `batch(indices)` for each indices of `batches`.
+
+        Streamed images of the next batch are decoded while the caller works on the last one.
+        """
+        if isinstance(self.images, StreamedImages):
+            yield from map(_as_unit, self.images.batches(batches))
+        else:
+            yield from map(self.batch, batches)
 
     def of_class(self, k: int, limit: int | None = None) -> np.ndarray:
         """Indices int64 of the first `limit` samples of class `k`, in order (all if None)."""
@@ -93,16 +96,25 @@ class ImageDataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c)."""
-        return tuple(int(size) for size in self.train.images.shape[1:])
+        return self.train.image_shape
+
+    @cached_property
+    def present(self) -> tuple[int, ...]:
+        """The classes there are training samples of, ascending: all K, or fewer of a large head."""
+        return tuple(np.unique(self.train.labels).tolist())
 
 
-def validate(dataset: ImageDataset) -> ImageDataset:
-    """Return `dataset` if a model can be trained and measured on it, else raise `InputError`."""
+def validate(dataset: ImageDataset, *, every_class: bool = True) -> ImageDataset:
+    """Return `dataset` if a model can be trained and measured on it, else raise `InputError`.
+
+    With `every_class`, each part must have samples of all K classes; else validation and test must
+    have those of the training part, which are at least two.
+    """
     check_class_names(dataset.class_names)
     for part in ("train", "validation", "test"):
         split = getattr(dataset, part)
         what = f"{dataset.name} {part}"
-        check_images(split.images, image_shape=dataset.image_shape, what=f"{what} images")
+        _check_images(split.images, dataset.image_shape, f"{what} images")
         check_labels(
             split.labels, dataset.num_classes, num_images=len(split.images), what=f"{what} labels"
         )
@@ -110,9 +122,26 @@ def validate(dataset: ImageDataset) -> ImageDataset:
         check_every_class(
             split.labels,
             dataset.class_names,
+            classes=None if every_class else dataset.present,
             what=what,
             remedy=remedy if part == "validation" else "",
         )
+    if len(dataset.present) < 2:
+        raise InputError(
+            f"{dataset.name} has images of a single class, "
+            f"{dataset.class_names[dataset.present[0]]!r}; a distance needs at least 2"
+        )
+    _check_description(dataset)
+    return dataset
+
+
+def _check_images(images, image_shape, what):
+    # Streamed images have one shape and type by construction, and reading them all takes hours.
+    if not isinstance(images, StreamedImages):
+        check_images(images, image_shape=image_shape, what=what)
+
+
+def _check_description(dataset):
     for name, values in (("mean", dataset.mean), ("std", dataset.std)):
         if len(values) != dataset.image_shape[2] or not np.isfinite(values).all():
             raise InputError(
@@ -128,92 +157,9 @@ def validate(dataset: ImageDataset) -> ImageDataset:
             f"shift must be in [0, {min(dataset.image_shape[:2])}) pixels for images of shape "
             f"{dataset.image_shape}, got {dataset.shift}"
         )
-    return dataset
 
 
-def build_dataset(
-    name,
-    train,
-    test,
-    *,
-    class_names,
-    validation=None,
-    groups=None,
-    validation_fraction=0.1,
-    seed=0,
-    flip=False,
-    shift=0,
-) -> ImageDataset:
-    """Build a validated `ImageDataset`.
-
-    Args:
-      name: of the data set, used in messages.
-      train, test: pairs (images, labels): uint8, or floats in [0, 1]; integers.
-      class_names: K names.
-      validation: a pair as well, or None to take it out of `train`.
-      groups: as in `split_validation`, for the training samples.
-      validation_fraction: share of `train` taken, in (0, 1).
-      seed: of that choice.
-      flip: as in `ImageDataset`.
-      shift: as in `ImageDataset`.
-    """
-    class_names = tuple(class_names)
-    check_class_names(class_names)
-    images, labels = train
-    # Before the split, so that a message speaks of the array the user knows.
-    check_images(images, what=f"{name} train images")
-    check_labels(labels, len(class_names), num_images=len(images), what=f"{name} train labels")
-    if validation is None:
-        kept, taken = split_validation(labels, validation_fraction, seed, groups)
-        train = images[kept], labels[kept]
-        validation = images[taken], labels[taken]
-        if len(taken) == 0:
-            raise InputError(
-                f"{name}: no training image can be spared for validation: every class has a single "
-                "image or a single group; give more, or a validation part of its own"
-            )
-    mean, std = mean_and_std(train[0])
-    return validate(
-        ImageDataset(
-            name=name,
-            train=_split(*train),
-            validation=_split(*validation),
-            test=_split(*test),
-            class_names=class_names,
-            mean=mean,
-            std=std,
-            flip=flip,
-            shift=shift,
-        )
-    )
-
-
-def mean_and_std(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, in [0, 1] units, of images [n, h, w, c].
-
-    Summed in float64 over a few hundred images at a time: the copies stay small for any n.
-
-    Example:
-      >>> mean_and_std(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
-      ((0.5,), (0.5,))
-    """
-    total = np.zeros(images.shape[-1])
-    square = np.zeros(images.shape[-1])
-    scale = 255.0 if images.dtype == np.uint8 else 1.0
-    for start in range(0, len(images), _CHUNK):
-        chunk = np.asarray(images[start : start + _CHUNK], np.float64) / scale
-        total += chunk.sum((0, 1, 2))
-        square += np.square(chunk).sum((0, 1, 2))
-    count = np.prod(images.shape[:3])
-    mean = total / count
-    std = np.sqrt(np.maximum(square / count - mean**2, 0))
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _split(images, labels):
-    """An `ImageSplit` of the stored types; what cannot be converted is left for `validate`."""
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32, copy=False)
-    if np.issubdtype(labels.dtype, np.integer):
-        labels = labels.astype(np.int32, copy=False)
-    return ImageSplit(images, labels)
+def _as_unit(images):
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    return images.astype(np.float32)

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from moth_jax.data.dataset import ImageDataset, build_dataset, split_validation
+from moth_jax.data.building import build_dataset
+from moth_jax.data.dataset import ImageDataset
+from moth_jax.data.splitting import split_validation
 
 # The test part is the same for every seed: a seed may only change what is trained on.
 _TEST_FRACTION, _TEST_SEED = 0.2, 0

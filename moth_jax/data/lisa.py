@@ -10,7 +10,8 @@ from moth_jax.data.arrays import (
     existing_path,
     read_npy,
 )
-from moth_jax.data.dataset import ImageDataset, build_dataset
+from moth_jax.data.building import build_dataset
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 
 _REMEDY = (

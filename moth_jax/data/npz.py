@@ -10,7 +10,8 @@ from moth_jax.data.arrays import (
     existing_path,
     read_npz,
 )
-from moth_jax.data.dataset import ImageDataset, build_dataset
+from moth_jax.data.building import build_dataset
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")

@@ -1,5 +1,6 @@
 """CIFAR-10 and SVHN from TensorFlow Datasets, read without TensorFlow."""
 
+import contextlib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moth_jax.data.dataset import ImageDataset, build_dataset
+from moth_jax.data.building import build_dataset
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 
-_DEFAULT_DIR = "~/tensorflow_datasets"
+DEFAULT_DIR = "~/tensorflow_datasets"
 _READ = 1024
 _REACH_SECONDS = 10
 
@@ -26,7 +28,7 @@ _SVHN = _Source("svhn_cropped", "http://ufldl.stanford.edu/housenumbers/")
 
 def load_cifar10(
     *,
-    dir: str = _DEFAULT_DIR,
+    dir: str = DEFAULT_DIR,
     download: bool = False,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -56,7 +58,7 @@ def load_cifar10(
 
 def load_svhn(
     *,
-    dir: str = _DEFAULT_DIR,
+    dir: str = DEFAULT_DIR,
     download: bool = False,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -83,10 +85,10 @@ def load_svhn(
 def _read(source, name, data_dir, download):
     """((images, labels) of train, of test, class names)."""
     if not data_dir:
-        raise InputError(f"{name}: no data folder given; {_how_to_prepare(name, _DEFAULT_DIR)}")
+        raise InputError(f"{name}: no data folder given; {_how_to_prepare(name, DEFAULT_DIR)}")
     data_dir = Path(data_dir).expanduser()
     # Looked for before TFDS is asked: without a network its download retries for a long time.
-    folder = _prepared_folder(data_dir / source.builder)
+    folder = prepared_folder(data_dir / source.builder)
     if folder is None and download:
         folder = _download(source, name, data_dir)
     if folder is None:
@@ -94,28 +96,41 @@ def _read(source, name, data_dir, download):
             f"{name} is not prepared: no {source.builder}/VERSION/dataset_info.json under "
             f"{data_dir}; {_how_to_prepare(name, data_dir)}"
         )
+    with explained(folder, _how_to_prepare(name, data_dir)):
+        return _read_folder(folder, name)
+
+
+@contextlib.contextmanager
+def explained(folder: Path, how_to_prepare: str):
+    """Turn what TFDS raises for a damaged `folder` into an `InputError` with a remedy."""
     from google.protobuf.json_format import ParseError
 
     try:
-        return _read_folder(folder, name)
+        yield
     except InputError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, ParseError) as error:
         raise InputError(
             f"{folder} cannot be read ({error}); delete that folder and prepare it again: "
-            f"{_how_to_prepare(name, data_dir)}"
+            f"{how_to_prepare}"
         ) from error
 
 
-def _read_folder(folder, name):
+def open_builder(folder: Path, how_to_prepare: str):
+    """The TFDS builder of a prepared `folder`, if it can be read without TensorFlow."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format.value != "array_record":
         raise InputError(
             f"{folder} is stored as {builder.info.file_format.value}, which needs TensorFlow to "
-            f"read; choose another folder: {_how_to_prepare(name, 'DIR')}"
+            f"read; choose another folder: {how_to_prepare}"
         )
+    return builder
+
+
+def _read_folder(folder, name):
+    builder = open_builder(folder, _how_to_prepare(name, "DIR"))
     features = builder.info.features
     train, test = (
         _read_split(builder.as_data_source(split=split), features["image"].shape)
@@ -138,7 +153,7 @@ def _read_split(source, image_shape):
     return images[order], labels[order]
 
 
-def _prepared_folder(parent: Path):
+def prepared_folder(parent: Path):
     """The newest version under `parent` that was prepared completely, or None."""
     found = [path.parent for path in parent.glob("*/dataset_info.json")]
     numbered = [path for path in found if path.name.replace(".", "").isdigit()]
@@ -166,7 +181,7 @@ def _download(source, name, data_dir):
             f"downloading {name} to {data_dir} failed ({error}); check the network and the disk "
             "and run the same command again"
         ) from error
-    return _prepared_folder(data_dir / source.builder)
+    return prepared_folder(data_dir / source.builder)
 
 
 def _how_to_prepare(name, data_dir):
