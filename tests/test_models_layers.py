@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from moth_jax.models import windows
 from moth_jax.models.layers import BatchNorm, Conv, conv2d, resolve_padding
 
 
@@ -52,6 +53,53 @@ CASES = [
     ((5, 6), (5, 5), (2, 1), 2),
     ((3, 3), (3, 3), (1, 1), "VALID"),  # a single output
 ]
+
+
+GROUPED = [
+    # channels, out, groups, kernel, strides, padding, dilation
+    (4, 4, 4, 3, (1, 1), 1, (1, 1)),  # depthwise
+    (4, 8, 4, 3, (1, 1), 1, (1, 1)),  # two outputs a channel
+    (4, 4, 4, 3, (2, 2), 1, (1, 1)),
+    (4, 8, 4, 5, (2, 3), "SAME", (1, 1)),
+    (4, 4, 4, 3, (2, 2), 2, (2, 2)),
+    (4, 4, 4, 3, (1, 1), 2, (2, 2)),
+    (4, 6, 2, 3, (1, 1), 1, (1, 1)),  # two groups
+    (4, 6, 2, 3, (2, 2), 1, (1, 1)),
+    (4, 6, 1, 3, (1, 1), 2, (2, 2)),  # gaps in the kernel
+    (4, 6, 1, 3, (2, 2), "SAME", (2, 1)),
+    (1, 4, 1, 3, (1, 1), 1, (1, 1)),  # one channel is no depthwise convolution
+]
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "kernel", "strides", "padding", "dilation"), GROUPED
+)
+def test_grouped_and_dilated_convolutions_and_their_gradients_equal_those_of_xla(
+    channels, out, groups, kernel, strides, padding, dilation
+):
+    def xla(x, w, strides, padding):
+        span = windows.span(w.shape[:2], dilation)
+        return lax.conv_general_dilated(
+            x,
+            w,
+            strides,
+            resolve_padding(padding, x.shape[1:3], span, strides),
+            rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(2, 9, 10, channels)))
+        w = jnp.asarray(rng.normal(size=(kernel, kernel, channels // groups, out)))
+        g = rng.normal(size=jax.eval_shape(lambda: xla(x, w, strides, padding)).shape)
+        conv = partial(conv2d, dilation=dilation, groups=groups)
+        ours = values_and_gradients(conv, x, w, g, strides, padding)
+        for got, expected in zip(
+            ours, values_and_gradients(xla, x, w, g, strides, padding), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, atol=1e-11)
 
 
 @pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CASES)
