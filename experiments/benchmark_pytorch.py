@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
+from machine import MALLOC, processor
 
 # No JAX and no PyTorch here: this process must leave cores and memory to the one it measures.
 
@@ -45,10 +46,6 @@ OUT = flags.DEFINE_string("out", "experiments/results/benchmark_pytorch", "Where
 SIDE = flags.DEFINE_string("side", None, "Internal: what this process measures, and prints.")
 
 NUM_IMAGES = 100
-# PyTorch gets memory for every activation from malloc. glibc by default returns blocks of this size
-# to the system at once, and each step then faults in all of its pages anew, which can double
-# PyTorch's time. Both sides run with the same setting, so that the kernel is not what is compared.
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 
 
 def samples() -> tuple[dict, tuple[str, ...]]:
@@ -208,12 +205,6 @@ def label(side: str) -> str:
     if name == "pytorch":
         return "PyTorch" if variant == "default" else "PyTorch, channels last"
     return "this package, " + ("one at a time" if variant == "1" else f"{variant} together")
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 def report(rows: list[dict], ratios: dict, load: float) -> dict:
