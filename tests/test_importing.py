@@ -7,22 +7,31 @@ from safetensors.numpy import save_file
 from moth_jax import models
 from moth_jax.errors import InputError
 from moth_jax.models import ModelSpec, importing
-from moth_jax.models.importing import LAYOUTS, identify, import_weights, read_weights
+from moth_jax.models.importing import (
+    LAYOUTS,
+    export_weights,
+    identify,
+    import_weights,
+    read_weights,
+)
+from moth_jax.models.name_maps import Entry
 
 AKAMASTER = "akamaster_resnet20-12fca82f.th"
 KERAS = "moth_cifar10_resnet20_nat.h5"
 SHAPE = {"image_shape": (32, 32, 3), "mean": (0.5,) * 3, "std": (0.2,) * 3}
 
 
+def their_shapes(arch, num_classes=10):
+    _, ours = models.outline(ModelSpec(arch, num_classes, **SHAPE))
+    entries = LAYOUTS[arch].entries
+    return {e.theirs: e.their_shape(ours[e.kind][e.ours].shape) for e in entries}
+
+
 def weights_like(arch, num_classes=10):
     """Random weights named and shaped as the layout of `arch` has them."""
-    _, shapes = models.outline(ModelSpec(arch, num_classes, **SHAPE))
     rng = np.random.default_rng(5)
-    arrays = {}
-    for entry in LAYOUTS[arch].entries:
-        values = rng.normal(size=shapes[entry.kind][entry.ours].shape).astype(np.float32)
-        arrays[entry.theirs] = entry.to_theirs(values)
-    return arrays
+    shapes = their_shapes(arch, num_classes)
+    return {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +102,60 @@ def test_name_tables_cover_every_array_exactly_once(arch):
     assert ours == sorted((kind, name) for kind in variables for name in variables[kind])
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "preact_resnet20"])
-def test_weights_survive_the_way_out_and_in(arch):
+@pytest.mark.parametrize("arch", ["resnet20", "preact_resnet20", "resnet18", "lisa_cnn", "nin"])
+def test_weights_survive_the_way_in_and_out(arch):
     weights = weights_like(arch)
     classifier, shapes = models.outline(ModelSpec(arch, 10, **SHAPE))
-    imported = import_weights(classifier.spec, shapes, weights)
-    for entry in LAYOUTS[arch].entries:
-        back = entry.to_theirs(np.asarray(imported[entry.kind][entry.ours]))
-        assert back.flags.c_contiguous
-        assert np.array_equal(back, weights[entry.theirs])
+    exported = export_weights(classifier.spec, import_weights(classifier.spec, shapes, weights))
+    counters = [name for name in exported if name.endswith("num_batches_tracked")]
+    assert len(counters) == sum(name.endswith("running_var") for name in weights)
+    assert all(exported[name].dtype == np.int64 and exported[name] == 0 for name in counters)
+    assert set(exported) == {*weights, *counters}
+    for name, array in weights.items():
+        assert exported[name].dtype == np.float32
+        assert exported[name].flags.c_contiguous
+        assert np.array_equal(exported[name], array)
+
+
+def test_a_dense_layer_that_reads_an_image_gets_its_inputs_in_our_order():
+    entry = Entry("params", "head.kernel", "fc.weight", channels=2)
+    image = np.arange(12).reshape(2, 2, 3)  # [c h w], as PyTorch flattens it
+    theirs = np.stack([image.ravel(), image.ravel() + 100])
+    ours = entry.to_ours(theirs)
+    assert ours[:, 1].tolist() == (image.transpose(1, 2, 0).ravel() + 100).tolist()
+    assert np.array_equal(entry.to_theirs(ours), theirs)
+    assert entry.their_shape(ours.shape) == theirs.shape
+
+
+def test_variables_of_another_model_are_not_exported():
+    _, variables = models.outline(ModelSpec("lisa_cnn", 4, **SHAPE))
+    spec = ModelSpec("nin", 4, **SHAPE)
+    with pytest.raises(InputError, match=r"not of nin: .*missing: params convs.3.kernel"):
+        export_weights(spec, variables)
+    spec = ModelSpec("small_cnn", 4, **SHAPE)
+    with pytest.raises(InputError, match=r"weight export 'small_cnn'; choose one of: .*lisa_cnn"):
+        export_weights(spec, variables)
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "resnet18_cifar", "resnet34", "resnet50", "wide_resnet50_2"]
+)
+def test_resnets_of_the_same_names_are_told_apart_by_shapes_even_with_a_fault(arch):
+    weights = {name: np.zeros(shape) for name, shape in their_shapes(arch).items()}
+    assert identify(weights)[0] == arch
+    weights["layer2.0.conv2.weight"] = np.zeros((1, 1))
+    del weights["layer1.1.bn1.bias"]
+    assert identify(weights)[0] == arch
+
+
+def test_images_are_of_the_size_the_source_was_trained_on_unless_given(tmp_path):
+    save_file(weights_like("resnet18"), tmp_path / "w.safetensors")
+    classifier, _ = importing.load(tmp_path / "w.safetensors")
+    assert (classifier.spec.arch, classifier.spec.image_shape) == ("resnet18", (224, 224, 3))
+    classifier, _ = importing.load(tmp_path / "w.safetensors", image_shape=(64, 48, 3))
+    assert classifier.spec.image_shape == (64, 48, 3)
+    save_file(weights_like("resnet20"), tmp_path / "w.safetensors")
+    assert importing.load(tmp_path / "w.safetensors")[0].spec.image_shape == (32, 32, 3)
 
 
 def test_a_safetensors_file_is_read_without_torch(saved, resnet20, monkeypatch):

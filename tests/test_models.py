@@ -13,6 +13,7 @@ from moth_jax.models.functional import describe_mismatch, from_module
 
 SPEC = {"num_classes": 5, "image_shape": (8, 8, 3), "mean": (0.4,) * 3, "std": (0.2,) * 3}
 FAST = ["resnet20", "preact_resnet20", "small_cnn"]
+SLOW_TO_TRACE = {"resnet101", "resnet110"}
 
 
 @pytest.fixture(scope="module", params=FAST)
@@ -34,11 +35,11 @@ def images():
     return jax.random.uniform(jax.random.key(1), (6, *SPEC["image_shape"]))
 
 
-@pytest.mark.parametrize("arch", sorted(set(models.MODELS) - {"resnet110"}))  # slow to trace
+@pytest.mark.parametrize("arch", sorted(set(models.MODELS) - SLOW_TO_TRACE))
 def test_every_architecture_gives_one_logit_per_class(arch):
-    classifier, variables = models.outline(ModelSpec(arch, **SPEC))
+    classifier, variables = models.outline(ModelSpec(arch, **{**SPEC, "image_shape": (32, 36, 3)}))
     assert all(value.dtype == jnp.float32 for value in jax.tree.leaves(variables))
-    images = jax.ShapeDtypeStruct((2, *SPEC["image_shape"]), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, 32, 36, 3), jnp.float32)
     logits = jax.eval_shape(classifier.predict, variables, images)
     assert logits.shape == (2, 5)
     assert logits.dtype == jnp.float32
@@ -55,10 +56,11 @@ def test_the_outline_of_a_model_has_its_names_shapes_and_types(model):
     )
 
 
-@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+@pytest.mark.parametrize("depth", [18, 20, 32, 34, 44, 50, 56, 101, 110])
 def test_the_depth_of_a_resnet_is_the_number_of_its_layers(depth):
     _, variables = models.outline(ModelSpec(f"resnet{depth}", **SPEC))
-    assert sum(name.endswith("kernel") for name in variables["params"]) == depth
+    kernels = [name for name in variables["params"] if name.endswith("kernel")]
+    assert sum("shortcut" not in name for name in kernels) == depth
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
@@ -171,6 +173,14 @@ def test_images_that_do_not_fit_are_refused(images, message):
 def test_a_description_that_does_not_fit_together_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         models.create("small_cnn", **{**SPEC, **change})
+
+
+@pytest.mark.parametrize(("arch", "size"), [("vgg11_bn", 31), ("vgg19", 31), ("lisa_cnn", 27)])
+def test_images_of_which_nothing_would_be_left_are_refused(arch, size):
+    message = rf"needs .*at least {size + 1}x{size + 1} pixels, got image_shape \({size}, 40, 3\)"
+    with pytest.raises(InputError, match=message):
+        models.outline(ModelSpec(arch, **{**SPEC, "image_shape": (size, 40, 3)}))
+    models.outline(ModelSpec(arch, **{**SPEC, "image_shape": (size + 1, 40, 3)}))
 
 
 def test_an_unknown_architecture_lists_the_known_ones():

@@ -4,46 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_models import CifarResNet, F, torch
 
 from moth_jax.models import importing
 
-torch = pytest.importorskip("torch")
-F = torch.nn.functional
-
 AKAMASTER = "akamaster_resnet20-12fca82f.th"
 KERAS = "moth_cifar10_resnet20_nat.h5"
-
-
-class CifarBlock(torch.nn.Module):
-    def __init__(self, width_in, width, stride):
-        super().__init__()
-        self.conv1 = torch.nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(width)
-        self.conv2 = torch.nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = torch.nn.BatchNorm2d(width)
-        self.stride, self.extra = stride, (width - width_in) // 2
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, self.extra, self.extra)))
-
-
-class CifarResNet(torch.nn.Module):
-    def __init__(self, blocks=3):
-        super().__init__()
-        self.conv1 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(16)
-        widths = (16, 16, 32, 64)
-        for stage in (1, 2, 3):
-            rest = [CifarBlock(widths[stage], widths[stage], 1) for _ in range(blocks - 1)]
-            first = CifarBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
-            setattr(self, f"layer{stage}", torch.nn.Sequential(first, *rest))
-        self.linear = torch.nn.Linear(64, 10)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
 def keras_logits(weights, x):

@@ -7,32 +7,60 @@ from flax import nnx
 from moth_jax.errors import require_choice
 from moth_jax.models.cnn import SmallCNN
 from moth_jax.models.functional import Classifier, ModelSpec, Variables, from_module
+from moth_jax.models.graph_classifier import from_graph
+from moth_jax.models.lisa_cnn import LisaCNN
+from moth_jax.models.nin import NiN
 from moth_jax.models.resnet import CifarResNet, PreactResNet
+from moth_jax.models.torchvision_resnet import ResNet
+from moth_jax.models.vgg import VGG
+from moth_jax.models.wrapping import from_function, like
 
-__all__ = ["MODELS", "Classifier", "ModelSpec", "Variables", "build", "create", "outline"]
+__all__ = [
+    "MODELS",
+    "Classifier",
+    "ModelSpec",
+    "Variables",
+    "build",
+    "create",
+    "from_function",
+    "from_torch",
+    "like",
+    "outline",
+]
 
 
-def _resnet(family, blocks_per_stage, spec, rngs):
-    return family(
-        blocks_per_stage,
-        num_classes=spec.num_classes,
-        channels=spec.image_shape[-1],
-        rngs=rngs,
-    )
+def _by_channels(family, spec, rngs):
+    return family(num_classes=spec.num_classes, channels=spec.image_shape[-1], rngs=rngs)
 
 
-def _small_cnn(spec, rngs):
-    return SmallCNN(num_classes=spec.num_classes, image_shape=spec.image_shape, rngs=rngs)
+def _by_shape(family, spec, rngs):
+    return family(num_classes=spec.num_classes, image_shape=spec.image_shape, rngs=rngs)
+
+
+def _cifar_resnet(depth):
+    return partial(_by_channels, partial(CifarResNet, (depth - 2) // 6))
+
+
+def _resnet(depth, **options):
+    return partial(_by_channels, partial(ResNet, depth, **options))
+
+
+def _vgg(depth, **options):
+    return partial(_by_shape, partial(VGG, depth, **options))
 
 
 MODELS = {
-    "resnet20": partial(_resnet, CifarResNet, 3),  # of depth 6 n + 2
-    "resnet32": partial(_resnet, CifarResNet, 5),
-    "resnet44": partial(_resnet, CifarResNet, 7),
-    "resnet56": partial(_resnet, CifarResNet, 9),
-    "resnet110": partial(_resnet, CifarResNet, 18),
-    "preact_resnet20": partial(_resnet, PreactResNet, 3),
-    "small_cnn": _small_cnn,
+    **{f"resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    "preact_resnet20": partial(_by_channels, partial(PreactResNet, 3)),
+    **{f"resnet{depth}": _resnet(depth) for depth in (18, 34, 50, 101)},
+    "wide_resnet50_2": _resnet(50, widening=2),
+    "resnet18_cifar": _resnet(18, small_stem=True),
+    "vgg11_bn": _vgg(11, grid=7, hidden=(4096, 4096)),
+    "vgg13_bn": _vgg(13, grid=7, hidden=(4096, 4096)),
+    "vgg19": _vgg(19, grid=1),  # for CIFAR
+    "nin": partial(_by_channels, NiN),
+    "lisa_cnn": partial(_by_shape, LisaCNN),
+    "small_cnn": partial(_by_shape, SmallCNN),
 }
 
 
@@ -52,6 +80,8 @@ def outline(spec: ModelSpec) -> tuple[Classifier, Variables]:
 
     Drawing random weights only to replace them takes seconds, most of it compilation.
     """
+    if spec.graph is not None:
+        return from_graph(spec)
     return from_module(nnx.eval_shape(lambda: _module(spec, 0)), spec)
 
 
@@ -77,3 +107,10 @@ def create(
     """
     spec = ModelSpec(arch, num_classes, image_shape, mean, std, class_names)
     return build(spec, seed=seed)
+
+
+def from_torch(model, **options) -> tuple[Classifier, Variables]:
+    """A PyTorch module or program as a classifier; `torch_export.from_torch`, which needs torch."""
+    from moth_jax.models import torch_export
+
+    return torch_export.from_torch(model, **options)

@@ -1,7 +1,7 @@
 """Classifiers as pure functions of a flat dict of arrays. Nothing outside `models/` names NNX."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moth_jax.errors import InputError
+from moth_jax.models.graph import Graph
 
 Variables = dict[str, dict[str, Any]]
 LogitsFn = Callable[[Variables, jax.Array], jax.Array]
@@ -20,7 +21,8 @@ class ModelSpec:
     """What it takes to rebuild a classifier except its weights; goes into checkpoints as JSON.
 
     `image_shape` is (height, width, channels); `mean` and `std`, one per channel and of pixels in
-    [0,1], are what the classifier normalises images with. Raises `InputError` if they do not fit.
+    [0,1], are what the classifier normalises images with. `graph` is the program of a model that
+    is not ours (`torch_export`). Raises `InputError` if they do not fit.
 
     >>> spec = ModelSpec("small_cnn", 10, (8, 8, 1), mean=(0.3,), std=(0.4,))
     >>> ModelSpec.from_json(spec.to_json()) == spec
@@ -33,6 +35,7 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
+    graph: Graph | None = None
 
     def __post_init__(self):
         # Lists come from JSON, NumPy numbers from data sets; these are hashable and go into JSON.
@@ -43,12 +46,16 @@ class ModelSpec:
 
     def to_json(self) -> dict:
         """A dict of plain lists, numbers and strings."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        graph = values.pop("graph")
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return plain if graph is None else {**plain, "graph": graph.to_json()}
 
     @classmethod
     def from_json(cls, fields: dict) -> "ModelSpec":
         """The inverse of `to_json`."""
-        return cls(**fields)
+        graph = fields.get("graph")
+        return cls(**{**fields, "graph": None if graph is None else Graph.from_json(graph)})
 
 
 def _check_spec(spec: ModelSpec) -> None:
@@ -77,11 +84,29 @@ class Classifier:
 
     `predict` gives logits [n K] in inference mode. `forward_train` normalises by the statistics of
     the batch and also returns the variables with the running statistics moved towards them.
+    `frozen` says why that is impossible, and is empty where it is possible.
     """
 
     spec: ModelSpec
     predict: LogitsFn
     forward_train: TrainFn
+    frozen: str = ""
+
+
+def normalise(spec: ModelSpec, images: jax.Array) -> jax.Array:
+    """Images [n h w c] in [0,1] as the model expects them; `InputError` if they do not fit it."""
+    if images.ndim != 4 or images.shape[1:] != spec.image_shape:
+        height, width, channels = spec.image_shape
+        raise InputError(
+            f"{spec.arch} takes images [n, {height}, {width}, {channels}], "
+            f"got shape {tuple(images.shape)}"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(f"images must be floats in [0,1], got {images.dtype}; divide by 255")
+    mean, std = (
+        jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (spec.mean, spec.std)
+    )
+    return (images - mean) / std
 
 
 def from_module(module: nnx.Module, spec: ModelSpec) -> tuple[Classifier, Variables]:
@@ -96,7 +121,7 @@ def from_module(module: nnx.Module, spec: ModelSpec) -> tuple[Classifier, Variab
     graph_eval = nnx.graphdef(module)
     params, stats = nnx.as_pure(params), nnx.as_pure(stats)
     structure = {"params": jax.tree.structure(params), "batch_stats": jax.tree.structure(stats)}
-    variables = {"params": _flat(params), "batch_stats": _flat(stats)}
+    variables = {"params": flat(params), "batch_stats": flat(stats)}
     names = {kind: tuple(flat) for kind, flat in variables.items()}
 
     def build(graph, variables):
@@ -108,29 +133,14 @@ def from_module(module: nnx.Module, spec: ModelSpec) -> tuple[Classifier, Variab
         ]
         return nnx.merge(graph, *states)
 
-    def normalise(images):
-        if images.ndim != 4 or images.shape[1:] != spec.image_shape:
-            height, width, channels = spec.image_shape
-            raise InputError(
-                f"{spec.arch} takes images [n, {height}, {width}, {channels}], "
-                f"got shape {tuple(images.shape)}"
-            )
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(f"images must be floats in [0,1], got {images.dtype}; divide by 255")
-        mean, std = (
-            jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
-            for values in (spec.mean, spec.std)
-        )
-        return (images - mean) / std
-
     def predict(variables, images):
-        return build(graph_eval, variables)(normalise(images))
+        return build(graph_eval, variables)(normalise(spec, images))
 
     def forward_train(variables, images):
         model = build(graph_train, variables)
-        logits = model(normalise(images))
+        logits = model(normalise(spec, images))
         stats = nnx.as_pure(nnx.state(model, nnx.BatchStat))
-        return logits, {**variables, "batch_stats": _flat(stats)}
+        return logits, {**variables, "batch_stats": flat(stats)}
 
     return Classifier(spec, predict, forward_train), variables
 
@@ -153,7 +163,12 @@ def describe_mismatch(expected: Mapping[str, tuple], given: Mapping[str, tuple])
     return "; ".join(f"{len(n)} {what}: {', '.join(n)}" for what, n in faults.items() if n)
 
 
-def _flat(state) -> dict[str, jax.Array]:
+def flat(state) -> dict[str, jax.Array]:
+    """The leaves of a pytree under their paths, joined by dots.
+
+    >>> flat({"a": [1, 2]})
+    {'a.0': 1, 'a.1': 2}
+    """
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {".".join(_key(part) for part in path): leaf for path, leaf in leaves}
 

@@ -9,17 +9,29 @@ import numpy as np
 from moth_jax import models
 from moth_jax.errors import InputError, require_choice
 from moth_jax.models.functional import Classifier, ModelSpec, Variables, describe_mismatch
-from moth_jax.models.name_maps import Entry, akamaster_resnet, keras_preact_resnet
+from moth_jax.models.name_maps import (
+    Entry,
+    akamaster_resnet,
+    cifar_vgg,
+    keras_preact_resnet,
+    torch_lisa_cnn,
+    torch_nin,
+    torchvision_resnet,
+    torchvision_vgg,
+)
 from moth_jax.models.weight_files import read_weights
 
-__all__ = ["LAYOUTS", "identify", "import_weights", "load", "read_weights"]
+__all__ = ["LAYOUTS", "export_weights", "identify", "import_weights", "load", "read_weights"]
 
 Weights = dict[str, np.ndarray]
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_MOTH = (
+_CIFAR10 = (
     tuple(value / 255 for value in (125.307, 122.950, 113.865)),
     tuple(value / 255 for value in (62.9932, 62.0887, 66.7048)),
 )
+_KUANGLIU = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+_UNCHANGED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+_LARGE = (224, 224, 3)
 
 
 class Layout(NamedTuple):
@@ -29,6 +41,7 @@ class Layout(NamedTuple):
     entries: tuple[Entry, ...]
     mean: tuple[float, ...]  # of the images it was trained on, pixels in [0,1]
     std: tuple[float, ...]
+    image_shape: tuple[int, int, int] = (32, 32, 3)
 
 
 def _akamaster(depth):
@@ -36,33 +49,69 @@ def _akamaster(depth):
     return Layout(description, tuple(akamaster_resnet((depth - 2) // 6)), *_IMAGENET)
 
 
+def _torchvision(name, entries):
+    return Layout(f"{name} of torchvision", tuple(entries), *_IMAGENET, _LARGE)
+
+
 LAYOUTS: dict[str, Layout] = {
     **{f"resnet{depth}": _akamaster(depth) for depth in (20, 32, 44, 56, 110)},
     "preact_resnet20": Layout(
-        "Keras ResNet20 of Gwinhen/MOTH", tuple(keras_preact_resnet(3)), *_MOTH
+        "Keras ResNet20 of Gwinhen/MOTH", tuple(keras_preact_resnet(3)), *_CIFAR10
     ),
+    **{
+        f"resnet{depth}": _torchvision(f"ResNet{depth}", torchvision_resnet(depth))
+        for depth in (18, 34, 50, 101)
+    },
+    "wide_resnet50_2": _torchvision("Wide ResNet50-2", torchvision_resnet(50)),
+    "resnet18_cifar": Layout(
+        "ResNet18 of torchvision, first convolution 3x3", tuple(torchvision_resnet(18)), *_CIFAR10
+    ),
+    **{
+        f"vgg{depth}_bn": _torchvision(f"VGG{depth} with batch norm", torchvision_vgg(depth))
+        for depth in (11, 13)
+    },
+    "vgg19": Layout("PyTorch VGG19 of kuangliu/pytorch-cifar", tuple(cifar_vgg(19)), *_KUANGLIU),
+    "nin": Layout("PyTorch NiN, blocks named block1 to block3", tuple(torch_nin()), *_CIFAR10),
+    "lisa_cnn": Layout("PyTorch LisaCNN", tuple(torch_lisa_cnn()), *_UNCHANGED),
 }
 
 
 def identify(weights: Weights) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     """The architecture some weights are of, and the (mean, std) its source normalises images with.
 
-    Decided by names alone, and a few may be missing or extra, so that a file with a fault still
-    gets the precise message of `import_weights`. Raises `InputError` when no layout is near.
+    Decided by names, and by shapes between layouts that share them; a few may be missing, extra or
+    mis-shaped, so that a file with a fault still gets the precise message of `import_weights`.
+    Raises `InputError` when no layout is near.
     """
     names = set(_relevant(weights))
     overlap = {}
     for arch, layout in LAYOUTS.items():
         expected = {entry.theirs for entry in layout.entries}
         overlap[arch] = len(names & expected) / len(names | expected)
-    arch = max(overlap, key=overlap.get)
-    if overlap[arch] < 0.8:
+    closest = max(overlap.values())
+    if closest < 0.8:
         known = "; ".join(f"{arch} ({layout.description})" for arch, layout in LAYOUTS.items())
         raise InputError(
             f"weights not recognised: {len(names)} arrays, {', '.join(sorted(names)[:4])} ...; "
             f"known layouts are {known}"
         )
-    return arch, LAYOUTS[arch].mean, LAYOUTS[arch].std
+    nearest = [arch for arch, value in overlap.items() if value == closest]
+    if len(nearest) > 1:
+        nearest.sort(key=lambda arch: _num_fitting(arch, weights), reverse=True)
+    layout = LAYOUTS[nearest[0]]
+    return nearest[0], layout.mean, layout.std
+
+
+def _num_fitting(arch, weights):
+    """How many arrays have the shape that `arch` gives them."""
+    layout = LAYOUTS[arch]
+    _, variables = models.outline(ModelSpec(arch, 2, layout.image_shape, layout.mean, layout.std))
+    shapes = _their_shapes(layout.entries, variables)
+    return sum(name in weights and weights[name].shape == shape for name, shape in shapes.items())
+
+
+def _their_shapes(entries, variables):
+    return {e.theirs: e.their_shape(variables[e.kind][e.ours].shape) for e in entries}
 
 
 def import_weights(spec: ModelSpec, variables: Variables, weights: Weights) -> Variables:
@@ -74,7 +123,7 @@ def import_weights(spec: ModelSpec, variables: Variables, weights: Weights) -> V
     """
     require_choice("architecture with a weight import", spec.arch, LAYOUTS)
     entries = LAYOUTS[spec.arch].entries
-    expected = {e.theirs: e.their_shape(variables[e.kind][e.ours].shape) for e in entries}
+    expected = _their_shapes(entries, variables)
     given = {name: array.shape for name, array in _relevant(weights).items()}
     mismatch = describe_mismatch(expected, given)
     if mismatch:
@@ -85,8 +134,39 @@ def import_weights(spec: ModelSpec, variables: Variables, weights: Weights) -> V
     imported = {"params": {}, "batch_stats": {}}
     for entry in entries:
         array = entry.to_ours(weights[entry.theirs])
-        imported[entry.kind][entry.ours] = jnp.asarray(array, jnp.float32)
+        # A copy: on the CPU JAX may share memory with theirs, which their owner goes on training.
+        imported[entry.kind][entry.ours] = jnp.array(array, jnp.float32)
     return imported
+
+
+def export_weights(spec: ModelSpec, variables: Variables) -> Weights:
+    """The inverse of `import_weights`: arrays with the names and layout of the source.
+
+    Float32 and contiguous; with the `num_batches_tracked` (0) of PyTorch's batch norm, so that
+    `load_state_dict(strict=True)` of the original module takes them as tensors. Raises `InputError`
+    for an architecture that has no known source, or variables that are not of it.
+
+    >>> spec = ModelSpec("lisa_cnn", 4, (32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1))
+    >>> weights = export_weights(spec, models.build(spec)[1])
+    >>> weights["conv1.weight"].shape, weights["fc.weight"].shape
+    ((64, 3, 8, 8), (4, 512))
+    """
+    require_choice("architecture with a weight export", spec.arch, LAYOUTS)
+    entries = LAYOUTS[spec.arch].entries
+    mismatch = describe_mismatch(
+        {f"{entry.kind} {entry.ours}": () for entry in entries},
+        {f"{kind} {name}": () for kind in variables for name in variables[kind]},
+    )
+    if mismatch:
+        raise InputError(f"variables are not of {spec.arch}: {mismatch}")
+    weights = {}
+    for entry in entries:
+        array = np.asarray(variables[entry.kind][entry.ours], np.float32)
+        weights[entry.theirs] = entry.to_theirs(array)
+        layer, _, name = entry.theirs.rpartition(".")
+        if name == "running_var":
+            weights[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
+    return weights
 
 
 def load(
@@ -97,24 +177,25 @@ def load(
     class_names: tuple[str, ...] = (),
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    image_shape: tuple[int, int, int] = (32, 32, 3),
+    image_shape: tuple[int, int, int] | None = None,
 ) -> tuple[Classifier, Variables]:
     """The classifier whose weights are in a file of PyTorch, safetensors or Keras.
 
     `arch` "auto" recognises the layouts in `LAYOUTS`; `num_classes` is read off the head, and
-    `mean` and `std` are those of the layout, unless given. Raises `InputError` (see `read_weights`,
-    `identify`, `import_weights`).
+    `mean`, `std` and `image_shape` are those of the layout, unless given. Raises `InputError` (see
+    `read_weights`, `identify`, `import_weights`).
     """
     weights = read_weights(path)
     if arch == "auto":
         arch = identify(weights)[0]
     require_choice("architecture with a weight import", arch, LAYOUTS)
+    layout = LAYOUTS[arch]
     spec = ModelSpec(
         arch,
         num_classes or _head_size(arch, weights) or 2,
-        image_shape,
-        LAYOUTS[arch].mean if mean is None else mean,
-        LAYOUTS[arch].std if std is None else std,
+        layout.image_shape if image_shape is None else image_shape,
+        layout.mean if mean is None else mean,
+        layout.std if std is None else std,
         class_names,
     )
     classifier, shapes = models.outline(spec)
