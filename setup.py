@@ -34,10 +34,17 @@ setup(
     package_data={"moth_jax.report": ["*.html", "*.css"]},
     install_requires=requirements(),
     extras_require={
-        # Reading PyTorch's own files; weights_only is the default from 2.6 on.
-        "torch": ["torch>=2.6,<3"],
+        # Reading PyTorch's own files; weights_only is the default from 2.6 on. torchvision is for
+        # weights of its classifiers that are given by name.
+        "torch": ["torch>=2.6,<3", "torchvision>=0.21,<1"],
         # ruff within a minor version, because the next one formats differently.
-        "test": ["hypothesis>=6.100,<7", "pytest>=8.2,<10", "ruff>=0.17,<0.18"],
+        "test": [
+            "dm-haiku>=0.0.13,<0.1",
+            "equinox>=0.11,<0.14",
+            "hypothesis>=6.100,<7",
+            "pytest>=8.2,<10",
+            "ruff>=0.17,<0.18",
+        ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
     },

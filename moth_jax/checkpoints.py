@@ -70,7 +70,7 @@ def load_model(path: str | Path) -> SavedModel:
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no model checkpoint of this package")
     classifier, expected = outline(ModelSpec.from_json(metadata["spec"]))
-    variables = tree["variables"]
+    variables = _complete(tree["variables"])
     mismatch = describe_mismatch(_shapes(expected), _shapes(variables))
     if mismatch:
         raise InputError(
@@ -83,6 +83,11 @@ def load_model(path: str | Path) -> SavedModel:
     measured = Path(path) / _DISTANCES
     distances = DistanceMatrix.load(measured) if measured.exists() else None
     return SavedModel(classifier, variables, distances)
+
+
+def _complete(variables: Variables) -> Variables:
+    """Put back the collections that a model has nothing of: Orbax keeps no empty ones."""
+    return {"params": {}, "batch_stats": {}, **variables}
 
 
 def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
@@ -188,7 +193,7 @@ def train_state_arrays(state: TrainState) -> dict:
 
 def train_state_from_arrays(arrays: dict, tx: optax.GradientTransformation) -> TrainState:
     """Return the `TrainState` whose arrays these are; `tx` is the optimiser they came from."""
-    variables = arrays["variables"]
+    variables = _complete(arrays["variables"])
     structure = jax.tree.structure(jax.eval_shape(tx.init, variables["params"]))
     leaves = [arrays["opt_state"][name] for name in sorted(arrays["opt_state"])]
     return TrainState(variables, jax.tree.unflatten(structure, leaves))
@@ -224,7 +229,7 @@ def moth_state_from_arrays(
     """Return the `MothState` that `moth_state_arrays` took apart."""
     return MothState(
         train=train_state_from_arrays(arrays["train"], tx),
-        kept=arrays["kept"],
+        kept=_complete(arrays["kept"]),
         scheduler=KArmState(**arrays["scheduler"]) if "scheduler" in arrays else None,
         bank=TriggerBank.from_arrays(arrays["bank"]),
         warmup_sizes=arrays["warmup"]["sizes"],

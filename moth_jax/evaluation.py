@@ -20,11 +20,14 @@ def predictions(
     logits_fn: LogitsFn, variables: Variables, split, *, batch_size: int = 256
 ) -> np.ndarray:
     """Return the predicted class [n] of every image of an `ImageSplit`."""
-    predicted = []
-    for first in range(0, len(split), batch_size):
-        # The last batch is filled up with repeats, so that one compilation serves all.
-        indices = np.arange(first, first + batch_size) % len(split)
-        predicted.append(np.asarray(_predicted(logits_fn, variables, split.batch(indices))))
+    # The last batch is filled up with repeats, so that one compilation serves all.
+    order = [
+        np.arange(first, first + batch_size) % len(split)
+        for first in range(0, len(split), batch_size)
+    ]
+    predicted = [
+        np.asarray(_predicted(logits_fn, variables, images)) for images in split.batches(order)
+    ]
     return np.concatenate(predicted)[: len(split)]
 
 

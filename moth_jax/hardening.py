@@ -28,7 +28,8 @@ class StepConfig:
 
     Attributes:
       minibatch_size: of the inversions.
-      stamp_share: share of a direction's victims in the batch that are stamped, at least one.
+      stamp_share: share of the victims in the batch that are stamped, on every side as many as of
+        the class with the fewest, at least one.
       max_trigger_share: a trigger larger than this share of h*w*c is not stamped.
       symmetric: both directions of a pair; False inverts and stamps the first only.
       batch_norm: "update" or "frozen" (`training.make_update`).
@@ -90,6 +91,8 @@ def make_harden_step(
 
     Note: Each direction's loss is the weighted mean over its own victims, so that one λ means the
       same for one direction and for two. The published two-sided code takes the sum.
+    Note: As many samples are stamped on every side: the share of the smallest class. With several
+      pairs that is the smallest of all their classes, not of each pair.
     """
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
 

@@ -7,15 +7,13 @@ where an earlier one was interrupted.
 """
 
 import difflib
-import logging
 import re
-import sys
 from pathlib import Path
 
-import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from moth_jax.console import fail, keep_libraries_quiet
 from moth_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,40 +23,25 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run that is in --workdir first.")
 
 _WHEN = ("before", "after")
-_EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str]) -> None:
     """Run the phases; a fault of the input is one line, and exit code 2."""
     del argv  # parse_flags has seen to it
-    _keep_libraries_quiet()
+    keep_libraries_quiet()
     try:
         _run()
     except InputError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
         # A full disk, a missing right: said by the system, and nothing of the run is lost.
-        _fail(
+        fail(
             f"{error.filename or _WORKDIR.value}: {error.strerror or error}; free some space or "
             "check the permissions, then run the same command again"
         )
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", code=_EXIT_INTERRUPTED)
-
-
-def _keep_libraries_quiet() -> None:
-    """Keep what Orbax and TensorStore say about a fault off the console: we say it in one line."""
-    absl.logging.set_verbosity(absl.logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    report = sys.unraisablehook
-
-    def report_others(fault) -> None:
-        # Callbacks of TensorStore that come after a write has failed.
-        if "Event loop is closed" not in str(fault.exc_value):
-            report(fault)
-
-    sys.unraisablehook = report_others
+        fail("interrupted; the same command goes on from here", code=_EXIT_INTERRUPTED)
 
 
 def _run() -> None:
@@ -81,9 +64,14 @@ def describe(summary: dict, workdir: Path) -> list[str]:
         values = [show.format(value) for value in (before, after) if value is not None]
         return f"{name:16} {' -> '.join(values)} {unit}" if values else None
 
+    def of_part(part: str) -> list[float | None]:
+        return [_percent(summary.get(f"accuracy_{part}_{when}")) for when in _WHEN]
+
     before, after = summary["failures_before"], summary["failures_after"]
     lines = [
         row("test accuracy", "%", *(_percent(summary[f"accuracy_{w}"]) for w in _WHEN)),
+        row("- chosen classes", "%", *of_part("chosen")),
+        row("- other classes", "%", *of_part("others")),
         row("class distance", "pixels", *(summary[f"distance_{w}"] for w in _WHEN)),
         row("increase", "%", None, _percent(summary["increase"]), "{:+.2f}"),
         row("none found in", "directions", before, after, "{}") if before or after else None,
@@ -107,31 +95,26 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _fail(message: str, *, code: int = _EXIT_BAD_INPUT) -> None:
-    print(f"moth_jax: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
-
-
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a fault is one line that lists the choices, not a traceback."""
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, LookupError) as error:
-        _fail(_unknown_field(argv, error))
+        fail(_unknown_field(argv, error))
     except (flags.Error, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
         # Where the configuration file is at fault the last line is what happened.
         lines = str(error).strip().splitlines()
         in_file = "Error whilst parsing config file" in lines[0]
-        _fail(f"cannot use --config: {lines[-1]}" if in_file else lines[0])
+        fail(f"cannot use --config: {lines[-1]}" if in_file else lines[0])
     except OSError:
-        _fail(_no_such_file(argv))
+        fail(_no_such_file(argv))
     if not flags.FLAGS["config"].present or not _WORKDIR.value:
-        _fail("--config=FILE and --workdir=DIR are required; see --help")
+        fail("--config=FILE and --workdir=DIR are required; see --help")
     if isinstance(_CONFIG.value, ConfigDict):
         if len(rest) > 1:
-            _fail(f"unexpected arguments: {' '.join(rest[1:])}; options are --NAME=VALUE")
+            fail(f"unexpected arguments: {' '.join(rest[1:])}; options are --NAME=VALUE")
         return rest
-    _fail(_no_such_file(argv))
+    fail(_no_such_file(argv))
 
 
 def _no_such_file(argv: list[str]) -> str:

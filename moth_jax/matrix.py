@@ -17,6 +17,8 @@ from moth_jax.triggers import Trigger
 class DistanceMatrix:
     """Class distances of one model, in aggregated pixels (`triggers.trigger_size`).
 
+    K is the number of classes measured among each other: all of the model's, or those chosen.
+
     Attributes:
       values: [K, K] float32, row victim, column target. NaN on the diagonal and where nothing was
         measured; inf where the measurement found no trigger.
@@ -26,7 +28,8 @@ class DistanceMatrix:
       values_per_seed: [S, K, K], the same of each seed; `values` is their minimum.
       triggers: mask [K, K, h, w, 1] and pattern [K, K, h, w, c], zeros where there is none; None
         if they were not kept.
-      details: how it was measured (seeds, num_steps, num_images, seconds, ...).
+      details: how it was measured (seeds, num_steps, num_images, seconds, ...); `classes` are the
+        labels of chosen ones.
     """
 
     values: np.ndarray

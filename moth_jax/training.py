@@ -12,7 +12,7 @@ from jax import Array
 
 from moth_jax.data.augmentation import augment
 from moth_jax.data.sampling import epoch_batches
-from moth_jax.errors import require_choice
+from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd
 from moth_jax.models import Classifier, Variables
 from moth_jax.progress import Progress, as_progress
@@ -94,6 +94,16 @@ def optimiser(config: TrainingConfig, num_images: int) -> optax.GradientTransfor
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
+def check_batch_norm(classifier: Classifier, batch_norm: str) -> None:
+    """Raise `InputError` if this classifier cannot be trained with that mode."""
+    require_choice("batch_norm mode", batch_norm, BATCH_NORM_MODES)
+    if batch_norm == "update" and classifier.frozen:
+        raise InputError(
+            f"batch_norm 'update' is impossible for this {classifier.spec.arch}: "
+            f"{classifier.frozen}; use batch_norm 'frozen'"
+        )
+
+
 def make_update(
     classifier: Classifier, tx: optax.GradientTransformation, *, batch_norm: str = "update"
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Array]]:
@@ -105,7 +115,7 @@ def make_update(
       batch_norm: "update" normalises by the batch and moves the running statistics; "frozen" uses
         the running statistics as they are.
     """
-    require_choice("batch_norm mode", batch_norm, BATCH_NORM_MODES)
+    check_batch_norm(classifier, batch_norm)
 
     def loss_fn(params, batch_stats, images, labels):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -123,7 +133,8 @@ def make_update(
         )
         updates, opt_state = tx.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        state = TrainState({"params": params, "batch_stats": batch_stats}, opt_state)
+        variables = {**state.variables, "params": params, "batch_stats": batch_stats}
+        state = TrainState(variables, opt_state)
         # What goes in comes out alike: a state placed otherwise would be compiled for again.
         return constrain_replicated(state), loss
 
@@ -169,10 +180,9 @@ def train(
             epoch_key = jax.random.fold_in(jax.random.key(config.seed), epoch)
             losses = []
             batch_size = min(config.batch_size, len(dataset.train))
-            for i, indices in enumerate(
-                epoch_batches(len(dataset.train), batch_size, rng, drop_last=True)
-            ):
-                images, labels = dataset.train.batch(indices), dataset.train.labels[indices]
+            order = epoch_batches(len(dataset.train), batch_size, rng, drop_last=True)
+            for i, images in enumerate(dataset.train.batches(order)):
+                labels = dataset.train.labels[order[i]]
                 state, loss = step_fn(state, images, labels, jax.random.fold_in(epoch_key, i))
                 losses.append(loss)
             figures = {

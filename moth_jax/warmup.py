@@ -5,6 +5,7 @@ each class is the prior of that direction, and it is where the direction's own i
 Without the approximation (Table III) every direction is inverted by itself.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ class WarmUpSamples(NamedTuple):
     Attributes:
       images: [K - 1, n, h, w, c] in [0, 1].
       weights: [K - 1, n], 0 where a class has fewer than n samples.
-      victims: [K - 1], the classes.
+      victims: [K - 1], their labels.
     """
 
     images: np.ndarray
@@ -47,10 +48,20 @@ class WarmUpResult(NamedTuple):
 
 
 def draw_samples(
-    split, class_indices: list[np.ndarray], target: int, per_class: int, rng: np.random.Generator
+    split,
+    class_indices: list[np.ndarray],
+    target: int,
+    per_class: int,
+    rng: np.random.Generator,
+    *,
+    classes: Sequence[int] | None = None,
 ) -> WarmUpSamples:
-    """Draw up to `per_class` samples of every class but `target` from an `ImageSplit`."""
-    victims = np.asarray([k for k in range(len(class_indices)) if k != target])
+    """Draw up to `per_class` samples of every class but `target` from an `ImageSplit`.
+
+    `class_indices` are those of each label; only `classes` (labels) are drawn from, all if None.
+    """
+    classes = range(len(class_indices)) if classes is None else classes
+    victims = np.asarray([k for k in classes if k != target])
     images, weights = [], np.zeros((len(victims), per_class), np.float32)
     for row, victim in enumerate(victims):
         members = class_indices[victim]

@@ -390,3 +390,13 @@ def test_the_state_of_a_training_comes_back_exactly_with_the_place_in_its_schedu
     actual, _ = tx.update(updates, loaded.opt_state, variables["params"])
     assert_same_arrays(actual, expected)
     assert linear_classifier().predict(loaded.variables, jnp.zeros((1, 4, 4, 1))).shape == (1, 3)
+
+
+def test_a_model_without_batch_statistics_comes_back_with_none(tmp_path):
+    params = {"kernel": jnp.ones((2, 3))}
+    tx = training_optimiser(TrainingConfig(), 100)
+    state = TrainState({"params": params, "batch_stats": {}}, tx.init(params))
+    saved = RunCheckpoints(tmp_path)
+    saved.save(1, train_state_arrays(state), {})
+    arrays, _ = saved.latest()
+    assert_same_arrays(train_state_from_arrays(arrays, tx).variables, state.variables)

@@ -15,7 +15,7 @@ from toys import (
     row_variables,
 )
 
-from moth_jax import distance
+from moth_jax import distance, measurement
 from moth_jax.errors import InputError
 from moth_jax.inversion import InversionResult, neural_cleanse
 from moth_jax.triggers import Trigger
@@ -174,16 +174,85 @@ def test_some_directions_give_the_numbers_they_have_in_the_whole_matrix(matrix):
 
 
 def test_one_compilation_serves_all_chunks_budgets_batches_and_weights(matrix):
-    compiled, traced = distance._invert_directions._cache_size(), len(TRACES)
+    compiled, traced = measurement._invert_directions._cache_size(), len(TRACES)
     measure(num_steps=3)
     measure(mask_weight=0.1, num_steps=2, seeds=(3,))
     measure(row_images(LABELS, seed=4), num_steps=2, directions=[(0, 1), (0, 2), (1, 2)])
     measure(variables=row_variables(scale=2.0), num_steps=2)
-    assert distance._invert_directions._cache_size() == compiled
+    assert measurement._invert_directions._cache_size() == compiled
     assert len(TRACES) == traced
 
 
-# StoppedError measurements.
+# Some of the classes of a larger head.
+
+
+def test_among_chosen_classes_every_direction_has_the_number_it_has_in_the_whole_matrix(matrix):
+    chosen = measure(classes=(2, 0), class_names=("a", "b", "c"))
+    assert chosen.values.shape == (2, 2)
+    assert chosen.class_names == ("c", "a")
+    for (i, j), direction in {(0, 1): (2, 0), (1, 0): (0, 2)}.items():
+        assert chosen.values[i, j] == matrix.values[direction]
+        assert chosen.success_rate[i, j] == matrix.success_rate[direction]
+        np.testing.assert_array_equal(chosen.trigger(i, j).mask, matrix.trigger(*direction).mask)
+    assert np.isnan(np.diag(chosen.values)).all()
+    assert chosen.details["classes"] == [2, 0]
+    assert "classes" not in matrix.details
+
+
+def test_directions_among_chosen_classes_are_given_as_labels(matrix):
+    one = measure(classes=(2, 0), directions=[(2, 0)])
+    assert one.values[0, 1] == matrix.values[2, 0]
+    assert one.num_measured() == 1
+    assert one.class_names == ("2", "0")
+
+
+def test_a_trigger_has_to_beat_the_classes_that_were_not_chosen_too(matrix):
+    # Class 2 wins wherever class 1 would: no trigger makes class 1 the largest of all three.
+    shadowed = row_variables()
+    shadowed["params"]["kernel"] = (
+        shadowed["params"]["kernel"].at[:, 2].set(shadowed["params"]["kernel"][:, 1])
+    )
+    shadowed["params"]["bias"] = jnp.array([0.0, 0.0, 1.0])
+    found = measure(variables=shadowed, classes=(0, 1), directions=[(0, 1)])
+    assert found.num_failures() == 1
+    assert matrix.num_failures() == 0
+
+
+def test_the_chosen_classes_can_be_named_alone_and_those_without_images_left_out():
+    kept = LABELS != 1
+    some = measure(IMAGES[kept], LABELS[kept], classes=(0, 2), class_names=("first", "last"))
+    assert some.class_names == ("first", "last")
+    assert some.num_measured() == 2
+
+
+def test_a_measurement_among_some_classes_goes_on_from_the_chunks_of_another(tmp_path):
+    measure(directions=[(0, 2), (2, 0)], resume_dir=tmp_path)
+    progress = RecordedProgress()
+    measure(classes=(0, 2), resume_dir=tmp_path, progress=progress)
+    assert progress.skipped == [2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": (0, 3)}, r"classes must be in 0\.\.2, got 3"),
+        ({"classes": (-1, 1)}, r"classes must be in 0\.\.2, got -1"),
+        ({"classes": (1,)}, "at least 2 different classes, got 1"),
+        ({"classes": ()}, "at least 2 different classes"),
+        ({"classes": (1, 1)}, "at least 2 different classes, got 1, 1"),
+        ({"classes": (0, 2), "directions": [(0, 1)]}, r"direction \(0, 1\) .* classes in 0, 2"),
+        (
+            {"classes": (0, 2), "class_names": ("a",)},
+            "has 3 classes, 2 of them chosen, but 1 names",
+        ),
+    ],
+)
+def test_classes_that_cannot_be_chosen_are_a_clear_error(options, message):
+    with pytest.raises(InputError, match=message):
+        measure(**options)
+
+
+# Interrupted measurements.
 
 
 def test_an_interrupted_measurement_goes_on_and_equals_an_uninterrupted_one(tmp_path, matrix):
@@ -220,7 +289,7 @@ def instant(monkeypatch):
             losses_after=np.zeros((*batch, images.shape[1])),
         )
 
-    monkeypatch.setattr(distance, "_invert_directions", invert)
+    monkeypatch.setattr(measurement, "_invert_directions", invert)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +414,37 @@ def test_input_that_cannot_be_measured_is_a_clear_error(options, message):
 def test_a_function_that_is_no_classifier_is_a_clear_error(logits_fn, message):
     with pytest.raises(InputError, match=message):
         distance.distance_matrix(logits_fn, IMAGES, LABELS, num_steps=1, progress=False)
+
+
+def small_logits(images):
+    """Logits of three classes that look like probabilities where an image is dark."""
+    level = images.mean((1, 2, 3))
+    return jnp.stack([level, 2 * level, 1 - 3 * level + jnp.maximum(level - 0.2, 0)], axis=1)
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_logits_that_happen_to_sum_to_one_on_a_few_images_are_logits(num_images):
+    images = np.full((num_images, 4, 4, 1), 0.1, np.float32)
+    logits = np.asarray(small_logits(images))
+    assert logits.min() >= 0
+    np.testing.assert_allclose(logits.sum(1), 1, rtol=1e-6)
+    found = distance.distance_matrix(
+        small_logits,
+        images,
+        np.zeros(num_images, np.int32),
+        directions=[(0, 1)],
+        num_steps=1,
+        progress=False,
+    )
+    assert found.num_measured() == 1
+
+
+@pytest.mark.parametrize("num_images", [1, 24])
+def test_probabilities_are_refused_however_few_images_there_are(num_images):
+    with pytest.raises(InputError, match="returns probabilities"):
+        distance.class_distance(
+            lambda x: jax.nn.softmax(CLASSIFIER.predict(VARIABLES, x)), IMAGES[:num_images], 1
+        )
 
 
 @pytest.mark.parametrize(

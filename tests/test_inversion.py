@@ -403,6 +403,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 def test_equal_options_give_the_same_object_so_that_nothing_is_compiled_twice():
     assert neural_cleanse(patience=4) is neural_cleanse(patience=4)
+    assert neural_cleanse(patience=4, b1=0.3) is neural_cleanse(b1=0.3, patience=4)
+    assert neural_cleanse(patience=10) is neural_cleanse()
     assert neural_cleanse(patience=4) is not neural_cleanse(patience=5)
 
 

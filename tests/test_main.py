@@ -65,6 +65,7 @@ def assert_one_line(answer, *fragments):
         ("distance.inversion=guess", ["unknown inversion 'guess'", *INVERSIONS]),
         ("distance.split=all", ["unknown split 'all'", "train", "validation", "test"]),
         ("distance.victims=cat", ["unknown classes in distance.victims: cat", "0, 1, 2, 3"]),
+        ("classes=('1','cat')", ["unknown classes in classes: cat", "0, 1, 2, 3"]),
         ("distance.num_steps=0", ["distance.num_steps must be at least 1, got 0"]),
         ("harden.learning_rate=nan", ["harden.learning_rate must be above 0, got nan"]),
     ],
@@ -361,6 +362,14 @@ ONLY_BEFORE = {
         ({"increase": -0.25}, ["increase         -25.00 %"]),
         ({"harden_stopped": "accuracy"}, ["validation accuracy fell", "step 60"]),
         ({"harden_stopped": "accuracy", "harden_steps": 0}, ["unchanged", "lower"]),
+        (
+            {"accuracy_chosen_before": 0.95, "accuracy_chosen_after": 0.94},
+            ["- chosen classes 95.00 -> 94.00 %"],
+        ),
+        (
+            {"accuracy_others_before": 0.85, "accuracy_others_after": None},
+            ["- other classes  85.00 %"],
+        ),
     ],
 )
 def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(tmp_path, changes, expected):

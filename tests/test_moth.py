@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import RecordedProgress, StoppedError, linear_classifier, row_dataset, row_variables
 
-from moth_jax import moth
+from moth_jax import moth, scheduler
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.moth import MothConfig, harden
@@ -403,7 +403,7 @@ def test_the_switches_decide_how_often_a_pair_is_random(monkeypatch, options, ra
         given.append((num_steps, selection))
         return [(1, 2)]
 
-    monkeypatch.setattr(moth.scheduler, "select_pairs", select_pairs)
+    monkeypatch.setattr(scheduler, "select_pairs", select_pairs)
     run(state=warmed_up(), **options)
     assert given == [(t, {"num_pairs": 1, "random_share": random_share}) for t in (0, 3)]
 

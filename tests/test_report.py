@@ -154,6 +154,22 @@ def test_the_page_shows_the_numbers_of_the_summary(tmp_path):
         assert f">{before[victim, target]:.1f}</text>" in page.source
 
 
+def test_the_accuracy_on_chosen_and_on_other_classes_is_shown_where_classes_were_chosen(tmp_path):
+    parts = {
+        "accuracy_chosen_before": 0.95,
+        "accuracy_chosen_after": 0.94,
+        "accuracy_others_before": 0.852,
+        "accuracy_others_after": 0.853,
+        "classes": ["cat", "dog"],
+    }
+    page = _report(tmp_path, summary={**SUMMARY, **parts})
+    _check(page)
+    for text in ("On the chosen classes", "95.0 → 94.0 %", "85.2 → 85.3 %", "+0.1 points"):
+        assert text in page.text
+    assert "cat, dog" in page.text
+    assert "On the chosen classes" not in _report(tmp_path).text
+
+
 def test_the_same_run_gives_the_same_page(tmp_path):
     first = _report(tmp_path).source
     assert _report(tmp_path).source == first

@@ -22,8 +22,9 @@ from runs import (
     tiny_config,
 )
 
-from moth_jax import checkpoints, distance, run
+from moth_jax import checkpoints, run
 from moth_jax.checkpoints import RunCheckpoints
+from moth_jax.chunks import ChunkStore
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.metrics import MetricWriter
 
@@ -78,10 +79,6 @@ def assert_same_run(workdir, reference):
         np.testing.assert_array_equal(ours.triggers.pattern, theirs.triggers.pattern)
 
 
-class Interrupted(Exception):  # noqa: N818
-    """As by a kill at that very moment."""
-
-
 def interrupt(monkeypatch, owner, name, call):
     """Raise `StoppedError` instead of the `call`-th call of a function."""
     function, calls = getattr(owner, name), []
@@ -101,7 +98,7 @@ MOMENTS = [
     ("between the first epoch's record and its checkpoint", RunCheckpoints, "save", 1),
     ("after the first epoch's checkpoint", MetricWriter, "write", 2),
     ("before the trained model is written", checkpoints, "save_model", 1),
-    ("before the second chunk of directions is written", distance._ChunkStore, "save", 2),
+    ("before the second chunk of directions is written", ChunkStore, "save", 2),
     ("before the distances are put into the model", checkpoints, "save_distances", 1),
     ("between the distances in the model and their file", DistanceMatrix, "save", 2),
     ("in the warm-up, between record and checkpoint", RunCheckpoints, "save", 4),
@@ -110,7 +107,7 @@ MOMENTS = [
     ("between the records and the checkpoint of a round", RunCheckpoints, "save", 2),
     ("before the hardened model is written", checkpoints, "save_model", 1),
     ("before the checkpoints of the hardening are removed", RunCheckpoints, "clear", 2),
-    ("in the second measurement", distance._ChunkStore, "save", 3),
+    ("in the second measurement", ChunkStore, "save", 3),
     ("before the summary", run, "summarise", 1),
 ]
 

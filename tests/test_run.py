@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runs import FIELDS, contents, do, figures, finished_run, steps, tiny_config
 
-from moth_jax import checkpoints, data, run
+from moth_jax import checkpoints, data, run, selection
 from moth_jax.distance import DistanceMatrix, relative_increase
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
@@ -205,6 +205,15 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(copy):
     assert contents(copy) == before
 
 
+def test_a_run_of_an_earlier_version_goes_on_where_new_fields_have_their_defaults(copy, summary):
+    fields = json.loads((copy / "config.json").read_text())
+    assert fields.pop("classes") == []
+    (copy / "config.json").write_text(json.dumps(fields))
+    assert do(tiny_config(), copy) == summary
+    with pytest.raises(InputError, match="different: classes"):
+        do(tiny_config(classes=("0", "1")), copy)
+
+
 def test_what_does_not_change_the_results_may_differ(copy, summary):
     assert do(tiny_config(checkpoint_seconds=9.0), copy) == summary
 
@@ -235,7 +244,7 @@ def test_an_overwriting_that_stops_halfway_leaves_no_mixture_of_two_runs(copy, m
         rmtree(path)
 
     rmtree = shutil.rmtree
-    monkeypatch.setattr(run.shutil, "rmtree", stop_at_the_third)
+    monkeypatch.setattr(shutil, "rmtree", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run.claim(copy, tiny_config(seed=3), overwrite=True)
     monkeypatch.undo()
@@ -308,7 +317,7 @@ def test_a_fault_of_the_configuration_is_found_before_anything_is_computed(
 def test_victims_may_be_given_as_numbers_where_these_are_their_names():
     digits = data.load("digits")
     by_number, by_name = (
-        run._directions(tiny_config(distance__victims=victims), digits)
+        selection.directions(tiny_config(distance__victims=victims), digits)
         for victims in ((0, 1), ("0", "1"))
     )
     assert by_number == by_name == [(a, b) for a in (0, 1) for b in range(10) if a != b]
@@ -317,12 +326,12 @@ def test_victims_may_be_given_as_numbers_where_these_are_their_names():
 def test_a_number_of_directions_is_drawn_once_for_before_and_after():
     digits = data.load("digits")
     config = tiny_config(distance__victims=(), distance__num_directions=7)
-    drawn = run._directions(config, digits)
+    drawn = selection.directions(config, digits)
     assert len(set(drawn)) == 7
-    assert drawn == run._directions(config, digits)
-    assert drawn != run._directions(tiny_config(**{**_drawn(config), "seed": 1}), digits)
+    assert drawn == selection.directions(config, digits)
+    assert drawn != selection.directions(tiny_config(**{**_drawn(config), "seed": 1}), digits)
     config.distance.num_directions = 0
-    assert len(run._directions(config, digits)) == 90
+    assert len(selection.directions(config, digits)) == 90
 
 
 def _drawn(config):

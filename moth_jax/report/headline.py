@@ -40,21 +40,13 @@ def average(matrix: "DistanceMatrix") -> str:
 def tiles(summary: dict, before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
     """The figures a reader looks for, in HTML; those that are not known are left out."""
     hardened = after is not None
-    accuracy, accuracy_after = summary.get("accuracy_before"), summary.get("accuracy_after")
-    change = None
-    if hardened and fmt.is_number(accuracy) and fmt.is_number(accuracy_after):
-        change = f"{100 * (accuracy_after - accuracy):+.1f} points".replace("-", "−")
     averages = [average(matrix) for matrix in (before, after) if matrix is not None]
     failures = [str(matrix.num_failures()) for matrix in (before, after) if matrix is not None]
-    accuracies = [fmt.percent(a) for a in (accuracy, accuracy_after)][: 1 + hardened]
-    accuracies[:-1] = [text.removesuffix("\u00a0%") for text in accuracies[:-1]]  # said once
     increase = fmt.percent(summary.get("increase"), sign=True)
     entries = [
-        (
-            "Test accuracy",
-            fmt.arrow(*accuracies) if fmt.is_number(accuracy) else fmt.MISSING,
-            change,
-        ),
+        _accuracy_tile("Test accuracy", "accuracy", summary, hardened),
+        _accuracy_tile("On the chosen classes", "accuracy_chosen", summary, hardened),
+        _accuracy_tile("On the other classes", "accuracy_others", summary, hardened),
         ("Mean class distance", fmt.arrow(*averages), "aggregated pixels"),
         ("Increase", increase, "mean over directions of (after − before) / before"),
         ("No trigger found", fmt.arrow(*failures), f"in {before.num_measured()} directions"),
@@ -67,6 +59,22 @@ def tiles(summary: dict, before: "DistanceMatrix", after: "DistanceMatrix | None
         for label, value, note in entries
         if value != fmt.MISSING
     )
+
+
+def _accuracy_tile(
+    label: str, name: str, summary: dict, hardened: bool
+) -> tuple[str, str, str | None]:
+    """The tile of `name`_before and `name`_after of the summary."""
+    accuracy, accuracy_after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
+    if not fmt.is_number(accuracy):
+        return label, fmt.MISSING, None
+    if not hardened:
+        return label, fmt.arrow(fmt.percent(accuracy)), None
+    change = None
+    if fmt.is_number(accuracy_after):
+        change = f"{100 * (accuracy_after - accuracy):+.1f} points".replace("-", "−")
+    start = fmt.percent(accuracy).removesuffix("\u00a0%")  # the unit is said once
+    return label, fmt.arrow(start, fmt.percent(accuracy_after)), change
 
 
 def _time_tile(harden_seconds, measuring: str) -> tuple[str, str, str | None]:

@@ -1,0 +1,255 @@
+"""The rounds of a hardening: a class is warmed up as the target, or selected pairs are hardened.
+
+Either takes a `MothState` to the next one and says in records what it did. The scheduler and the
+bank of triggers number the chosen classes by position; batches, targets and names by label.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from moth_jax import scheduler
+from moth_jax.data.sampling import pair_batch
+from moth_jax.hardening import HardenInfo, random_triggers
+from moth_jax.moth_config import MothConfig
+from moth_jax.moth_state import BATCH, SELECT, WARM_UP, MothState, key_of, rng_of
+from moth_jax.training import TrainState
+from moth_jax.trigger_bank import TriggerBank
+from moth_jax.triggers import Trigger
+from moth_jax.warmup import WarmUpResult, draw_samples
+
+Records = list[dict]
+Direction = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled computations of a hardening."""
+
+    tx: optax.GradientTransformation
+    invert_towards: Callable[..., WarmUpResult]
+    warm_up_update: Callable[..., tuple[TrainState, Array]]
+    step: Callable[..., tuple[TrainState, HardenInfo]]
+
+
+class Setting(NamedTuple):
+    """What stays the same over all rounds.
+
+    Attributes:
+      programs: the compiled computations.
+      dataset: an `ImageDataset`.
+      config: the options.
+      classes: labels of the K classes that are hardened among each other.
+      members: indices of the training images of each label.
+      total: steps of the main training.
+    """
+
+    programs: Programs
+    dataset: object
+    config: MothConfig
+    classes: tuple[int, ...]
+    members: list[np.ndarray]
+    total: int
+
+    def name(self, position: int) -> str:
+        """Return the name of a chosen class."""
+        return self.dataset.class_names[self.classes[position]]
+
+
+def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
+    """Warm up the next class as the target: invert, keep, and train one step."""
+    config, position = setting.config, state.warmed_up
+    target = setting.classes[position]
+    rng = rng_of(config, WARM_UP, position)
+    samples = draw_samples(
+        setting.dataset.train,
+        setting.members,
+        target,
+        config.warmup_images_per_class,
+        rng,
+        classes=setting.classes,
+    )
+    invert_key, update_key = jax.random.split(key_of(config, WARM_UP, position))
+    result = jax.device_get(
+        setting.programs.invert_towards(
+            state.train.variables,
+            samples,
+            target,
+            invert_key,
+            num_steps=config.warmup_steps,
+            mask_weight=config.warmup_mask_weight,
+        )
+    )
+    train, loss = _train_on_warm_up(
+        setting, state, target, samples.victims, result, rng, update_key
+    )
+    state = _after_warm_up(setting, dataclasses.replace(state, train=train), result)
+    found = np.isfinite(result.sizes)
+    return state, {
+        "phase": "warm-up",
+        "step": position,
+        "target": setting.name(position),
+        "size": float(result.sizes[found].mean()) if found.any() else float("inf"),
+        "prior": float(result.prior.mean()),
+        "loss": float(loss),
+    }
+
+
+def _train_on_warm_up(
+    setting: Setting,
+    state: MothState,
+    target: int,
+    victims: np.ndarray,
+    result: WarmUpResult,
+    rng: np.random.Generator,
+    key: Array,
+) -> tuple[TrainState, Array]:
+    """Train on a random batch with the triggers found on half of the victims' samples."""
+    dataset, config = setting.dataset, setting.config
+    # Of each label: the row of its trigger (0 for all where it is universal), and whether it has.
+    row = np.zeros(dataset.num_classes, np.int64)
+    row[victims] = np.arange(len(victims)) % len(result.trigger.mask)
+    found = np.zeros(dataset.num_classes, bool)
+    found[victims] = np.isfinite(result.sizes)
+    batch_size = min(config.batch_size, len(dataset.train))
+    indices = pair_batch(setting.members, (), per_class=0, batch_size=batch_size, rng=rng).indices
+    labels = dataset.train.labels[indices]
+    return setting.programs.warm_up_update(
+        state.train,
+        dataset.train.batch(indices),
+        labels,
+        target,
+        jax.tree.map(lambda v: v[row[labels]], result.trigger),
+        found[labels],
+        rng.random(len(indices)) < 0.5,
+        key,
+    )
+
+
+def _after_warm_up(setting: Setting, state: MothState, result: WarmUpResult) -> MothState:
+    """Return the state that keeps what the warm-up of its next class found."""
+    position, num_classes = state.warmed_up, len(setting.classes)
+    victims = np.flatnonzero(np.arange(num_classes) != position)
+    sizes, prior = state.warmup_sizes.copy(), state.warmup_prior.copy()
+    sizes[victims, position] = result.sizes
+    prior[victims, position] = result.prior
+    bank = state.bank.copy()
+    _keep_warm_up(bank, victims, position, result)
+    arms = state.scheduler
+    if position + 1 == num_classes:
+        pairwise = not setting.config.approximate_warmup
+        arms = scheduler.init_state(prior, sizes, pairwise=pairwise)
+    return dataclasses.replace(
+        state,
+        bank=bank,
+        scheduler=arms,
+        warmed_up=position + 1,
+        warmup_sizes=sizes,
+        warmup_prior=prior,
+    )
+
+
+def _keep_warm_up(bank: TriggerBank, victims, target: int, result: WarmUpResult) -> None:
+    universal = len(result.trigger.mask) == 1
+    for i, victim in enumerate(victims):
+        if np.isfinite(result.sizes[i]) and not universal:
+            trigger = jax.tree.map(lambda v, i=i: v[i], result.trigger)
+            bank.keep(int(victim), target, trigger, float(result.sizes[i]))
+    if universal and np.isfinite(result.sizes[0]):
+        bank.keep_universal(target, jax.tree.map(lambda v: v[0], result.trigger))
+
+
+def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records]:
+    """Select pairs and harden them for a round."""
+    config = setting.config
+    pairs, directions = _select(setting, state)
+    labels = [setting.classes[k] for pair in pairs for k in pair]
+    bank, train, found_trigger, records = state.bank.copy(), state.train, None, []
+    sizes: dict[Direction, list[float]] = {direction: [] for direction in directions}
+    for step in range(state.step, min(state.step + config.steps_per_round, setting.total)):
+        key, start_key = jax.random.split(key_of(config, BATCH, step))
+        afresh = found_trigger is None or not config.dynamic
+        start = _start_triggers(setting, bank, directions, start_key) if afresh else found_trigger
+        batch = pair_batch(
+            setting.members,
+            labels,
+            per_class=config.victims_per_class,
+            batch_size=config.batch_size,
+            rng=rng_of(config, BATCH, step),
+        )
+        num_steps = config.first_steps if afresh else config.next_steps
+        train, info = setting.programs.step(
+            train,
+            setting.dataset.train.batch(batch.indices),
+            setting.dataset.train.labels[batch.indices],
+            batch.weights,
+            np.asarray([setting.classes[target] for _, target in directions]),
+            start,
+            key,
+            num_steps=num_steps,
+            mask_weight=config.first_mask_weight if afresh else config.next_mask_weight,
+        )
+        info = jax.device_get(info)
+        for i, direction in enumerate(directions):
+            sizes[direction].append(float(info.sizes[i]))
+            if np.isfinite(info.sizes[i]):
+                trigger = jax.tree.map(lambda v, i=i: v[i], info.trigger)
+                bank.keep(*direction, trigger, float(info.sizes[i]))
+        found_trigger = info.trigger if np.isfinite(info.sizes).all() else None
+        records.append(_record(setting, step, directions, info, num_steps))
+    arms = scheduler.record(state.scheduler, sizes, pairs)
+    step = state.step + len(records)
+    return dataclasses.replace(state, train=train, bank=bank, scheduler=arms, step=step), records
+
+
+def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[Direction]]:
+    """Return the pairs of a round, and the directions that are hardened."""
+    config = setting.config
+    rng = rng_of(config, SELECT, state.step)
+    pairs = scheduler.select_pairs(
+        state.scheduler,
+        state.step,
+        rng,
+        num_pairs=config.pairs_per_step,
+        random_share=1.0 if config.scheduler == "uniform" else config.random_share,
+    )
+    if config.symmetric:
+        return pairs, [direction for a, b in pairs for direction in ((a, b), (b, a))]
+    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
+    return pairs, pairs
+
+
+def _start_triggers(
+    setting: Setting, bank: TriggerBank, directions: list[Direction], key: Array
+) -> Trigger:
+    """Return where the inversions of a round start: from the bank, or from random triggers."""
+    triggers = random_triggers(key, len(directions), setting.dataset.image_shape)
+    triggers = jax.tree.map(np.array, triggers)
+    if not setting.config.dynamic:
+        return triggers
+    for i, direction in enumerate(directions):
+        stored = bank.start(*direction)
+        if stored is not None:
+            triggers.mask[i], triggers.pattern[i] = stored.mask, stored.pattern
+    return triggers
+
+
+def _record(
+    setting: Setting, step: int, directions: list[Direction], info: HardenInfo, num_steps: int
+) -> dict:
+    return {
+        "phase": "hardening",
+        "step": step,
+        "directions": [[setting.name(a), setting.name(b)] for a, b in directions],
+        "sizes": info.sizes.tolist(),
+        "success_rates": info.success_rates.tolist(),
+        "num_victims": info.num_victims.tolist(),
+        "num_stamped": info.num_stamped.tolist(),
+        "inversion_steps": num_steps,
+        "loss": float(info.loss),
+    }

@@ -1,0 +1,98 @@
+import jax
+import numpy as np
+import pytest
+
+from moth_jax import distance
+from moth_jax.chunks import Chunk, ChunkStore
+from moth_jax.inversion import neural_cleanse
+from moth_jax.triggers import Trigger
+
+IMAGES = (np.arange(6 * 4 * 4, dtype=np.float32) / 128).reshape(6, 4, 4, 1)
+LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
+VARIABLES = {"params": {"scale": np.full(3, 2.0, np.float32)}, "batch_stats": {}}
+DIRECTIONS = [(0, 1), (2, 0), (1, 2)]
+
+
+def with_variables(variables, images):
+    return images[:, 0, :3, 0] * variables["params"]["scale"][None]
+
+
+def closed(images):
+    return images[:, 0, :3, 0] * 2.0
+
+
+# Recorded with version 0.1.0: a chunk that was measured then is found today.
+RECORDED = {
+    "with variables": ["293075b6a5101f1bf6dea17b.npz", "35a86b3e375108532652ad1d.npz"],
+    "closed": ["272806a4013f2f4416b2faa3.npz", "5f15be853d403763d7cebb7d.npz"],
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_chunks_are_named_and_laid_out_as_they_always_were(tmp_path, kind):
+    logits_fn, model = {
+        "with variables": (with_variables, {"variables": VARIABLES}),
+        "closed": (closed, {}),
+    }[kind]
+    distance.distance_matrix(
+        logits_fn,
+        IMAGES,
+        LABELS,
+        directions=DIRECTIONS,
+        num_steps=2,
+        minibatch_size=2,
+        seeds=(0, 3),
+        directions_per_chunk=2,
+        inversion=neural_cleanse(patience=3),
+        resume_dir=tmp_path,
+        progress=False,
+        **model,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == RECORDED[kind]
+    with np.load(tmp_path / RECORDED[kind][0]) as file:
+        shapes = {name: array.shape for name, array in file.items()}
+    assert shapes == {
+        "directions": (2, 2),
+        "sizes": (2, 2),
+        "rates": (2, 2),
+        "mask": (2, 4, 4, 1),
+        "pattern": (2, 4, 4, 1),
+        "seconds": (),
+    }
+
+
+def a_chunk():
+    rng = np.random.default_rng(0)
+    return Chunk(
+        directions=np.array([[0, 1], [2, 0]]),
+        sizes=np.array([[1.5, np.inf], [2.0, 3.0]], np.float32),
+        rates=np.array([[0.9, 0.0], [1.0, 1.0]], np.float32),
+        trigger=Trigger(rng.random((2, 4, 4, 1)), rng.random((2, 4, 4, 3))),
+        seconds=1.25,
+    )
+
+
+def test_a_chunk_that_was_saved_is_loaded_for_its_directions_only(tmp_path):
+    chunk = a_chunk()
+    ChunkStore(tmp_path, {"num_steps": 3}, IMAGES).save(chunk)
+    store = ChunkStore(tmp_path, {"num_steps": 3}, IMAGES)
+    loaded = store.load([(0, 1), (2, 0)])
+    jax.tree.map(np.testing.assert_array_equal, loaded, chunk)
+    assert store.load([(2, 0), (0, 1)]) is None
+    assert store.load([(0, 1)]) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs"),
+    [({"num_steps": 4}, IMAGES), ({"num_steps": 3}, IMAGES[::-1])],
+    ids=["other settings", "other inputs"],
+)
+def test_a_chunk_of_another_measurement_is_not_found(tmp_path, settings, inputs):
+    ChunkStore(tmp_path, {"num_steps": 3}, IMAGES).save(a_chunk())
+    assert ChunkStore(tmp_path, settings, inputs).load([(0, 1), (2, 0)]) is None
+
+
+def test_without_a_folder_nothing_is_kept():
+    store = ChunkStore(None, {}, IMAGES)
+    store.save(a_chunk())
+    assert store.load([(0, 1), (2, 0)]) is None

@@ -1,0 +1,229 @@
+"""python -m moth_jax.convert: in, out, and what it refuses."""
+
+import copy
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moth_jax import checkpoints
+from moth_jax.convert import convert
+from moth_jax.errors import InputError
+from moth_jax.models import create
+
+torch = pytest.importorskip("torch")
+
+BUILDER = """
+import torch
+
+def build():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * 36, 5),
+    )
+
+def number():
+    return 3
+"""
+OPTIONS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "image_shape": (8, 8, 3)}
+
+
+@pytest.fixture
+def built(tmp_path):
+    """A Python file that builds a module, the module with weights, and their file."""
+    (tmp_path / "mine.py").write_text(BUILDER)
+    namespace = {}
+    exec(BUILDER, namespace)
+    torch.manual_seed(0)
+    module = namespace["build"]().eval()
+    torch.nn.init.normal_(module[1].running_mean)
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    return f"{tmp_path}/mine.py:build", module, tmp_path / "weights.pt"
+
+
+def images():
+    return np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
+
+
+def logits_of(module, mean=0.5, std=0.2):
+    with torch.no_grad():
+        x = (images().transpose(0, 3, 1, 2) - mean) / std
+        return module(torch.tensor(x, dtype=torch.float32)).numpy()
+
+
+def test_a_module_of_ones_own_goes_in_and_home_again_and_becomes_a_program(built, tmp_path):
+    builder, module, weights = built
+    expected = logits_of(module)
+    folder = tmp_path / "checkpoint"
+    said = convert(weights, folder, builder=builder, **OPTIONS)
+    assert said == f"{folder}: Sequential, 5 classes, images 8x8x3"
+
+    classifier, variables, _ = checkpoints.load_model(folder)
+    ours = jax.jit(classifier.predict)(variables, jnp.asarray(images()))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+    for name in ("home.pt", "home.safetensors"):
+        convert(folder, tmp_path / name)
+        again = copy.deepcopy(module)
+        torch.nn.init.zeros_(again[4].weight)
+        again.load_state_dict(read(tmp_path / name), strict=True)
+        np.testing.assert_array_equal(logits_of(again.eval()), expected)
+
+    convert(folder, tmp_path / "served.stablehlo")
+    program = """
+import sys, jax, numpy as np
+images = np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
+exported = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+np.save(sys.argv[2], exported.call(images))
+assert "moth_jax" not in sys.modules
+"""
+    arguments = [tmp_path / "served.stablehlo", tmp_path / "logits.npy"]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def read(path):
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, weights_only=True)
+
+
+def test_a_model_of_ours_goes_home_and_comes_back(tmp_path):
+    classifier, variables = create(
+        "resnet20",
+        num_classes=7,
+        image_shape=(32, 32, 3),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.4),
+        class_names=tuple("abcdefg"),
+    )
+    checkpoints.save_model(tmp_path / "model", classifier, variables)
+    convert(tmp_path / "model", tmp_path / "weights.safetensors")
+    convert(tmp_path / "weights.safetensors", tmp_path / "again", class_names=tuple("abcdefg"))
+    again = checkpoints.load_model(tmp_path / "again")
+    assert again.classifier.spec.class_names == tuple("abcdefg")
+    for name, value in variables["params"].items():
+        np.testing.assert_array_equal(again.variables["params"][name], value)
+
+
+def test_the_published_weights_come_home_as_they_were(shared, tmp_path):
+    source = shared / "checkpoints" / "akamaster_resnet32-d509ac18.th"
+    convert(source, tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "home.pt")
+    home = torch.load(tmp_path / "home.pt", weights_only=True)
+    original = torch.load(source, "cpu", weights_only=True)["state_dict"]
+    assert len(home) > len(original)  # the counters that the old file lacks
+    for name, tensor in original.items():
+        assert torch.equal(home[name.removeprefix("module.")], tensor), name
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"builder": "nowhere.py:build"}, "there is no Python file nowhere.py"),
+        ({"builder": "no_such_package:build"}, "cannot import no_such_package"),
+        ({"builder": "build"}, "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"),
+        ({"builder": "{}:nothing"}, "has no function 'nothing'"),
+        ({"builder": "{}:number"}, "must return a torch.nn.Module, but returns a int"),
+        ({"builder": "{}:build", "mean": None, "std": None}, "say how the model of"),
+        ({"builder": "{}:build", "image_shape": (9, 9, 3)}, "cannot turn"),
+        ({"trust": "everything"}, "unknown trust"),
+        ({"arch": "no_such_net"}, "torchvision"),
+        ({}, "weights not recognised"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_clear_fault(built, tmp_path, options, says):
+    builder, _, weights = built
+    file = builder.rpartition(":")[0]
+    options = {k: v.format(file) if isinstance(v, str) else v for k, v in options.items()}
+    with pytest.raises(InputError) as caught:
+        convert(weights, tmp_path / "out", **{**OPTIONS, **options})
+    assert says in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_module_are_named_all_at_once(built, tmp_path):
+    builder, module, weights = built
+    state = module.state_dict()
+    state["4.weight"] = torch.zeros(2, 2)
+    state["surplus"] = torch.zeros(1)
+    del state["0.bias"]
+    torch.save(state, weights)
+    with pytest.raises(InputError) as caught:
+        convert(weights, tmp_path / "out", builder=builder, **OPTIONS)
+    for part in ("1 missing: 0.bias", "1 unused: surplus", "4.weight (2, 2), expected (5, 144)"):
+        assert part in str(caught.value)
+
+
+def test_a_kind_of_file_that_is_not_written_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(InputError, match="DEST must be a folder"):
+        convert(tmp_path / "nothing.pt", tmp_path / "model.onnx")
+
+
+# The command line
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "moth_jax.convert", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_converts_and_says_what_it_wrote(built, tmp_path):
+    builder, _, weights = built
+    code, out, err = command(
+        weights,
+        tmp_path / "model",
+        f"--builder={builder}",
+        "--mean=0.5,0.5,0.5",
+        "--std=0.2,0.2,0.2",
+        "--image_shape=8,8,3",
+        "--class_names=a,b,c,d,e",
+    )
+    assert (code, out) == (0, f"{tmp_path}/model: Sequential, 5 classes, images 8x8x3\n"), err
+    code, out, err = command(weights, tmp_path / "model")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"moth_jax: {tmp_path}/model exists; give another DEST, or --overwrite to replace it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["one"], "two paths are needed"),
+        (["nowhere.pt", "out"], "there is no nowhere.pt"),
+        (["{weights}", "out", "--mean=a,b"], "--mean must be numbers"),
+        (["{weights}", "out", "--nonsense=1"], "Unknown command line flag 'nonsense'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(built, arguments, says):
+    code, out, err = command(*[a.format(weights=built[2]) for a in arguments])
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("moth_jax: ")
+    assert says in err
+
+
+def test_a_module_without_batch_norm_goes_through_a_checkpoint(tmp_path):
+    from moth_jax.models import from_torch
+
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).eval()
+    classifier, variables = from_torch(module, **OPTIONS)
+    checkpoints.save_model(tmp_path / "model", classifier, variables)
+    again = checkpoints.load_model(tmp_path / "model")
+    logits = again.classifier.predict(again.variables, jnp.asarray(images()))
+    np.testing.assert_allclose(logits, logits_of(module), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,148 @@
+"""A run on some of the classes: which they are, and what it leaves."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from runs import do, finished_run, tiny_config
+
+from moth_jax import checkpoints, data, selection
+from moth_jax.data.dataset import ImageSplit
+from moth_jax.distance import DistanceMatrix
+from moth_jax.errors import InputError
+from moth_jax.evaluation import predictions
+
+CHOSEN = ("7", "1", "4")
+LABELS = (7, 1, 4)
+DIGITS = data.load("digits")
+
+
+def without(label):
+    """The digits without the images of a class."""
+
+    def keep(split):
+        kept = np.flatnonzero(split.labels != label)
+        return ImageSplit(split.batch(kept), split.labels[kept])
+
+    parts = {part: keep(getattr(DIGITS, part)) for part in ("train", "validation", "test")}
+    return dataclasses.replace(DIGITS, **parts)
+
+
+# Which classes
+
+
+def test_the_chosen_classes_are_those_named_in_their_order_or_all_there_are_images_of():
+    assert selection.chosen_classes(tiny_config(classes=CHOSEN), DIGITS) == LABELS
+    assert selection.chosen_classes(tiny_config(classes=(7, 1)), DIGITS) == (7, 1)
+    assert selection.chosen_classes(tiny_config(), DIGITS) == tuple(range(10))
+    assert selection.chosen_classes(tiny_config(), without(3)) == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+
+
+def test_a_part_of_the_classes_is_one_only_if_there_are_images_of_others():
+    assert selection.is_subset(LABELS, DIGITS)
+    assert not selection.is_subset(tuple(range(10)), DIGITS)
+    assert not selection.is_subset((9, 8, 7, 6, 5, 4, 2, 1, 0), without(3))
+
+
+def test_directions_are_those_among_the_chosen_classes():
+    config = tiny_config(classes=CHOSEN, distance__victims=())
+    assert selection.directions(config, DIGITS) == [
+        (a, b) for a in LABELS for b in LABELS if a != b
+    ]
+    config = tiny_config(classes=CHOSEN, distance__victims=("4", "1"))
+    assert selection.directions(config, DIGITS) == [(1, 7), (1, 4), (4, 7), (4, 1)]
+    config = tiny_config(classes=CHOSEN, distance__victims=(), distance__num_directions=2)
+    assert set(selection.directions(config, DIGITS)) < {(a, b) for a in LABELS for b in LABELS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ("7", "x")}, r"unknown classes in classes: x; the classes are: 0, 1,"),
+        ({"classes": ("7",)}, "classes must name at least 2 different classes, got 7"),
+        ({"classes": ("7", "7")}, "classes must name at least 2 different classes, got 7, 7"),
+        ({"classes": ("1", "7")}, "victims must be among the chosen classes, got 0; add them"),
+        ({"classes": ("0", "1", "3")}, "no training images of '3'"),
+        (
+            {"classes": ("0", "1"), "distance__num_directions": 3},
+            r"num_directions must be in 0\.\.2, got 3",
+        ),
+    ],
+)
+def test_a_choice_that_cannot_be_is_a_clear_error(changes, message):
+    with pytest.raises(InputError, match=message):
+        selection.directions(tiny_config(**changes), without(3))
+
+
+def test_of_many_classes_only_the_first_are_listed():
+    names = tuple(f"c{k}" for k in range(1000))
+    many = dataclasses.replace(DIGITS, class_names=names)
+    with pytest.raises(InputError, match=r"unknown classes in classes: x; .*c49 and 950 more$"):
+        selection.chosen_classes(tiny_config(classes=("x", "c1")), many)
+
+
+# A whole run
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run on three of the digits, of the model of the finished run."""
+    folder = tmp_path_factory.mktemp("classes") / "run"
+    checkpoint = str(finished_run() / "original")
+    changes = {"classes": CHOSEN, "distance__victims": (), "model__checkpoint": checkpoint}
+    do(tiny_config(**changes), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def test_the_matrices_are_over_the_chosen_classes_and_agree_with_the_whole_ones(workdir):
+    before, after = (
+        DistanceMatrix.load(workdir / f"distance_{when}.npz") for when in ("before", "after")
+    )
+    for matrix in (before, after):
+        assert matrix.class_names == CHOSEN
+        assert matrix.num_measured() == 6
+        assert matrix.details["classes"] == list(LABELS)
+    whole = DistanceMatrix.load(finished_run() / "distance_before.npz")
+    for i, j in ((1, 0), (1, 2)):
+        np.testing.assert_allclose(
+            before.values[i, j], whole.values[LABELS[i], LABELS[j]], rtol=1e-4
+        )
+
+
+def test_hardening_was_among_the_chosen_classes(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    targets = [record["target"] for record in records if record["phase"] == "warm-up"]
+    assert targets == list(CHOSEN)
+    steps = [record for record in records if record["phase"] == "hardening"]
+    assert len(steps) == 12
+    assert {name for r in steps for d in r["directions"] for name in d} <= set(CHOSEN)
+    selected = json.loads((workdir / "hardening.json").read_text())["num_selected"]
+    assert np.shape(selected) == (3, 3)
+
+
+def test_the_summary_has_the_accuracy_on_all_on_the_chosen_and_on_the_other_classes(
+    workdir, summary
+):
+    is_chosen = np.isin(DIGITS.test.labels, LABELS)
+    for when, folder in (("before", "original"), ("after", "hardened")):
+        model = checkpoints.load_model(workdir / folder)
+        predicted = predictions(model.classifier.predict, model.variables, DIGITS.test)
+        right = predicted == DIGITS.test.labels
+        assert summary[f"accuracy_{when}"] == right.mean()
+        assert summary[f"accuracy_chosen_{when}"] == right[is_chosen].mean()
+        assert summary[f"accuracy_others_{when}"] == right[~is_chosen].mean()
+    assert summary["classes"] == list(CHOSEN)
+    assert "On the other classes" in (workdir / "report.html").read_text()
+
+
+def test_a_run_on_all_classes_says_nothing_of_parts():
+    summary = json.loads((finished_run() / "summary.json").read_text())
+    assert not [name for name in summary if "chosen" in name or "others" in name]
+    assert "classes" not in summary
