@@ -12,28 +12,13 @@ DEST is, by its name:
     .stablehlo         a program for jax.export.deserialize, which needs nothing of this package
 """
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
-
-from absl import app, flags
+from typing import NoReturn
 
 from moth_jax.console import fail, keep_libraries_quiet
 from moth_jax.errors import InputError
-
-_ARCH = flags.DEFINE_string(
-    "arch", "auto", "Architecture of the weights: a name of moth_jax.models.MODELS or torchvision."
-)
-_BUILDER = flags.DEFINE_string(
-    "builder", "", "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns the PyTorch module."
-)
-_TRUST = flags.DEFINE_string(
-    "trust", "nothing", "'torchvision' also reads whole modules, of torchvision's classes alone."
-)
-_CLASS_NAMES = flags.DEFINE_list("class_names", [], "Names of the classes, in order.")
-_MEAN = flags.DEFINE_list("mean", [], "Per channel, of pixels in [0, 1]; 0,0,0 for none.")
-_STD = flags.DEFINE_list("std", [], "Per channel, of pixels in [0, 1]; 1,1,1 for none.")
-_IMAGE_SHAPE = flags.DEFINE_list("image_shape", [], "Height, width and channels: 224,224,3.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace DEST if it is there.")
 
 
 def convert(source: Path, dest: Path, **options) -> str:
@@ -88,56 +73,85 @@ def _writer(dest: Path) -> Callable:
     return writers[dest.suffix]
 
 
-def main(argv: list[str]) -> None:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see python -m moth_jax.convert --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m moth_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", type=Path)
+    parser.add_argument("dest", metavar="DEST", type=Path)
+    parser.add_argument(
+        "--arch",
+        default="auto",
+        help="architecture of the weights: a name of moth_jax.models.MODELS or of torchvision "
+        '("torchvision:NAME" where both have it); read off the weights if not given',
+    )
+    parser.add_argument(
+        "--builder",
+        default="",
+        metavar="FILE.py:FUNCTION",
+        help="a function (also PACKAGE.MODULE:FUNCTION) that returns the PyTorch module",
+    )
+    parser.add_argument(
+        "--trust",
+        default="nothing",
+        help="'torchvision' also reads whole modules, of torchvision's classes alone",
+    )
+    parser.add_argument("--class_names", type=_names, default=(), metavar="A,B,...")
+    for name, what in (("mean", "0,0,0"), ("std", "1,1,1")):
+        parser.add_argument(
+            f"--{name}",
+            type=_numbers(float),
+            metavar="R,G,B",
+            help=f"what the model normalises pixels in [0, 1] with; {what} if it does not",
+        )
+    parser.add_argument(
+        "--image_shape", type=_numbers(int), metavar="H,W,C", help="such as 224,224,3"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is there")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _numbers(kind: type) -> Callable[[str], tuple]:
+    def parse(text: str) -> tuple:
+        try:
+            return tuple(kind(number) for number in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"must be numbers with commas between, got {text!r}"
+            ) from None
+
+    return parse
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Convert; a fault of the input is one line, and exit code 2."""
+    options = vars(_parser().parse_args(arguments))
+    source, dest = (options.pop(name).expanduser() for name in ("source", "dest"))
+    overwrite = options.pop("overwrite")
     keep_libraries_quiet()
     try:
-        print(convert(*_paths(argv), **_options()))
+        if not source.exists():
+            raise InputError(f"there is no {source}")
+        if dest.exists() and not overwrite:
+            raise InputError(f"{dest} exists; give another DEST, or --overwrite to replace it")
+        print(convert(source, dest, **options))
     except InputError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or argv[-1]}: {error.strerror or error}")
-
-
-def _paths(argv: list[str]) -> list[Path]:
-    if len(argv) != 3:
-        raise InputError("two paths are needed: python -m moth_jax.convert SOURCE DEST; see --help")
-    source, dest = (Path(argument).expanduser() for argument in argv[1:])
-    if not source.exists():
-        raise InputError(f"there is no {source}")
-    if dest.exists() and not _OVERWRITE.value:
-        raise InputError(f"{dest} exists; give another DEST, or --overwrite to replace it")
-    return [source, dest]
-
-
-def _options() -> dict:
-    shape = _numbers("image_shape", _IMAGE_SHAPE.value, int)
-    return {
-        "arch": _ARCH.value,
-        "builder": _BUILDER.value,
-        "trust": _TRUST.value,
-        "class_names": tuple(_CLASS_NAMES.value),
-        "mean": _numbers("mean", _MEAN.value, float),
-        "std": _numbers("std", _STD.value, float),
-        "image_shape": shape,
-    }
-
-
-def _numbers(name: str, values: list[str], kind: type) -> tuple | None:
-    try:
-        return tuple(map(kind, values)) or None
-    except ValueError:
-        raise InputError(
-            f"--{name} must be numbers with commas between, got {','.join(values)!r}"
-        ) from None
-
-
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        fail(str(error).splitlines()[0])
+        fail(f"{error.filename or dest}: {error.strerror or error}")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    main()

@@ -205,10 +205,10 @@ def test_the_command_converts_and_says_what_it_wrote(built, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["one"], "two paths are needed"),
+        (["one"], "the following arguments are required: DEST"),
         (["nowhere.pt", "out"], "there is no nowhere.pt"),
-        (["{weights}", "out", "--mean=a,b"], "--mean must be numbers"),
-        (["{weights}", "out", "--nonsense=1"], "Unknown command line flag 'nonsense'"),
+        (["{weights}", "out", "--mean=a,b"], "argument --mean: must be numbers"),
+        (["{weights}", "out", "--nonsense=1"], "unrecognized arguments: --nonsense=1"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(built, arguments, says):
