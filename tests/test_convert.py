@@ -227,3 +227,26 @@ def test_a_module_without_batch_norm_goes_through_a_checkpoint(tmp_path):
     again = checkpoints.load_model(tmp_path / "model")
     logits = again.classifier.predict(again.variables, jnp.asarray(images()))
     np.testing.assert_allclose(logits, logits_of(module), rtol=1e-4, atol=1e-5)
+
+
+def test_torchvisions_classifiers_are_read_by_name_or_whole_if_that_is_trusted(tmp_path):
+    from torchvision_shim import torchvision
+
+    torch.manual_seed(0)
+    module = torchvision.models.squeezenet1_1(num_classes=7).eval()
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    torch.save(module, tmp_path / "whole.pt")
+    x = np.random.default_rng(0).random((2, 40, 40, 3), np.float32)
+    options = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "image_shape": (40, 40, 3)}
+    with torch.no_grad():
+        expected = module(torch.tensor((x.transpose(0, 3, 1, 2) - 0.5) / 0.2)).numpy()
+
+    with pytest.raises(InputError, match="contains more than weights"):
+        convert(tmp_path / "whole.pt", tmp_path / "refused", **options)
+    sources = {"weights": {"arch": "squeezenet1_1"}, "whole": {"trust": "torchvision"}}
+    for name, how in sources.items():
+        said = convert(tmp_path / f"{name}.pt", tmp_path / name, **options, **how)
+        assert "7 classes" in said
+        classifier, variables, _ = checkpoints.load_model(tmp_path / name)
+        logits = jax.jit(classifier.predict)(variables, jnp.asarray(x))
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
