@@ -190,9 +190,8 @@ def run(
     towards them (the unbiased variance, as PyTorch does); everything else is in evaluation mode.
     """
     stats = dict(variables["batch_stats"])
-    # Of the images' precision: float64 for comparisons, bfloat16 for speed.
     stored = {
-        name: tensors.tensor(jnp.asarray(array).astype(images.dtype))
+        name: tensors.tensor(_in_precision(array, images.dtype))
         for kind in ("params", "batch_stats")
         for name, array in variables[kind].items()
     }
@@ -207,6 +206,12 @@ def run(
         for name in last_uses.get(index, ()):
             del values[name]
     return plain(values[graph.logits]), stats
+
+
+def _in_precision(array, dtype):
+    """Of the images' precision (float64 for comparisons, bfloat16 for speed); indices stay."""
+    array = jnp.asarray(array)
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _apply(node: Node, values: dict, stored: dict):
