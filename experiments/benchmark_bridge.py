@@ -86,9 +86,10 @@ def package(name: str, how: str) -> dict:
         variables = importing.import_weights(spec, outline, weights)
 
     def measure(num_steps: int) -> None:
-        distance.class_distance(
+        found = distance.class_distance(
             classifier.predict, images(), TARGET, variables=variables, num_steps=num_steps
         )
+        jax.block_until_ready(found)
 
     figures = timed(measure)
     mean_logits = jax.jit(classifier.predict)(variables, images()).mean(0)

@@ -196,6 +196,13 @@ def _taps(w):
 
 
 def _plain(x, w, strides, pads, *, spread_x=(1, 1), spread_w=(1, 1)):
+    span = windows.span(w.shape[:2], spread_w)
+    if any(n < k for n, k in zip(x.shape[1:3], span, strict=True)) and max(w.shape[:2]) <= 7:
+        # The fast kernel takes no image that is smaller than the window, however it is padded, and
+        # a last stage of 2x2 pixels would take 40 times as long.
+        edges = [(*pad, spread - 1) for pad, spread in zip(pads, spread_x, strict=True)]
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        return _by_places(x, w, strides, spread_w)
     return lax.conv_general_dilated(
         x,
         w,
@@ -205,6 +212,13 @@ def _plain(x, w, strides, pads, *, spread_x=(1, 1), spread_w=(1, 1)):
         rhs_dilation=spread_w,
         dimension_numbers=_DIMENSIONS,
     )
+
+
+def _by_places(x, w, strides, dilation):
+    """A matrix product for each place of the window, without padding."""
+    shown = windows.views(x, w.shape[:2], strides, dilation).values()
+    matrices = w.reshape(-1, *w.shape[2:])
+    return sum(jnp.tensordot(view, matrix, 1) for view, matrix in zip(shown, matrices, strict=True))
 
 
 def _dense(x, w, geometry):
@@ -223,10 +237,12 @@ def _packed(x, w, strides, pads):
     """
     height, width, out = w.shape[0], w.shape[1], w.shape[3]
     columns = (x.shape[2] + sum(pads[1]) - width) // strides[1] + 1
-    count = _columns_per_window(height * width * w.shape[2], out, columns)
+    shift = strides[1]
+    # A window wider than the image is one that the fast kernel does not take.
+    room = (x.shape[2] - width) // shift + 1
+    count = _columns_per_window(height * width * w.shape[2], out, columns, room)
     if count == 1:
         return _plain(x, w, strides, pads)
-    shift = strides[1]
     wide = jnp.concatenate(
         [
             jnp.pad(w, ((0, 0), (i * shift, (count - 1 - i) * shift), (0, 0), (0, 0)))
@@ -238,9 +254,9 @@ def _packed(x, w, strides, pads):
     return y.reshape(*y.shape[:2], columns, out)
 
 
-def _columns_per_window(products: int, out: int, columns: int) -> int:
+def _columns_per_window(products: int, out: int, columns: int, room: int) -> int:
     """How many columns to pack: 32 channels' worth, 64 where each is the sum of few products."""
-    wanted = (64 if products < 64 else 32) // out
+    wanted = min((64 if products < 64 else 32) // out, room)
     return max((p for p in (1, 2, 4, 8) if p <= wanted and columns % p == 0), default=1)
 
 
