@@ -52,8 +52,8 @@ def _bridged(name, *, slow=True, **fields):
     return Structure(name, "bridge", getattr(torchvision.models, name), slow=slow, **fields)
 
 
-def _small(name, build, num_classes=10):
-    return Structure(name, "native", build, size=32, small=32, num_classes=num_classes)
+def _small(name, build, num_classes=10, *, slow=False):
+    return Structure(name, "native", build, 32, 32, num_classes, slow)
 
 
 # Their weights are drawn anew anyway, and torchvision's way takes a minute.
@@ -61,11 +61,11 @@ _NO_AUXILIARY = (("aux_logits", False), ("init_weights", False))
 
 STRUCTURES = [
     _small("resnet20", partial(CifarResNet, 3)),
-    _small("resnet32", partial(CifarResNet, 5)),
+    _small("resnet32", partial(CifarResNet, 5), slow=True),
     _small("nin", NiN),
-    _small("vgg19", CifarVGG19),
+    _small("vgg19", CifarVGG19, slow=True),
     _small("lisa_cnn", LisaCNN, 18),
-    _small("resnet18_cifar", _small_stem),
+    _small("resnet18_cifar", _small_stem, slow=True),
     _torchvision("resnet18"),
     _torchvision("resnet34", slow=True),
     _torchvision("resnet50", slow=True),
