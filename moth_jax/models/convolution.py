@@ -54,7 +54,10 @@ def conv2d(
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv2d(x, w, geometry):
     return lax.platform_dependent(
-        x, w, cpu=partial(_cpu_conv, geometry=geometry), default=partial(_xla, geometry=geometry)
+        x,
+        w,
+        cpu=partial(_on_cpu, _depthwise, _dense, geometry=geometry),
+        default=partial(_xla, geometry=geometry),
     )
 
 
@@ -70,12 +73,12 @@ def _conv2d_backward(geometry, residuals, g):
             x,
             w,
             g,
-            cpu=partial(on_cpu, geometry=geometry),
+            cpu=partial(_on_cpu, *on_cpu, geometry=geometry),
             default=partial(elsewhere, geometry=geometry),
         )
         for on_cpu, elsewhere in (
-            (_cpu_input_gradient, _xla_input_gradient),
-            (_cpu_weight_gradient, _xla_weight_gradient),
+            ((_depthwise_input_gradient, _dense_input_gradient), _xla_input_gradient),
+            ((_depthwise_weight_gradient, _dense_weight_gradient), _xla_weight_gradient),
         )
     )
     return gx, gw
@@ -107,33 +110,15 @@ def _xla_weight_gradient(x, w, g, *, geometry):
 # On the CPU: one kernel for depthwise convolutions, one for dense ones; others are taken apart.
 
 
-def _cpu_conv(x, w, *, geometry):
-    if _is_depthwise(x, geometry):
-        return _depthwise(x, w, geometry)
+def _on_cpu(depthwise, dense, *arrays, geometry):
+    """Compute `depthwise` or `dense` of arrays (x, w or x, w, g), group by group if there are."""
+    if _is_depthwise(arrays[0], geometry):
+        return depthwise(*arrays, geometry)
     if geometry.groups > 1:
-        parts = zip(*_groups((x, w), geometry), strict=True)
-        return jnp.concatenate([_dense(a, b, _without_groups(geometry)) for a, b in parts], -1)
-    return _dense(x, w, geometry)
-
-
-def _cpu_input_gradient(x, w, g, *, geometry):
-    if _is_depthwise(x, geometry):
-        return _depthwise_input_gradient(x, w, g, geometry)
-    if geometry.groups > 1:
-        parts = zip(*_groups((x, w, g), geometry), strict=True)
+        parts = zip(*_groups(arrays, geometry), strict=True)
         one = _without_groups(geometry)
-        return jnp.concatenate([_dense_input_gradient(*part, one) for part in parts], -1)
-    return _dense_input_gradient(x, w, g, geometry)
-
-
-def _cpu_weight_gradient(x, w, g, *, geometry):
-    if _is_depthwise(x, geometry):
-        return _depthwise_weight_gradient(x, w, g, geometry)
-    if geometry.groups > 1:
-        parts = zip(*_groups((x, w, g), geometry), strict=True)
-        one = _without_groups(geometry)
-        return jnp.concatenate([_dense_weight_gradient(*part, one) for part in parts], -1)
-    return _dense_weight_gradient(x, w, g, geometry)
+        return jnp.concatenate([dense(*part, one) for part in parts], -1)
+    return dense(*arrays, geometry)
 
 
 def _is_depthwise(x, geometry):
