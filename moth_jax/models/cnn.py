@@ -2,6 +2,7 @@
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.models.layers import BatchNorm, Conv
 
@@ -33,6 +34,7 @@ class SmallCNN(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalised images [n h w c] to logits [n K]."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = nnx.relu(norm(conv(x)))
+        layers = zip(self.convs, self.norms, strict=True)
+        for index, (conv, norm) in enumerate(layers):
+            x = checkpoint_name(nnx.relu(norm(conv(x))), f"conv{index}")
         return self.head(x.reshape(x.shape[0], -1))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.errors import InputError
 from moth_jax.models import tensors
@@ -203,9 +204,16 @@ def run(
             values[node.name] = _batch_norm(node, arguments, stats, train)
         else:
             values[node.name] = _apply(node, values, stored)
+        values[node.name] = _marked(node.name, values[node.name])
         for name in last_uses.get(index, ()):
             del values[name]
     return plain(values[graph.logits]), stats
+
+
+def _marked(name: str, value):
+    """A result, images [n c h w] being marked as a feature map [n h w c] (`models.features`)."""
+    is_map = isinstance(value, Tensor) and value.order == tensors.CHANNELS_LAST
+    return Tensor(checkpoint_name(value.array, name), value.order) if is_map else value
 
 
 def _in_precision(array, dtype):

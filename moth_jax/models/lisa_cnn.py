@@ -2,6 +2,7 @@
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.errors import InputError
 from moth_jax.models.layers import Conv
@@ -41,6 +42,6 @@ class LisaCNN(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalised images [n h w c] to logits [n K]."""
-        for conv in self.convs:
-            x = nnx.relu(conv(x))
+        for index, conv in enumerate(self.convs):
+            x = checkpoint_name(nnx.relu(conv(x)), f"conv{index}")
         return self.head(x.reshape(x.shape[0], -1))

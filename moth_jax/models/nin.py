@@ -4,6 +4,7 @@ from itertools import islice
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.models.layers import Conv
 from moth_jax.models.pooling import max_pool
@@ -44,4 +45,5 @@ class NiN(nnx.Module):
                 x = max_pool(x, (3, 3), (2, 2), ((0, 1), (0, 1)))
             for conv in islice(convs, len(block)):
                 x = nnx.relu(conv(x))
+            x = checkpoint_name(x, f"block{index}")
         return nnx.relu(self.head(x)).mean((1, 2))

@@ -9,6 +9,7 @@ convolution, biases in all of them, a 1x1 projection where the width grows.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.models.layers import BatchNorm, Conv
 
@@ -71,8 +72,8 @@ class CifarResNet(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalised images [n h w c] to logits [n K]."""
         x = nnx.relu(self.bn(self.conv(x)))
-        for block in self.blocks:
-            x = block(x)
+        for index, block in enumerate(self.blocks):
+            x = checkpoint_name(block(x), f"block{index}")
         return self.head(x.mean((1, 2)))
 
 
@@ -110,6 +111,7 @@ class PreactResNet(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalised images [n h w c] to logits [n K]."""
         x = self.conv(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(nnx.relu(self.bn(x)).mean((1, 2)))
+        for index, block in enumerate(self.blocks):
+            x = checkpoint_name(block(x), f"block{index}")
+        x = checkpoint_name(nnx.relu(self.bn(x)), "activated")
+        return self.head(x.mean((1, 2)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_CHANNELS_LAST = (0, 3, 1, 2)
+CHANNELS_LAST = (0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ def from_images(images: jax.Array) -> Tensor:
     >>> from_images(jnp.zeros((2, 4, 5, 3))).shape
     (2, 3, 4, 5)
     """
-    return Tensor(images, _CHANNELS_LAST)
+    return Tensor(images, CHANNELS_LAST)
 
 
 def images(x: Tensor) -> jax.Array:
     """The program's [n c h w] as images [n h w c]."""
-    return ordered(x, _CHANNELS_LAST)
+    return ordered(x, CHANNELS_LAST)
 
 
 def plain(x: Tensor) -> jax.Array:

@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.models.layers import BatchNorm, Conv
 from moth_jax.models.pooling import max_pool
@@ -136,6 +137,6 @@ class ResNet(nnx.Module):
         x = nnx.relu(self.bn(self.conv(x)))
         if not self.small_stem:
             x = max_pool(x, (3, 3), (2, 2), 1)
-        for block in self.blocks:
-            x = block(x)
+        for index, block in enumerate(self.blocks):
+            x = checkpoint_name(block(x), f"block{index}")
         return self.head(x.mean((1, 2)))

@@ -10,6 +10,7 @@ from itertools import islice
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.errors import InputError
 from moth_jax.models.layers import BatchNorm, Conv
@@ -63,10 +64,10 @@ class VGG(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalised images [n h w c] to logits [n K]."""
         layers = zip(self.convs, self.norms, strict=True)
-        for count in self.convs_per_stage:
+        for stage, count in enumerate(self.convs_per_stage):
             for conv, norm in islice(layers, count):
                 x = nnx.relu(norm(conv(x)))
-            x = max_pool(x, (2, 2))
+            x = max_pool(checkpoint_name(x, f"stage{stage}"), (2, 2))
         x = adaptive_avg_pool(x, (self.grid, self.grid))
         x = x.reshape(x.shape[0], -1)
         for layer in self.dense:
