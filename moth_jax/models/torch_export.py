@@ -67,7 +67,7 @@ def from_torch(
     if isinstance(model, torch.nn.Module):
         name = name or type(model).__name__
     program = _program(model, image_shape)
-    graph, arrays = _graph(program)
+    graph, arrays = _graph(program, _names(model, program))
     check_operators(graph)
     spec = ModelSpec(
         arch=name or "torch program",
@@ -115,7 +115,13 @@ def _first_line(error) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _graph(program) -> tuple[Graph, dict[str, np.ndarray]]:
+def _names(model, program) -> tuple[str, ...]:
+    """The names of the state_dict; a program has all parameters before all buffers."""
+    is_module = isinstance(model, torch.nn.Module)
+    return tuple(model.state_dict()) if is_module else tuple(program.state_dict)
+
+
+def _graph(program, names: tuple[str, ...]) -> tuple[Graph, dict[str, np.ndarray]]:
     signature = program.graph_signature
     stored = {
         **signature.inputs_to_parameters,
@@ -137,7 +143,7 @@ def _graph(program) -> tuple[Graph, dict[str, np.ndarray]]:
     for name, array in arrays.items():
         shapes[kind(name)][name] = tuple(array.shape)
     converted = tuple(_node(n, stored) for n in nodes)
-    return Graph(image, logits, converted, shapes, tuple(program.state_dict)), arrays
+    return Graph(image, logits, converted, shapes, names), arrays
 
 
 def _one(what, names):
