@@ -2,20 +2,46 @@
 
 import logging
 import sys
+import warnings
+from pathlib import Path
 from typing import NoReturn
 
 import absl.logging
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+_PACKAGE = Path(__file__).parent
 
 
 def fail(message: str, *, code: int = EXIT_BAD_INPUT) -> NoReturn:
     """Say one line and end the process."""
-    print(f"moth_jax: {' '.join(message.split())}", file=sys.stderr)
+    _say(message)
     sys.exit(code)
 
 
-def keep_libraries_quiet() -> None:
+def _say(message: str) -> None:
+    print(f"moth_jax: {' '.join(message.split())}", file=sys.stderr)
+
+
+def prepare_console() -> None:
+    """Say warnings of ours in one line, and keep libraries quiet about faults that we report."""
+    _say_warnings()
+    _keep_libraries_quiet()
+
+
+def _say_warnings() -> None:
+    """Show what this package warns a user of without the line of code it comes from."""
+    show = warnings.showwarning
+
+    def show_ours(message, category, filename, *rest, **options) -> None:
+        if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+            _say(f"warning: {message}")
+        else:
+            show(message, category, filename, *rest, **options)
+
+    warnings.showwarning = show_ours
+
+
+def _keep_libraries_quiet() -> None:
     """Keep what Orbax and TensorStore say about a fault off the console: we say it in one line."""
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from moth_jax.console import fail, keep_libraries_quiet
+from moth_jax.console import EXIT_INTERRUPTED, fail, prepare_console
 from moth_jax.errors import InputError
+
+_NOTHING = (None, (), "", "auto", "nothing")  # options that are not given
 
 
 def convert(source: Path, dest: Path, **options) -> str:
@@ -32,11 +34,22 @@ def convert(source: Path, dest: Path, **options) -> str:
       InputError: what is wrong with the source, or that `dest` cannot be written.
     """
     from moth_jax import checkpoints
-    from moth_jax.models.sources import load_source
+    from moth_jax.models.sources import load_source, with_classes
 
     write = _writer(dest)
     if source.is_dir():
+        num_classes = options.pop("num_classes", None)
+        surplus = [name for name, value in options.items() if value not in _NOTHING]
+        if surplus:
+            raise InputError(
+                f"{source} is a checkpoint, which says by itself what it is; leave out "
+                f"{', '.join(f'--{name}' for name in surplus)}"
+            )
+        if (source / "original").is_dir():
+            raise InputError(f"{source} is the folder of a run; give original or hardened in it")
         classifier, variables, _ = checkpoints.load_model(source)
+        if num_classes is not None:
+            classifier, variables = with_classes(classifier, variables, num_classes, source)
     else:
         classifier, variables = load_source(source, **options)
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +117,17 @@ def _parser() -> argparse.ArgumentParser:
         default="nothing",
         help="'torchvision' also reads whole modules, of torchvision's classes alone",
     )
-    parser.add_argument("--class_names", type=_names, default=(), metavar="A,B,...")
+    parser.add_argument(
+        "--num_classes",
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="a new head of N classes, drawn at random, for weights of another number or without a "
+        "head; to be trained (model.fine_tune in a run)",
+    )
+    parser.add_argument(
+        "--class_names", "--class-names", type=_names, default=(), metavar="A,B,..."
+    )
     for name, what in (("mean", "0,0,0"), ("std", "1,1,1")):
         parser.add_argument(
             f"--{name}",
@@ -113,7 +136,11 @@ def _parser() -> argparse.ArgumentParser:
             help=f"what the model normalises pixels in [0, 1] with; {what} if it does not",
         )
     parser.add_argument(
-        "--image_shape", type=_numbers(int), metavar="H,W,C", help="such as 224,224,3"
+        "--image_shape",
+        "--image-shape",
+        type=_numbers(int),
+        metavar="H,W,C",
+        help="such as 224,224,3",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is there")
     return parser
@@ -140,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(_parser().parse_args(arguments))
     source, dest = (options.pop(name).expanduser() for name in ("source", "dest"))
     overwrite = options.pop("overwrite")
-    keep_libraries_quiet()
+    prepare_console()
     try:
         if not source.exists():
             raise InputError(f"there is no {source}")
@@ -151,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         fail(str(error))
     except OSError as error:
         fail(f"{error.filename or dest}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        fail("interrupted", code=EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

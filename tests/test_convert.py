@@ -8,43 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import OPTIONS, module_of, torch, write_builder
 
 from moth_jax import checkpoints
 from moth_jax.convert import convert
 from moth_jax.errors import InputError
 from moth_jax.models import create
 
-torch = pytest.importorskip("torch")
-
-BUILDER = """
-import torch
-
-def build():
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3),
-        torch.nn.BatchNorm2d(4),
-        torch.nn.ReLU(),
-        torch.nn.Flatten(),
-        torch.nn.Linear(4 * 36, 5),
-    )
-
-def number():
-    return 3
-"""
-OPTIONS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "image_shape": (8, 8, 3)}
-
 
 @pytest.fixture
 def built(tmp_path):
     """A Python file that builds a module, the module with weights, and their file."""
-    (tmp_path / "mine.py").write_text(BUILDER)
-    namespace = {}
-    exec(BUILDER, namespace)
-    torch.manual_seed(0)
-    module = namespace["build"]().eval()
-    torch.nn.init.normal_(module[1].running_mean)
+    module = module_of()
     torch.save(module.state_dict(), tmp_path / "weights.pt")
-    return f"{tmp_path}/mine.py:build", module, tmp_path / "weights.pt"
+    return write_builder(tmp_path), module, tmp_path / "weights.pt"
 
 
 def images():
@@ -164,6 +141,40 @@ def test_weights_of_another_module_are_named_all_at_once(built, tmp_path):
         convert(weights, tmp_path / "out", builder=builder, **OPTIONS)
     for part in ("1 missing: 0.bias", "1 unused: surplus", "4.weight (2, 2), expected (5, 144)"):
         assert part in str(caught.value)
+
+
+def test_a_program_of_one_batch_size_is_one_clear_fault(tmp_path):
+    program = torch.export.export(module_of(), (torch.zeros(2, 3, 8, 8),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    with pytest.raises(InputError, match=r"not run with any number of images .*Dim\.DYNAMIC"):
+        convert(tmp_path / "model.pt2", tmp_path / "out", **OPTIONS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "trust", "says"),
+    [
+        ("page.pth", "nothing", "is an HTML or XML page"),
+        ("page.pth", "torchvision", "is an HTML or XML page"),
+        ("page.pt2", "nothing", "is an HTML or XML page"),
+        ("jit.pt", "nothing", "is a TorchScript archive"),
+        ("jit.pt", "torchvision", "got a torchscript checkpoint"),
+        ("jit.pt2", "nothing", "is refused: it contains"),
+    ],
+)
+def test_what_is_no_model_is_refused_however_it_is_read(tmp_path, name, trust, says):
+    if name.startswith("jit"):
+        torch.jit.save(torch.jit.trace(module_of(), torch.zeros(1, 3, 8, 8)), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("<!DOCTYPE html><html>404</html>")
+    with pytest.raises(InputError, match=says):
+        convert(tmp_path / name, tmp_path / "out", trust=trust, **OPTIONS)
+
+
+def test_the_folder_of_a_run_is_answered_with_the_models_in_it(tmp_path):
+    (tmp_path / "run" / "original").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run is the folder of a run; give original or hardened"):
+        convert(tmp_path / "run", tmp_path / "out.pt")
 
 
 def test_a_kind_of_file_that_is_not_written_is_refused_before_anything_is_read(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from moth_jax.data.sampling import class_indices, epoch_batches, pair_batch
+from moth_jax.data.sampling import batch_for_classes, class_indices, epoch_batches, pair_batch
 from moth_jax.errors import InputError
 
 NUM_CLASSES = 5
@@ -134,3 +134,39 @@ def test_an_epoch_visits_each_sample_at_most_once_in_batches_of_one_size(n, size
 def test_an_epoch_without_a_batch_is_refused(n, size, drop_last):
     with pytest.raises(InputError, match=rf"batch_size must be in \[1, {n}\].*got {size}"):
         epoch_batches(n, size, np.random.default_rng(0), drop_last)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_half_of_a_batch_for_some_classes_is_theirs_and_the_rest_of_all_that_remain(data):
+    labels = np.array(data.draw(st.lists(st.integers(0, NUM_CLASSES - 1), min_size=2, max_size=60)))
+    classes = data.draw(st.sets(st.sampled_from(sorted(set(labels))), min_size=1))
+    batch_size = data.draw(st.integers(1, len(labels)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    members = class_indices(labels, NUM_CLASSES)
+    indices = batch_for_classes(members, sorted(classes), batch_size=batch_size, rng=rng)
+    assert len(set(indices)) == len(indices) == batch_size
+    is_theirs = np.isin(labels, sorted(classes))
+    assert is_theirs[indices].sum() >= min(batch_size // 2, is_theirs.sum())
+    if batch_size == len(labels):
+        assert sorted(indices) == list(range(len(labels)))
+
+
+def test_the_other_half_is_drawn_from_all_samples_alike():
+    labels = np.repeat([0, 1, 2], [40, 40, 20])
+    members = class_indices(labels, 3)
+    rng = np.random.default_rng(0)
+    counts = np.zeros(3)
+    for _ in range(300):
+        indices = batch_for_classes(members, [0], batch_size=20, rng=rng)
+        counts += np.bincount(labels[indices], minlength=3) / 300
+    # 10 of class 0 on purpose; of the 90 that remain 10, in proportion.
+    np.testing.assert_allclose(counts, [10 + 300 / 90, 400 / 90, 200 / 90], rtol=0.1)
+
+
+def test_a_batch_for_all_classes_that_have_samples_is_a_random_batch():
+    members = class_indices(np.array([0, 2] * 10), 3)
+    one, other = (np.random.default_rng(3) for _ in range(2))
+    batch = batch_for_classes(members, [2, 0], batch_size=7, rng=one)
+    random = pair_batch(members, (), per_class=0, batch_size=7, rng=other).indices
+    np.testing.assert_array_equal(batch, random)

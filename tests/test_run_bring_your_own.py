@@ -2,16 +2,19 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from builders import OPTIONS, module_of, torch, write_builder
 from PIL import Image
-from runs import ROOT, do, load_config
+from runs import ROOT, compilations_on_disk, do, load_config
+from toys import RecordedProgress, StoppedError
 
 from moth_jax import checkpoints
 from moth_jax.convert import convert
 from moth_jax.errors import InputError
+from moth_jax.run import run
 
-torch = pytest.importorskip("torch")
 nn = torch.nn
 
 SIZE = 16
@@ -151,5 +154,68 @@ def test_a_model_whose_statistics_cannot_be_updated_is_refused_before_it_is_meas
 
 def test_a_head_of_another_size_is_refused_with_what_to_do(images, program, tmp_path):
     config = config_for(images, program, data__class_list="")
-    with pytest.raises(InputError, match=r"5 classes .* 3 classes .* name all classes"):
+    with pytest.raises(InputError, match=r"5 classes .* 3 classes .* name all .* will do$"):
         do(config, tmp_path / "run")
+    torch.save(rows_module().state_dict(), tmp_path / "rows.pt")
+    builder = f"{__name__}:rows_module"
+    config.model.update(checkpoint=str(tmp_path / "rows.pt"), builder=builder)
+    with pytest.raises(InputError, match=r"will do, or set model.fine_tune=True for a new head of"):
+        do(config, tmp_path / "run")
+
+
+def fine_tuning(images, tmp_path, **changes):
+    """The configuration that trains a module of 10 classes on the images, which are of five."""
+    torch.save(module_of(num_classes=10).state_dict(), tmp_path / "weights.pt")
+    fields = {
+        "phase": "train",
+        "model__builder": write_builder(tmp_path),
+        "model__fine_tune": True,
+        "model__mean": OPTIONS["mean"],
+        "model__std": OPTIONS["std"],
+        "data__image_size": 8,
+        "data__resize": 8,
+        "training__epochs": 2,
+        "training__batch_size": 12,
+        "checkpoint_seconds": 0.0,
+    }
+    return config_for(images, tmp_path / "weights.pt", **{**fields, **changes})
+
+
+@pytest.mark.filterwarnings("ignore:the weights have a head of 10 classes")
+def test_a_fine_tuned_model_has_a_new_head_and_goes_on_where_it_was_interrupted(images, tmp_path):
+    config = fine_tuning(images, tmp_path)
+    with pytest.warns(UserWarning, match=r"a head of 10 classes, .* is to have 5; drawn anew"):
+        summary = do(config, tmp_path / "run")
+    assert summary["training_seconds"] > 0
+    saved = checkpoints.load_model(tmp_path / "run" / "original")
+    assert saved.classifier.spec.class_names == HEAD
+    given = module_of(num_classes=10)[0].weight.detach().numpy()
+    assert not np.array_equal(saved.variables["params"]["0.weight"], given)
+    np.testing.assert_allclose(saved.variables["params"]["0.weight"], given, atol=0.3)
+
+    with pytest.raises(StoppedError), compilations_on_disk():
+        run(config, tmp_path / "two", overwrite=False, progress=RecordedProgress(1))
+    assert not (tmp_path / "two" / "original").exists()
+    do(config, tmp_path / "two")
+    again = checkpoints.load_model(tmp_path / "two" / "original")
+    jax.tree.map(np.testing.assert_array_equal, again.variables, saved.variables)
+
+
+def test_statistics_that_cannot_be_updated_stay_as_they_are_in_fine_tuning(images, tmp_path):
+    module = module_of()
+    module[1].momentum = None
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(module, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=batch)
+    torch.export.save(program, tmp_path / "model.pt2")
+    changes = {"model__checkpoint": str(tmp_path / "model.pt2")}
+    with pytest.raises(
+        InputError, match=r"'update' is impossible for this .*; use batch_norm 'froz"
+    ):
+        do(fine_tuning(images, tmp_path, **changes), tmp_path / "run")
+    changes["training__batch_norm"] = "frozen"
+    do(fine_tuning(images, tmp_path, **changes), tmp_path / "run")
+    variables = checkpoints.load_model(tmp_path / "run" / "original").variables
+    np.testing.assert_array_equal(
+        variables["batch_stats"]["1.running_mean"], module[1].running_mean
+    )
+    assert not np.array_equal(variables["params"]["4.weight"], module[4].weight.detach())

@@ -153,6 +153,16 @@ def test_a_training_resumed_from_any_epoch_equals_an_uninterrupted_one():
     assert_same(resumed, whole)
 
 
+def test_training_with_frozen_batch_norm_leaves_the_running_statistics_untouched():
+    def statistics(batch_norm):
+        config = dataclasses.replace(CONFIG, epochs=1, batch_norm=batch_norm)
+        variables = train(CLASSIFIER, row_variables(), DATASET, config, progress=False)
+        return np.asarray(variables["batch_stats"]["mean"])
+
+    assert (statistics("frozen") == 0).all()
+    assert (statistics("update") != 0).all()
+
+
 def test_training_touches_neither_validation_nor_test_images():
     def trained(dataset):
         return train(CLASSIFIER, zero_variables(), dataset, CONFIG, progress=False)

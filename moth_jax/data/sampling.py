@@ -72,6 +72,35 @@ def pair_batch(class_indices, classes, *, per_class: int, batch_size: int, rng) 
     return PairBatch(indices, weights)
 
 
+def batch_for_classes(class_indices, classes, *, batch_size: int, rng) -> np.ndarray:
+    """Draw a batch of all samples; where there are others' than `classes`', half of it is theirs.
+
+    No sample is drawn twice. The other half is drawn from all samples that remain.
+
+    Args:
+      class_indices: the samples of each class, as `class_indices` returns them.
+      classes: at least one that has samples.
+      batch_size: at most the number of all samples.
+      rng: a `numpy.random.Generator`.
+
+    Example:
+      >>> indices = class_indices(np.array([0, 0, 0] + [1] * 97), 2)
+      >>> batch = batch_for_classes(indices, [0], batch_size=6, rng=np.random.default_rng(0))
+      >>> len(set(batch)), int((batch < 3).sum())
+      (6, 3)
+    """
+    chosen = [class_indices[k] for k in classes]
+    others = [members for k, members in enumerate(class_indices) if k not in set(classes)]
+    num_chosen, num_others = (sum(map(len, members)) for members in (chosen, others))
+    if num_others == 0:
+        return pair_batch(class_indices, (), per_class=0, batch_size=batch_size, rng=rng).indices
+    half = min(max(1, batch_size // 2), num_chosen)
+    # As many of the rest are theirs as there would be if it were drawn from all that remain.
+    count = half + rng.hypergeometric(num_chosen - half, num_others, batch_size - half)
+    pools = [np.concatenate(chosen), np.concatenate(others)]
+    return pair_batch(pools, [0], per_class=count, batch_size=batch_size, rng=rng).indices
+
+
 def epoch_batches(num_samples: int, batch_size: int, rng, drop_last: bool) -> list[np.ndarray]:
     """The indices of each batch of one pass over all samples, in random order.
 

@@ -8,6 +8,14 @@ import numpy as np
 
 from moth_jax import models
 from moth_jax.errors import InputError, require_choice
+from moth_jax.models.fitting import (
+    Weights,
+    fit,
+    head_size,
+    named,
+    shared_prefix,
+    without_prefix,
+)
 from moth_jax.models.functional import Classifier, ModelSpec, Variables, describe_mismatch
 from moth_jax.models.name_maps import (
     Entry,
@@ -23,7 +31,6 @@ from moth_jax.models.weight_files import read_weights
 
 __all__ = ["LAYOUTS", "export_weights", "identify", "import_weights", "load", "read_weights"]
 
-Weights = dict[str, np.ndarray]
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR10 = (
     tuple(value / 255 for value in (125.307, 122.950, 113.865)),
@@ -79,27 +86,37 @@ LAYOUTS: dict[str, Layout] = {
 def identify(weights: Weights) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     """The architecture some weights are of, and the (mean, std) its source normalises images with.
 
-    Decided by names, and by shapes between layouts that share them; a few may be missing, extra or
-    mis-shaped, so that a file with a fault still gets the precise message of `import_weights`.
-    Raises `InputError` when no layout is near.
+    Decided by names, and by shapes between layouts that share them; the head, and a few others, may
+    be missing, extra or mis-shaped, so that a file with a fault still gets the precise message of
+    `import_weights`. Raises `InputError` when no layout is near.
     """
-    names = set(_relevant(weights))
+    known_names = {entry.theirs for layout in LAYOUTS.values() for entry in layout.entries}
+    weights = without_prefix(weights, known_names)
+    names = {name for name in weights if not name.endswith("num_batches_tracked")}
     overlap = {}
     for arch, layout in LAYOUTS.items():
-        expected = {entry.theirs for entry in layout.entries}
-        overlap[arch] = len(names & expected) / len(names | expected)
+        body = {entry.theirs for entry in layout.entries if not _of_head(entry)}
+        head = {entry.theirs for entry in layout.entries if _of_head(entry)}
+        overlap[arch] = len(names & body) / len((names - head) | body)
     closest = max(overlap.values())
     if closest < 0.8:
         known = "; ".join(f"{arch} ({layout.description})" for arch, layout in LAYOUTS.items())
+        prefix = shared_prefix(names)
         raise InputError(
-            f"weights not recognised: {len(names)} arrays, {', '.join(sorted(names)[:4])} ...; "
-            f"known layouts are {known}"
+            f"weights not recognised: {len(names)} arrays, {', '.join(sorted(names)[:4])} ..."
+            + (f", all of the prefix {prefix!r}" if prefix else "")
+            + "; name the classifier of torchvision they are of as the architecture (such as "
+            f"mobilenet_v2), or give a builder of the module; known layouts are {known}"
         )
     nearest = [arch for arch, value in overlap.items() if value == closest]
     if len(nearest) > 1:
         nearest.sort(key=lambda arch: _num_fitting(arch, weights), reverse=True)
     layout = LAYOUTS[nearest[0]]
     return nearest[0], layout.mean, layout.std
+
+
+def _of_head(entry: Entry) -> bool:
+    return entry.ours.startswith("head.")
 
 
 def _num_fitting(arch, weights):
@@ -114,23 +131,37 @@ def _their_shapes(entries, variables):
     return {e.theirs: e.their_shape(variables[e.kind][e.ours].shape) for e in entries}
 
 
-def import_weights(spec: ModelSpec, variables: Variables, weights: Weights) -> Variables:
+def _head(arch: str, variables: Variables) -> dict[str, int]:
+    """The arrays of the last layer by their names, and the axis of the classes there."""
+    axes = {}
+    for entry in LAYOUTS[arch].entries:
+        if _of_head(entry):
+            marked = [0] * len(variables[entry.kind][entry.ours].shape)
+            marked[-1] = 1  # the classes are our last axis
+            axes[entry.theirs] = entry.their_shape(tuple(marked)).index(1)
+    return axes
+
+
+def import_weights(
+    spec: ModelSpec, variables: Variables, weights: Weights, *, new_head: bool = False
+) -> Variables:
     """The variables of a model, float32, from `weights` as `read_weights` gives them.
 
-    `variables` are the model's own of any value, or their outline, and say only the shapes.
-    Raises one `InputError` that names all missing, unused and mis-shaped arrays, as the file calls
-    them, and the number of classes of its head if that is another.
+    `variables` are the model's own of any value, or their outline, and say only the shapes. A
+    prefix of all names goes (`fitting.foreign_prefix`). With `new_head` a head that is missing or
+    of another number of classes is drawn as the architecture initialises it, with a warning. Raises
+    one `InputError` that names all missing, unused and mis-shaped arrays, as the file calls them,
+    and the number of classes of its head if that is another.
     """
     require_choice("architecture with a weight import", spec.arch, LAYOUTS)
     entries = LAYOUTS[spec.arch].entries
-    expected = _their_shapes(entries, variables)
-    given = {name: array.shape for name, array in _relevant(weights).items()}
-    mismatch = describe_mismatch(expected, given)
-    if mismatch:
-        size = _head_size(spec.arch, weights)
-        if size not in (None, spec.num_classes):
-            mismatch += f"; the head has {size} classes, the model {spec.num_classes}"
-        raise InputError(f"weights do not fit {spec.arch}: {mismatch}")
+    weights = fit(
+        weights,
+        _their_shapes(entries, variables),
+        what=spec.arch,
+        head=_head(spec.arch, variables),
+        fresh=(lambda: export_weights(spec, models.build(spec)[1])) if new_head else None,
+    )
     imported = {"params": {}, "batch_stats": {}}
     for entry in entries:
         array = entry.to_ours(weights[entry.theirs])
@@ -181,9 +212,11 @@ def load(
 ) -> tuple[Classifier, Variables]:
     """The classifier whose weights are in a file of PyTorch, safetensors or Keras.
 
-    `arch` "auto" recognises the layouts in `LAYOUTS`; `num_classes` is read off the head, and
-    `mean`, `std` and `image_shape` are those of the layout, unless given. Raises `InputError` (see
-    `read_weights`, `identify`, `import_weights`).
+    `arch` "auto" recognises the layouts in `LAYOUTS`. `num_classes`, if given, is what the head
+    shall have, else that is read off it: `import_weights` says how weights of another number of
+    classes, or without a head, are understood then. `mean`, `std` and `image_shape` are those of
+    the layout, unless given. Raises `InputError` (see `read_weights`, `identify`,
+    `import_weights`).
     """
     weights = read_weights(path)
     if arch == "auto":
@@ -192,22 +225,19 @@ def load(
     layout = LAYOUTS[arch]
     spec = ModelSpec(
         arch,
-        num_classes or _head_size(arch, weights) or 2,
+        num_classes or _num_classes(arch, weights, len(class_names)),
         layout.image_shape if image_shape is None else image_shape,
         layout.mean if mean is None else mean,
         layout.std if std is None else std,
-        class_names,
     )
+    spec = named(spec, class_names)
     classifier, shapes = models.outline(spec)
-    return classifier, import_weights(spec, shapes, weights)
+    return classifier, import_weights(spec, shapes, weights, new_head=num_classes is not None)
 
 
-def _relevant(weights):
-    """Without PyTorch's batch-norm counters, which nothing here uses and old files lack."""
-    return {k: array for k, array in weights.items() if not k.endswith("num_batches_tracked")}
-
-
-def _head_size(arch, weights):
-    theirs = {entry.ours: entry.theirs for entry in LAYOUTS[arch].entries}
-    bias = weights.get(theirs["head.bias"])
-    return None if bias is None else bias.size
+def _num_classes(arch: str, weights: Weights, num_names: int) -> int:
+    """The classes of the head, or of the names if there is none; else any number."""
+    names = [entry.theirs for entry in LAYOUTS[arch].entries]
+    biases = [entry.theirs for entry in LAYOUTS[arch].entries if entry.ours == "head.bias"]
+    size = head_size(without_prefix(weights, names), dict.fromkeys(biases, 0))
+    return size or num_names or 2

@@ -1,12 +1,14 @@
 """Whatever a user has, as a classifier: the one place that knows all kinds of sources."""
 
+import dataclasses
 from pathlib import Path
 
 from moth_jax.errors import InputError, require_choice
-from moth_jax.models import MODELS
+from moth_jax.models import MODELS, build, outline
+from moth_jax.models.fitting import fit, named
 from moth_jax.models.functional import Classifier, Variables
 from moth_jax.models.importing import load
-from moth_jax.models.weight_files import read_weights
+from moth_jax.models.weight_files import check_content, read_weights
 
 AUTO = "auto"
 TRUST = ("nothing", "torchvision")
@@ -21,6 +23,7 @@ def load_source(
     arch: str = AUTO,
     builder: str = "",
     trust: str = "nothing",
+    num_classes: int | None = None,
     class_names: tuple[str, ...] = (),
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -37,6 +40,9 @@ def load_source(
       builder: instead of `arch`, "FILE.py:FUNCTION" or "PACKAGE.MODULE:FUNCTION", which returns the
         PyTorch module whose weights these are.
       trust: "torchvision" also reads files of whole modules, of classes of torchvision alone.
+      num_classes: what the head shall have. Weights of another number, or without a head, get a new
+        one with a warning: as the architecture initialises it, or as the module of `builder`, which
+        must have so many classes, comes. The head of a program or a whole module is what it is.
       class_names: one for each output of the model.
       mean, std: what the model normalises pixels in [0, 1] with. A known layout or a classifier of
         torchvision has its own; they must be given for all others.
@@ -47,44 +53,114 @@ def load_source(
     """
     path = Path(path).expanduser()
     require_choice("trust", trust, TRUST)
-    if path.suffix.lower() == ".pt2":
-        from moth_jax.models.torch_files import read_program
-
-        what, default = read_program(path), None
-    elif trust == "torchvision":
-        from moth_jax.models.torch_files import read_module
-
-        what, default = read_module(path), None
-    elif builder:
-        from moth_jax.models.torch_builders import built_module, with_weights
-
-        what, default = with_weights(built_module(builder), read_weights(path), builder), None
-    elif arch in (AUTO, *MODELS):
+    if num_classes is not None and num_classes < 2:
+        raise InputError(f"num_classes must be at least 2, got {num_classes}")
+    is_fixed = head_is_fixed(path, trust)
+    if arch in (AUTO, *MODELS) and not (is_fixed or builder):
         return load(
             path,
             arch=arch,
-            num_classes=len(class_names) or None,
+            num_classes=num_classes,
             class_names=class_names,
             mean=mean,
             std=std,
             image_shape=image_shape,
         )
-    else:
-        from moth_jax.models.torch_builders import torchvision_module
-
-        name = arch.removeprefix(_TORCHVISION)
-        what, default = torchvision_module(name, read_weights(path)), _IMAGENET
+    _check_torch(path)
     from moth_jax.models.torch_export import from_torch
 
+    model = _module(path, arch=arch, builder=builder, trust=trust, num_classes=num_classes)
+    default = None if is_fixed or builder else _IMAGENET
     mean, std = _normalisation(path, mean, std, default)
-    return from_torch(
-        what,
+    classifier, variables = from_torch(
+        model,
         image_shape=image_shape or _SHAPE,
         mean=mean,
         std=std,
-        class_names=class_names,
         name=arch if arch != AUTO else "",
     )
+    spec = classifier.spec
+    if num_classes not in (None, spec.num_classes):
+        raise InputError(
+            f"{path} has a head of {spec.num_classes} classes that is part of a whole model, so it "
+            f"cannot get one of {num_classes}; give its state_dict, with an architecture or a "
+            "builder"
+            if is_fixed
+            else f"{builder} builds a model of {spec.num_classes} classes, not {num_classes}; "
+            "change what it builds"
+        )
+    spec = named(spec, class_names, head_is_fixed=is_fixed or bool(builder))
+    return outline(spec)[0], variables
+
+
+def head_is_fixed(path: str | Path, trust: str) -> bool:
+    """Whether a file is of a whole model, whose head is what it is, and not of weights."""
+    return Path(path).suffix.lower() == ".pt2" or trust == "torchvision"
+
+
+def with_classes(
+    classifier: Classifier, variables: Variables, num_classes: int, source: Path
+) -> tuple[Classifier, Variables]:
+    """A model of a checkpoint with a new head, and a warning, if it has another number of classes.
+
+    Raises:
+      InputError: a converted model, whose program does not say how it is initialised.
+    """
+    spec = classifier.spec
+    if num_classes == spec.num_classes:
+        return classifier, variables
+    if spec.graph is not None:
+        raise InputError(
+            f"{source} is a converted {spec.arch} of {spec.num_classes} classes, which cannot get "
+            f"a head of {num_classes}; convert its state_dict anew with "
+            f"--num-classes={num_classes}, or give that to a run with model.fine_tune"
+        )
+    spec = dataclasses.replace(spec, num_classes=num_classes, class_names=())
+    classifier, shapes = outline(spec)
+    weights = fit(
+        _by_name(variables),
+        {name: leaf.shape for name, leaf in _by_name(shapes).items()},
+        what=spec.arch,
+        head={
+            name: leaf.ndim - 1
+            for name, leaf in _by_name(shapes).items()
+            if name.startswith("params.head.")
+        },
+        fresh=lambda: _by_name(build(spec)[1]),
+    )
+    return classifier, {
+        kind: {name: weights[f"{kind}.{name}"] for name in leaves}
+        for kind, leaves in shapes.items()
+    }
+
+
+def _by_name(variables: Variables) -> dict:
+    return {
+        f"{kind}.{name}": leaf for kind, part in variables.items() for name, leaf in part.items()
+    }
+
+
+def _check_torch(path: Path) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise InputError(f"{path.name} needs PyTorch: pip install 'moth-jax[torch]'") from None
+
+
+def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int | None):
+    """The PyTorch module or program."""
+    check_content(path)
+    from moth_jax.models import torch_builders, torch_files
+
+    if path.suffix.lower() == ".pt2":
+        return torch_files.read_program(path)
+    if trust == "torchvision":
+        return torch_files.read_module(path)
+    weights = read_weights(path)
+    if builder:
+        return torch_builders.built_with_weights(builder, weights, num_classes=num_classes)
+    name = arch.removeprefix(_TORCHVISION)
+    return torch_builders.torchvision_module(name, weights, num_classes=num_classes)
 
 
 def _normalisation(path, mean, std, default):

@@ -6,23 +6,28 @@ The weights are checked against the module before they go in, all faults in one 
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from moth_jax.errors import InputError
-from moth_jax.models.functional import describe_mismatch
+from moth_jax.models.fitting import Weights, fit, head_size, without_prefix
 
-Weights = dict[str, np.ndarray]
 # Prefixes of the parts of GoogLeNet and Inception v3 that only their own training uses.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _IMAGENET_CLASSES = 1000
+_NO_WIDTH = 997  # a number of classes that no other layer has as its width
 
 
-def torchvision_module(name: str, weights: Weights) -> torch.nn.Module:
-    """torchvision's classifier `name` with as many classes as `weights` have, and these weights.
+def torchvision_module(
+    name: str, weights: Weights, *, num_classes: int | None = None
+) -> torch.nn.Module:
+    """torchvision's classifier `name` with these weights, and as many classes as they have.
+
+    With `num_classes` it has so many, and a new head with a warning where the weights have none or
+    one of another number.
 
     Raises:
       InputError: torchvision is missing or has no such classifier, or the weights are of another.
@@ -38,14 +43,18 @@ def torchvision_module(name: str, weights: Weights) -> torch.nn.Module:
     builder = models.get_model_builder(name)
     options = {}
     if "aux_logits" in inspect.signature(_builder_class(models, builder)).parameters:
-        options["aux_logits"] = any(key.startswith(_AUXILIARY) for key in weights)
-        options["init_weights"] = False
+        options = {"aux_logits": True, "init_weights": False}
     with torch.device("meta"):
-        widest = builder(num_classes=_IMAGENET_CLASSES, **options).state_dict()
-    count = _head_size(widest, weights)
+        outline = builder(num_classes=_NO_WIDTH, **options).state_dict()
+    weights = without_prefix(weights, outline)
+    head = {key: 0 for key, array in outline.items() if array.shape[:1] == (_NO_WIDTH,)}
+    found = head_size(weights, head)
     if options:
-        options["transform_input"] = count == _IMAGENET_CLASSES
-    return with_weights(builder(num_classes=count, **options), weights, name)
+        options["aux_logits"] = any(key.startswith(_AUXILIARY) for key in weights)
+        options["transform_input"] = found == _IMAGENET_CLASSES
+    count = num_classes or found or _IMAGENET_CLASSES
+    module = seeded(lambda: builder(num_classes=count, **options))
+    return with_weights(module, weights, name, head=head, new_head=num_classes is not None)
 
 
 def _builder_class(models, builder: Callable) -> type:
@@ -65,12 +74,11 @@ def _torchvision():
     return models
 
 
-def _head_size(widest: dict, weights: Weights) -> int:
-    """The number of classes, read off an array that has as many rows as there are classes."""
-    for name, tensor in widest.items():
-        if tensor.ndim and tensor.shape[0] == _IMAGENET_CLASSES and name in weights:
-            return weights[name].shape[0]
-    return _IMAGENET_CLASSES
+def seeded(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """A module with the same random weights each time; torch's own state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
 
 
 def built_module(builder: str) -> torch.nn.Module:
@@ -90,7 +98,7 @@ def built_module(builder: str) -> torch.nn.Module:
     function = getattr(_imported(source), name, None)
     if not callable(function):
         raise InputError(f"{source} has no function {name!r}")
-    module = function()
+    module = seeded(function)
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"{builder} must return a torch.nn.Module, but returns a {type(module).__name__}"
@@ -116,21 +124,46 @@ def _imported(source: str):
     return module
 
 
-def with_weights(module: torch.nn.Module, weights: Weights, name: str) -> torch.nn.Module:
+def with_weights(
+    module: torch.nn.Module,
+    weights: Weights,
+    name: str,
+    *,
+    head: Mapping[str, int] | None = None,
+    new_head: bool = False,
+) -> torch.nn.Module:
     """`module` with `weights`, which must be all of its state_dict.
 
-    Counters of batches, which nothing computes with and old files lack, may be missing.
+    Args:
+      module: what gets the weights, and keeps its own for a new head.
+      weights: a prefix of all names goes (`fitting.foreign_prefix`), and counters of batches may be
+        missing.
+      name: of the module, for messages.
+      head: its arrays with an axis of classes, if that is known.
+      new_head: the module's own arrays stay, with a warning, where those of `head` are missing or
+        of another number of classes.
 
     Raises:
       InputError: naming every array that is missing, unused or of another shape.
     """
     own = module.state_dict()
-    optional = {key for key in own if key.endswith("num_batches_tracked")} - weights.keys()
-    expected = {key: tuple(value.shape) for key, value in own.items() if key not in optional}
-    given = {key: tuple(value.shape) for key, value in weights.items()}
-    mismatch = describe_mismatch(expected, given)
-    if mismatch:
-        raise InputError(f"the weights do not fit {name}: {mismatch}")
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in weights.items()}
+    shapes = {key: tuple(value.shape) for key, value in own.items()}
+    head = {key: axis for key, axis in (head or {}).items() if key in own}
+    fresh = (lambda: {key: own[key].numpy() for key in head}) if new_head else None
+    weights = fit(weights, shapes, what=name, head=head, fresh=fresh)
+    tensors = {key: torch.from_numpy(np.array(weights[key])) for key in own if key in weights}
     module.load_state_dict({**own, **tensors})
     return module
+
+
+def built_with_weights(
+    builder: str, weights: Weights, *, num_classes: int | None = None
+) -> torch.nn.Module:
+    """The module that `built_module` gives, with these weights.
+
+    With `num_classes`, which the module must have by itself, arrays of so many rows stay the
+    module's own, with a warning, where the weights have none of the name or of other rows alone.
+    """
+    module = built_module(builder)
+    rows = {key: 0 for key, v in module.state_dict().items() if v.shape[:1] == (num_classes,)}
+    return with_weights(module, weights, builder, head=rows, new_head=num_classes is not None)

@@ -23,8 +23,8 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of a file by name; floating ones as float32.
 
     PyTorch (.th, .pt, .pth, .tar; needs torch), safetensors, or Keras 2 HDF5 (.h5, .hdf5). A nested
-    `state_dict` is unwrapped and the `module.` of DataParallel removed. Keras layers are numbered
-    anew from 1 (`conv2d_1/kernel`), because Keras counts on over all models of a process.
+    `state_dict` is unwrapped. Keras layers are numbered anew from 1 (`conv2d_1/kernel`), because
+    Keras counts on over all models of a process.
 
     Raises `InputError` for a file that is missing, damaged, of an unknown kind, would run code when
     read, or has NaN or infinite values.
@@ -36,7 +36,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
             f"cannot read weights from {path.name!r}: the extension must be one of "
             f"{', '.join(sorted(READERS))}"
         )
-    _check_is_weights_file(path)
+    check_content(path)
     weights = {name: _float32(array) for name, array in reader(path).items()}
     faulty = sorted(name for name, array in weights.items() if not np.isfinite(array).all())
     if faulty:
@@ -46,7 +46,8 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     return weights
 
 
-def _check_is_weights_file(path):
+def check_content(path: Path) -> None:
+    """Raise `InputError` if there is no such file, or what a failed download leaves."""
     if not path.is_file():
         raise InputError(f"no weights file at {path}")
     with path.open("rb") as file:
@@ -84,7 +85,7 @@ def _read_torch(path):
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
     tensors = {
-        name.removeprefix("module."): tensor.detach()
+        name: tensor.detach()
         for name, tensor in _unwrapped(content, path).items()
         if isinstance(tensor, torch.Tensor)
     }
@@ -144,12 +145,11 @@ def _read_safetensors(path):
     from safetensors.numpy import load_file
 
     try:
-        arrays = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
     except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{path} has weights of a type NumPy does not know: {error}") from error
-    return {name.removeprefix("module."): array for name, array in arrays.items()}
 
 
 def _read_keras(path):

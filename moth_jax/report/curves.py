@@ -39,6 +39,7 @@ def history_svg(history: Sequence[dict], *, name: str) -> str | None:
         _clean(ax)
         draw(ax, series)
     axes[-1].set_xlabel("hardening step", color=PAGE.muted)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     alt = f"Curves over {len(history)} records of hardening: {_described(sizes, accuracy)}"
     return to_svg(figure, name=name, alt=alt)
 
