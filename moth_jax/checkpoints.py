@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from moth_jax.addon import AddOnState
 from moth_jax.errors import InputError
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.models import Classifier, ModelSpec, Variables, outline
@@ -199,21 +200,7 @@ def train_state_from_arrays(arrays: dict, tx: optax.GradientTransformation) -> T
     return TrainState(variables, jax.tree.unflatten(structure, leaves))
 
 
-def moth_state_arrays(state: MothState) -> tuple[dict, dict]:
-    """Return a `MothState` as (arrays, JSON)."""
-    arrays = {
-        "train": train_state_arrays(state.train),
-        "kept": state.kept,
-        "bank": state.bank.arrays,
-        "warmup": {"sizes": state.warmup_sizes, "prior": state.warmup_prior},
-    }
-    if state.scheduler is not None:
-        arrays["scheduler"] = state.scheduler._asdict()
-    return arrays, {name: getattr(state, name) for name in _PLAIN}
-
-
 _PLAIN = (
-    "warmed_up",
     "step",
     "initial_accuracy",
     "accuracy",
@@ -223,16 +210,36 @@ _PLAIN = (
 )
 
 
-def moth_state_from_arrays(
-    arrays: dict, metadata: dict, tx: optax.GradientTransformation
-) -> MothState:
-    """Return the `MothState` that `moth_state_arrays` took apart."""
-    return MothState(
-        train=train_state_from_arrays(arrays["train"], tx),
-        kept=_complete(arrays["kept"]),
-        scheduler=KArmState(**arrays["scheduler"]) if "scheduler" in arrays else None,
-        bank=TriggerBank.from_arrays(arrays["bank"]),
-        warmup_sizes=arrays["warmup"]["sizes"],
-        warmup_prior=arrays["warmup"]["prior"],
+def state_arrays(state: AddOnState) -> tuple[dict, dict]:
+    """Return the state of a method of hardening as (arrays, JSON)."""
+    arrays = {"train": train_state_arrays(state.train), "kept": state.kept}
+    metadata = {name: getattr(state, name) for name in _PLAIN}
+    if isinstance(state, MothState):
+        arrays["bank"] = state.bank.arrays
+        arrays["warmup"] = {"sizes": state.warmup_sizes, "prior": state.warmup_prior}
+        if state.scheduler is not None:
+            arrays["scheduler"] = state.scheduler._asdict()
+        return arrays, {**metadata, "warmed_up": state.warmed_up}
+    return {**arrays, "memory": state.memory}, {**metadata, "prepared": state.prepared}
+
+
+def state_from_arrays(
+    kind: type[AddOnState], arrays: dict, metadata: dict, tx: optax.GradientTransformation
+) -> AddOnState:
+    """Return the state of type `kind` that `state_arrays` took apart."""
+    fields = {
+        "train": train_state_from_arrays(arrays["train"], tx),
+        "kept": _complete(arrays["kept"]),
         **{name: metadata[name] for name in _PLAIN},
-    )
+    }
+    if kind is MothState:
+        return MothState(
+            **fields,
+            scheduler=KArmState(**arrays["scheduler"]) if "scheduler" in arrays else None,
+            bank=TriggerBank.from_arrays(arrays["bank"]),
+            warmed_up=metadata["warmed_up"],
+            warmup_sizes=arrays["warmup"]["sizes"],
+            warmup_prior=arrays["warmup"]["prior"],
+        )
+    # Orbax keeps no empty collections.
+    return kind(**fields, memory=arrays.get("memory", {}), prepared=metadata["prepared"])

@@ -144,6 +144,29 @@ def make_harden_step(
     return step
 
 
+def make_stamped_update(
+    classifier: Classifier, tx: optax.GradientTransformation, config: StepConfig
+) -> Callable[..., tuple[TrainState, Array]]:
+    """Return the compiled training step on a batch of which some samples are stamped.
+
+        update(state, images, labels, trigger, stamped, key) -> (state, mean cross-entropy)
+
+    `trigger` [n, ...] holds each sample's own, `stamped` [n] whether it is stamped; all keep their
+    true labels, and the adversary perturbs those that are not.
+    """
+    update = make_update(classifier, tx, batch_norm=config.batch_norm)
+
+    @jax.jit
+    def stamped_update(state, images, labels, trigger, stamped, key):
+        augment_key, attack_key = jax.random.split(key)
+        images = augment(images, augment_key, flip=config.flip, shift=config.shift, fill="zero")
+        others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
+        images = jnp.where(stamped[:, None, None, None], stamp(images, trigger), others)
+        return update(state, images, labels)
+
+    return stamped_update
+
+
 def invert_directions(
     logits_fn: LogitsFn,
     variables: Variables,

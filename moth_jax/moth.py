@@ -12,25 +12,23 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from moth_jax.data.augmentation import augment
+from moth_jax import addon, scheduler
+from moth_jax.addon import SCHEDULES, check_accuracy, check_fit, initial_fields
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
-from moth_jax.evaluation import accuracy
-from moth_jax.hardening import StepConfig, make_harden_step
+from moth_jax.hardening import StepConfig, make_harden_step, make_stamped_update
 from moth_jax.inversion import neural_cleanse
 from moth_jax.models import Classifier, Variables
-from moth_jax.moth_config import SCHEDULERS, SCHEDULES, MothConfig
+from moth_jax.moth_config import SCHEDULERS, MothConfig
 from moth_jax.moth_rounds import Programs, Records, Setting, harden_round, warm_up_class
 from moth_jax.moth_state import MothState
 from moth_jax.progress import Progress, as_progress
 from moth_jax.sharding import replicate
-from moth_jax.training import TrainState, make_update, perturb, sgd
+from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
-from moth_jax.triggers import stamp
 from moth_jax.warmup import invert_towards
 
 __all__ = [
@@ -77,15 +75,15 @@ def harden(
     Note: Progress is watched on validation data. The published code watches the test set.
     """
     setting = _setting(classifier, dataset, config)
-    num_classes = len(setting.classes)
+    num_targets = num_warmups(config, dataset)
     state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
     report = (lambda state, records: None) if on_round is None else on_round
     progress = as_progress(progress)
-    if not state.stopped and state.warmed_up < num_classes:
+    if not state.stopped and state.warmed_up < num_targets:
         with progress.task(
-            "warm-up", total=num_classes, unit="classes", completed=state.warmed_up
+            "warm-up", total=num_targets, unit="classes", completed=state.warmed_up
         ) as task:
-            while state.warmed_up < num_classes:
+            while state.warmed_up < num_targets:
                 state, record = warm_up_class(setting, state)
                 task.advance(1, target=record["target"], size=record["size"])
                 report(state, [record])
@@ -95,7 +93,9 @@ def harden(
         while not state.stopped:
             done = state.step
             state, records = harden_round(setting, state)
-            state = _check(setting, state, classifier, since=done)
+            state = check_accuracy(
+                classifier, dataset, config, state, since=done, total=setting.total
+            )
             if state.accuracy_step == state.step:
                 records[-1]["validation_accuracy"] = state.accuracy
             task.advance(state.step - done, **_figures(state, records))
@@ -119,38 +119,23 @@ def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
 
 def _check_fit(classifier: Classifier, dataset, config: MothConfig, num_classes: int) -> None:
     """Raise `InputError` if model, data and options do not fit, before anything is computed."""
-    outputs = classifier.spec.num_classes
-    if outputs != dataset.num_classes:
-        raise InputError(
-            f"the model has {outputs} outputs, {dataset.name} names {dataset.num_classes} classes; "
-            "every output needs a class name, but not every class needs images"
-        )
+    check_fit(classifier, dataset, config)
     most = num_classes // 2
     if config.pairs_per_step > most:
         raise InputError(
             f"pairs_per_step must be in 1..{most} for {num_classes} classes, "
             f"got {config.pairs_per_step}"
         )
-    if config.batch_size > len(dataset.train):
-        raise InputError(
-            f"batch_size {config.batch_size} is larger than the data: "
-            f"{len(dataset.train)} training images"
-        )
 
 
 def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
     """Return the optimiser of the hardening of a model on `dataset`."""
-    learning_rate = config.learning_rate
-    if config.schedule == "cosine":
-        total = config.num_steps(len(dataset.train))
-        learning_rate = optax.join_schedules(
-            [
-                optax.constant_schedule(learning_rate),
-                optax.cosine_decay_schedule(learning_rate, total),
-            ],
-            boundaries=[len(config.chosen(dataset))],  # the warm-up's steps, one for each class
-        )
-    return sgd(learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    return addon.optimiser(config, dataset, steps_before=num_warmups(config, dataset))
+
+
+def num_warmups(config: MothConfig, dataset) -> int:
+    """Return how many targets are warmed up: all classes, or none where no prior is needed."""
+    return 0 if config.scheduler == "sweep" else len(config.chosen(dataset))
 
 
 def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
@@ -161,27 +146,12 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
         max_trigger_share=config.max_trigger_share,
         symmetric=config.symmetric,
         batch_norm=config.batch_norm,
-        flip=config.augment and dataset.flip,
+        flip=dataset.flip and config.augment,
         shift=dataset.shift if config.augment else 0,
         adversary=config.adversary,
     )
     pairwise = neural_cleanse(success_bound=config.success_bound, patience=config.patience)
     universal = neural_cleanse(success_bound=config.warmup_success_bound, patience=config.patience)
-    update = make_update(classifier, tx, batch_norm=config.batch_norm)
-
-    def warm_up_update(state, images, labels, target, trigger, found, chosen, key):
-        """Train on a batch with the target's triggers on the `chosen` samples.
-
-        `trigger` [n, ...] and `found` [n] hold each sample's own.
-        """
-        augment_key, attack_key = jax.random.split(key)
-        images = augment(
-            images, augment_key, flip=step_config.flip, shift=step_config.shift, fill="zero"
-        )
-        others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
-        stamped = (chosen & found & (labels != target))[:, None, None, None]
-        return update(state, jnp.where(stamped, stamp(images, trigger), others), labels)
-
     return Programs(
         tx=tx,
         invert_towards=jax.jit(
@@ -193,7 +163,7 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
                 universal=config.approximate_warmup,
             )
         ),
-        warm_up_update=jax.jit(warm_up_update),
+        stamped_update=make_stamped_update(classifier, tx, step_config),
         step=make_harden_step(classifier, pairwise, tx, step_config),
     )
 
@@ -201,22 +171,17 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
 def _start(setting: Setting, classifier: Classifier, variables: Variables) -> MothState:
     dataset, num_classes = setting.dataset, len(setting.classes)
     variables = replicate(variables)
-    initial = accuracy(classifier.predict, variables, dataset.validation)
-    tx = setting.programs.tx
+    train = replicate(TrainState(variables, setting.programs.tx.init(variables["params"])))
+    sizes = np.full((num_classes, num_classes), np.inf, np.float32)
+    prior = np.zeros((num_classes, num_classes), np.float32)
+    warms_up = num_warmups(setting.config, dataset) > 0
     return MothState(
-        train=replicate(TrainState(variables, tx.init(variables["params"]))),
-        kept=variables,
-        scheduler=None,
+        **initial_fields(classifier, train, dataset),
+        scheduler=None if warms_up else scheduler.init_state(prior, sizes),
         bank=TriggerBank(num_classes, dataset.image_shape, setting.config.trigger_capacity),
         warmed_up=0,
-        step=0,
-        initial_accuracy=initial,
-        accuracy=initial,
-        accuracy_step=0,
-        kept_step=0,
-        stopped="",
-        warmup_sizes=np.full((num_classes, num_classes), np.inf, np.float32),
-        warmup_prior=np.zeros((num_classes, num_classes), np.float32),
+        warmup_sizes=sizes,
+        warmup_prior=prior,
     )
 
 
@@ -228,21 +193,6 @@ def _resume(setting: Setting, state: MothState) -> MothState:
             "go on with the configuration it began with"
         )
     return dataclasses.replace(state, train=replicate(state.train))
-
-
-def _check(setting: Setting, state: MothState, classifier: Classifier, *, since: int) -> MothState:
-    """Check validation accuracy where it is due, and whether the hardening ends here."""
-    config, finished = setting.config, state.step >= setting.total
-    if state.step // config.validate_every == since // config.validate_every and not finished:
-        return state
-    variables = state.train.variables
-    now = accuracy(classifier.predict, variables, setting.dataset.validation)
-    state = dataclasses.replace(state, accuracy=now, accuracy_step=state.step)
-    # Accuracies are ratios of counts: a fall of exactly the bound must not pass it by rounding.
-    if state.initial_accuracy - now > config.max_accuracy_drop + 1e-9:
-        return dataclasses.replace(state, stopped="accuracy")
-    state = dataclasses.replace(state, kept=variables, kept_step=state.step)
-    return dataclasses.replace(state, stopped="budget") if finished else state
 
 
 def _figures(state: MothState, records: Records) -> dict:

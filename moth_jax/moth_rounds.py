@@ -14,10 +14,11 @@ import optax
 from jax import Array
 
 from moth_jax import scheduler
-from moth_jax.data.sampling import pair_batch
+from moth_jax.addon import key_of, rng_of
+from moth_jax.data.sampling import batch_for_classes, pair_batch
 from moth_jax.hardening import HardenInfo, random_triggers
 from moth_jax.moth_config import MothConfig
-from moth_jax.moth_state import BATCH, SELECT, WARM_UP, MothState, key_of, rng_of
+from moth_jax.moth_state import MothState
 from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
 from moth_jax.triggers import Trigger
@@ -25,6 +26,7 @@ from moth_jax.warmup import WarmUpResult, draw_samples
 
 Records = list[dict]
 Direction = tuple[int, int]
+WARM_UP, BATCH, SELECT = 1, 2, 3  # purposes of randomness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Programs:
 
     tx: optax.GradientTransformation
     invert_towards: Callable[..., WarmUpResult]
-    warm_up_update: Callable[..., tuple[TrainState, Array]]
+    stamped_update: Callable[..., tuple[TrainState, Array]]
     step: Callable[..., tuple[TrainState, HardenInfo]]
 
 
@@ -85,9 +87,7 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
             mask_weight=config.warmup_mask_weight,
         )
     )
-    train, loss = _train_on_warm_up(
-        setting, state, target, samples.victims, result, rng, update_key
-    )
+    train, loss = _train_on_warm_up(setting, state, samples.victims, result, rng, update_key)
     state = _after_warm_up(setting, dataclasses.replace(state, train=train), result)
     found = np.isfinite(result.sizes)
     return state, {
@@ -103,13 +103,17 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
 def _train_on_warm_up(
     setting: Setting,
     state: MothState,
-    target: int,
     victims: np.ndarray,
     result: WarmUpResult,
     rng: np.random.Generator,
     key: Array,
 ) -> tuple[TrainState, Array]:
-    """Train on a random batch with the triggers found on half of the victims' samples."""
+    """Train on a random batch with the triggers found on half of the victims' samples.
+
+    Note: Where some of many classes are hardened among each other, half of the batch is drawn from
+    them: of a random batch few or no samples would be theirs, and none could be stamped. The
+    published code always hardens all classes.
+    """
     dataset, config = setting.dataset, setting.config
     # Of each label: the row of its trigger (0 for all where it is universal), and whether it has.
     row = np.zeros(dataset.num_classes, np.int64)
@@ -117,16 +121,14 @@ def _train_on_warm_up(
     found = np.zeros(dataset.num_classes, bool)
     found[victims] = np.isfinite(result.sizes)
     batch_size = min(config.batch_size, len(dataset.train))
-    indices = pair_batch(setting.members, (), per_class=0, batch_size=batch_size, rng=rng).indices
+    indices = batch_for_classes(setting.members, setting.classes, batch_size=batch_size, rng=rng)
     labels = dataset.train.labels[indices]
-    return setting.programs.warm_up_update(
+    return setting.programs.stamped_update(
         state.train,
         dataset.train.batch(indices),
         labels,
-        target,
         jax.tree.map(lambda v: v[row[labels]], result.trigger),
-        found[labels],
-        rng.random(len(indices)) < 0.5,
+        found[labels] & (rng.random(len(indices)) < 0.5),
         key,
     )
 
@@ -211,13 +213,17 @@ def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[D
     """Return the pairs of a round, and the directions that are hardened."""
     config = setting.config
     rng = rng_of(config, SELECT, state.step)
-    pairs = scheduler.select_pairs(
-        state.scheduler,
-        state.step,
-        rng,
-        num_pairs=config.pairs_per_step,
-        random_share=1.0 if config.scheduler == "uniform" else config.random_share,
-    )
+    if config.scheduler == "sweep":
+        turn = state.step // config.steps_per_round
+        pairs = [scheduler.sweep_pair(len(setting.classes), turn, config.seed)]
+    else:
+        pairs = scheduler.select_pairs(
+            state.scheduler,
+            state.step,
+            rng,
+            num_pairs=config.pairs_per_step,
+            random_share=1.0 if config.scheduler == "uniform" else config.random_share,
+        )
     if config.symmetric:
         return pairs, [direction for a, b in pairs for direction in ((a, b), (b, a))]
     pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]

@@ -100,6 +100,16 @@ def select_pairs(
     return pairs
 
 
+def sweep_pair(num_classes: int, turn: int, seed: int) -> tuple[int, int]:
+    """Return the pair (a, b), a < b, of a turn in which each pair has one before any has two.
+
+    The order is random, and another one each time round.
+    """
+    pairs = [(a, b) for a in range(num_classes) for b in range(a + 1, num_classes)]
+    time_round, place = divmod(turn, len(pairs))
+    return pairs[np.random.default_rng([seed, time_round]).permutation(len(pairs))[place]]
+
+
 def record(
     state: KArmState, sizes: dict[tuple[int, int], list[float]], pairs: list[tuple[int, int]]
 ) -> KArmState:

@@ -48,7 +48,7 @@ NO_ADVERSARY = Adversary()
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Natural (or, with an adversary, adversarial) training from scratch.
+    """Natural (or, with an adversary, adversarial) training, from scratch or of a given model.
 
     Attributes:
       epochs: passes over the training images.
@@ -57,6 +57,8 @@ class TrainingConfig:
       momentum: of Nesterov SGD.
       weight_decay: gradient 2 * weight_decay * kernel; other parameters are left alone.
       augment: flips and shifts as the data set allows.
+      batch_norm: "update" normalises by each batch; "frozen" by the running statistics, for a given
+        model whose statistics are to stay as they are or cannot be updated.
       adversary: PGD on every batch.
       seed: order of the images, augmentation, PGD's start.
     """
@@ -67,6 +69,7 @@ class TrainingConfig:
     momentum: float = 0.9
     weight_decay: float = 2.5e-4
     augment: bool = True
+    batch_norm: str = "update"
     adversary: Adversary = NO_ADVERSARY
     seed: int = 0
 
@@ -105,31 +108,41 @@ def check_batch_norm(classifier: Classifier, batch_norm: str) -> None:
 
 
 def make_update(
-    classifier: Classifier, tx: optax.GradientTransformation, *, batch_norm: str = "update"
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, Array]]:
-    """Return update(state, images [n, h, w, c], labels [n]) -> (state, mean cross-entropy).
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+    *,
+    batch_norm: str = "update",
+    loss_fn: Callable[..., tuple[Array, Variables]] | None = None,
+) -> Callable[..., tuple[TrainState, Array]]:
+    """Return update(state, images [n, h, w, c], labels [n], *more) -> (state, loss).
 
     Args:
       classifier: the model.
       tx: the optimiser.
       batch_norm: "update" normalises by the batch and moves the running statistics; "frozen" uses
         the running statistics as they are.
+      loss_fn: (variables, images, labels, *more) -> (loss, variables with the statistics
+        afterwards); the mean cross-entropy if None.
     """
     check_batch_norm(classifier, batch_norm)
 
-    def loss_fn(params, batch_stats, images, labels):
-        variables = {"params": params, "batch_stats": batch_stats}
+    def cross_entropy(variables, images, labels):
         if batch_norm == "update":
             logits, variables = classifier.forward_train(variables, images)
         else:
             logits = classifier.predict(variables, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), variables["batch_stats"]
+        return losses.mean(), variables
 
-    def update(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Array]:
+    def loss_of(params, batch_stats, *batch):
+        variables = {"params": params, "batch_stats": batch_stats}
+        loss, variables = (cross_entropy if loss_fn is None else loss_fn)(variables, *batch)
+        return loss, variables["batch_stats"]
+
+    def update(state: TrainState, *batch) -> tuple[TrainState, Array]:
         params, batch_stats = state.variables["params"], state.variables["batch_stats"]
-        (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            params, batch_stats, images, labels
+        (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            params, batch_stats, *batch
         )
         updates, opt_state = tx.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -199,7 +212,7 @@ def train(
 
 def _make_train_step(classifier, tx, dataset, config: TrainingConfig):
     """Return the jitted step(state, images, labels, key) -> (state, loss)."""
-    update = make_update(classifier, tx)
+    update = make_update(classifier, tx, batch_norm=config.batch_norm)
     flip, shift = (dataset.flip, dataset.shift) if config.augment else (False, 0)
 
     @jax.jit

@@ -83,8 +83,11 @@ def invert_towards(
     minibatch_size: int,
     inversion: Inversion,
     universal: bool,
+    start: Trigger | None = None,
 ) -> WarmUpResult:
     """Invert the trigger(s) towards `target` and measure the prior.
+
+    They start from `start` [T, ...], or from random ones if it is None.
 
     Note: Every target starts from a fresh random trigger; the published code starts all targets
       after the first from class 0's.
@@ -94,13 +97,14 @@ def invert_towards(
     count = 1 if universal else num_victims
     grouped = (count, num_victims * per_class // count)
     start_key, key = jax.random.split(key)
+    start = random_triggers(start_key, count, image_shape) if start is None else start
     result = invert_directions(
         over_samples(logits_fn) if universal else logits_fn,
         variables,
         jnp.asarray(samples.images).reshape(*grouped, *image_shape),
         jnp.asarray(samples.weights).reshape(grouped),
         jnp.full(count, target),
-        random_triggers(start_key, count, image_shape),
+        start,
         jax.random.split(key, count),
         num_steps=num_steps,
         mask_weight=mask_weight,

@@ -17,10 +17,10 @@ from moth_jax import models
 from moth_jax.checkpoints import (
     RunCheckpoints,
     load_model,
-    moth_state_arrays,
-    moth_state_from_arrays,
     save_distances,
     save_model,
+    state_arrays,
+    state_from_arrays,
     train_state_arrays,
     train_state_from_arrays,
 )
@@ -365,8 +365,8 @@ def test_the_state_of_a_hardening_comes_back_exactly(tmp_path, warmed_up):
     config = MothConfig()
     state = moth_state(config, warmed_up=warmed_up)
     states = RunCheckpoints(tmp_path)
-    states.save(1, *moth_state_arrays(state))
-    loaded = moth_state_from_arrays(*states.latest(), moth_optimiser(config, row_dataset()))
+    states.save(1, *state_arrays(state))
+    loaded = state_from_arrays(MothState, *states.latest(), moth_optimiser(config, row_dataset()))
     expected, actual = vars(state), vars(loaded)
     assert actual.keys() == expected.keys()
     for name in expected.keys() - {"bank"}:

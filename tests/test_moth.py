@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import RecordedProgress, StoppedError, linear_classifier, row_dataset, row_variables
 
-from moth_jax import moth, scheduler
+from moth_jax import addon, moth, scheduler
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.moth import MothConfig, harden
@@ -66,7 +66,7 @@ def calls(monkeypatch):
 
     def compile_recorded(classifier, dataset, config):
         programs = compile_once(classifier, DATASET, dataclasses.replace(config, **HOST_FIELDS))
-        names = ("invert_towards", "warm_up_update", "step")
+        names = ("invert_towards", "stamped_update", "step")
         recorded = {name: calls.recorded(name, getattr(programs, name)) for name in names}
         return dataclasses.replace(programs, **recorded)
 
@@ -255,18 +255,17 @@ def test_every_target_is_warmed_up_with_the_warm_up_budget_from_a_start_of_its_o
 
 def test_the_warm_up_trains_with_the_trigger_on_half_of_the_other_classes_and_true_labels(calls):
     run(stop_after=K)
-    updates, inversions = calls.of("warm_up_update"), calls.of("invert_towards")
+    updates, inversions = calls.of("stamped_update"), calls.of("invert_towards")
     update = jax.jit(make_update(CLASSIFIER, moth.optimiser(CONFIG, DATASET)))
     share, others = 0, 0
     for target, ((args, _, (after, loss)), (_, _, found)) in enumerate(
         zip(updates, inversions, strict=True)
     ):
-        state, images, labels, given, _, _, chosen, *_ = args
-        assert given == target
+        state, images, labels, _, where, _ = args
+        assert not where[labels == target].any()
         assert len(images) == CONFIG.batch_size
         mask, pattern = np.array(found.trigger.mask[0]), np.array(found.trigger.pattern[0])
         stamped = np.array(images)
-        where = chosen & (labels != target)
         stamped[where] = (1 - mask) * images[where] + mask * pattern
         expected, expected_loss = update(state, stamped, labels)
         jax.tree.map(
@@ -475,7 +474,7 @@ def test_hardening_stops_past_the_bound_and_returns_the_last_state_within_it(
     monkeypatch, accuracies, bound, stopped, step, kept_step
 ):
     script = iter(accuracies[1:])
-    monkeypatch.setattr(moth, "accuracy", lambda *_: next(script))
+    monkeypatch.setattr(addon, "accuracy", lambda *_: next(script))
     start = dataclasses.replace(warmed_up(), initial_accuracy=accuracies[0])
     final, rounds = run(
         state=start, max_accuracy_drop=bound, max_steps=12, first_steps=2, next_steps=1
@@ -561,7 +560,7 @@ def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, uniform"),
+        ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, sweep, uniform"),
         ({"schedule": "linear"}, "unknown schedule 'linear'.*constant, cosine"),
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop is a share in \[0, 1\], got -0.1"),
         ({"max_accuracy_drop": 1.5}, r"max_accuracy_drop is a share in \[0, 1\], got 1.5"),

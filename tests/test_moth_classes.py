@@ -56,7 +56,7 @@ def run(dataset=DATASET, state=None, **options):
         return call
 
     compiled = programs()
-    names = ("invert_towards", "warm_up_update", "step")
+    names = ("invert_towards", "stamped_update", "step")
     wrapped = dataclasses.replace(compiled, **{name: recorded(name) for name in names})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moth, "_compile", lambda *_: wrapped)
@@ -151,13 +151,24 @@ def test_the_warm_up_keeps_what_it_found_at_the_positions():
 
 def test_images_of_the_other_classes_are_trained_on_in_the_warm_up_without_a_trigger():
     seen = 0
-    for target, (args, _) in zip(CLASSES, calls_of("warm_up_update"), strict=True):
-        _, images, labels, given, _, found, _, _ = args
-        assert given == target
+    for target, (args, _) in zip(CLASSES, calls_of("stamped_update"), strict=True):
+        _, images, labels, _, stamped, _ = args
         np.testing.assert_array_equal(label_of(images), labels)
-        np.testing.assert_array_equal(found, ~np.isin(labels, [target, OTHER]))
+        assert stamped.any()
+        assert not stamped[np.isin(labels, [target, OTHER])].any()
         seen += (labels == OTHER).sum()
     assert seen > 3
+
+
+def test_half_of_a_batch_of_the_warm_up_is_of_the_chosen_classes_where_they_are_few():
+    few = row_dataset([200, 8, 200, 8])
+    _, _, calls = run(few, classes=(1, 3), max_steps=1)
+    batches = [args[2] for name, args, _ in calls if name == "stamped_update"]
+    assert len(batches) == 2
+    for labels in batches:
+        assert len(labels) == CONFIG.batch_size
+        assert np.isin(labels, (1, 3)).sum() >= CONFIG.batch_size // 2
+    assert np.isin(batches, (0, 2)).any()
 
 
 def test_a_step_gets_the_victims_and_targets_of_its_pair_by_label_and_images_of_all_classes():

@@ -59,6 +59,10 @@ class ImageSplit:
         else:
             yield from map(self.batch, batches)
 
+    def subset(self, indices) -> "ImageSplit":
+        """The images at `indices` [m] alone."""
+        return ImageSplit(self.images[np.asarray(indices, np.int64)], self.labels[indices])
+
     def of_class(self, k: int, limit: int | None = None) -> np.ndarray:
         """Indices int64 of the first `limit` samples of class `k`, in order (all if None)."""
         return np.flatnonzero(self.labels == k)[:limit]

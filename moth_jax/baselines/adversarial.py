@@ -1,0 +1,59 @@
+"""Adversarial training (Madry et al., ICLR 2018) as add-on training: PGD on every batch."""
+
+import dataclasses
+
+from moth_jax.addon import AddOnConfig
+from moth_jax.baselines import fine_tuning
+from moth_jax.baselines.base import BaselineState, OnRound
+from moth_jax.errors import InputError
+from moth_jax.models import Classifier, Variables
+from moth_jax.progress import Progress
+from moth_jax.training import Adversary
+
+_CIFAR10 = Adversary(8 / 255, 2 / 255, 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig(AddOnConfig):
+    """Options of adversarial training; the adversary is CIFAR-10's in the paper.
+
+    For SVHN and GTSRB the paper has epsilon 0.03, 8 steps of 0.005, for LISA 0.1, 8 steps of 0.02.
+    """
+
+    learning_rate: float = 1e-2
+    max_accuracy_drop: float = 1.0
+    adversary: Adversary = _CIFAR10
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.adversary.epsilon <= 0:
+            raise InputError(
+                f"adversarial training needs adversary.epsilon above 0, got "
+                f"{self.adversary.epsilon}"
+            )
+
+
+def harden(
+    classifier: Classifier,
+    variables: Variables,
+    dataset,
+    config: AdversarialConfig,
+    *,
+    state: BaselineState | None = None,
+    on_round: OnRound | None = None,
+    progress: bool | Progress = True,
+) -> BaselineState:
+    """Train on perturbed images; arguments and result as in `moth.harden`.
+
+    Note: The accuracy bound is off by default: robustness costs more accuracy than any other method
+      may lose, and the untouched model would be returned.
+    """
+    return fine_tuning.harden(
+        classifier,
+        variables,
+        dataset,
+        config,
+        state=state,
+        on_round=on_round,
+        progress=progress,
+    )

@@ -1,0 +1,35 @@
+"""Pairwise: symmetric hardening of all pairs in random order, without warm-up and scheduler."""
+
+import dataclasses
+
+from moth_jax import moth
+from moth_jax.models import Classifier, Variables
+from moth_jax.moth import MothConfig, MothState
+from moth_jax.progress import Progress
+
+
+def harden(
+    classifier: Classifier,
+    variables: Variables,
+    dataset,
+    config: MothConfig,
+    *,
+    state: MothState | None = None,
+    on_round: moth.OnRound | None = None,
+    progress: bool | Progress = True,
+) -> MothState:
+    """Harden pair after pair; arguments and result as in `moth.harden`.
+
+    Note: The published Pairwise goes through all pairs for as long as it takes (up to 1,683
+      minutes). Here it has the budget of the options, as every method; one time round takes
+      `steps_per_round` * K(K-1)/2 steps.
+    """
+    return moth.harden(
+        classifier,
+        variables,
+        dataset,
+        dataclasses.replace(config, scheduler="sweep"),
+        state=state,
+        on_round=on_round,
+        progress=progress,
+    )

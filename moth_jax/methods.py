@@ -1,0 +1,55 @@
+"""The methods of hardening by name: MOTH, and those it is compared with (Section V-B).
+
+All have one signature, `moth.harden`'s. A new one is a file in `baselines/` and a line here.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+from moth_jax import moth
+from moth_jax.addon import AddOnConfig, AddOnState
+from moth_jax.baselines import (
+    adversarial,
+    fine_pruning,
+    fine_tuning,
+    nad,
+    nc,
+    pairwise,
+    uap,
+    universal,
+)
+from moth_jax.baselines.base import BaselineState, optimiser_structure
+from moth_jax.moth import MothConfig, MothState
+
+__all__ = ["METHODS", "Method"]
+
+
+class Method(NamedTuple):
+    """A method of hardening.
+
+    Attributes:
+      harden: as `moth.harden`.
+      config: the type of its options.
+      state: the type of its state.
+      tx: (options, data set) -> an optimiser of the structure of the state's.
+    """
+
+    harden: Callable[..., AddOnState]
+    config: type[AddOnConfig]
+    state: type[AddOnState] = BaselineState
+    tx: Callable[..., optax.GradientTransformation] = lambda config, dataset: optimiser_structure()
+
+
+METHODS = {
+    "moth": Method(moth.harden, MothConfig, MothState, moth.optimiser),
+    "pairwise": Method(pairwise.harden, MothConfig, MothState, moth.optimiser),
+    "universal": Method(universal.harden, universal.UniversalConfig),
+    "uap": Method(uap.harden, uap.UapConfig),
+    "nc": Method(nc.harden, nc.NcConfig),
+    "nad": Method(nad.harden, nad.NadConfig),
+    "adversarial": Method(adversarial.harden, adversarial.AdversarialConfig),
+    "fine_tuning": Method(fine_tuning.harden, fine_tuning.FineTuningConfig),
+    "fine_pruning": Method(fine_pruning.harden, fine_pruning.FinePruningConfig),
+}
