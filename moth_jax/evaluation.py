@@ -1,6 +1,7 @@
 """What a classifier gets right: accuracy, and robustness under PGD (Section V-A)."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,25 @@ def _predicted(logits_fn: LogitsFn, variables: Variables, images: Array) -> Arra
 
 
 def predictions(
-    logits_fn: LogitsFn, variables: Variables, split, *, batch_size: int = 256
+    logits_fn: LogitsFn,
+    variables: Variables,
+    split,
+    *,
+    batch_size: int = 256,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Return the predicted class [n] of every image of an `ImageSplit`."""
+    """Return the predicted class [n] of every image of an `ImageSplit`.
+
+    With `transform`, such as the stamp of a backdoor, of the images [m, h, w, c] that it returns.
+    """
     # The last batch is filled up with repeats, so that one compilation serves all.
     order = [
         np.arange(first, first + batch_size) % len(split)
         for first in range(0, len(split), batch_size)
     ]
-    predicted = [
-        np.asarray(_predicted(logits_fn, variables, images)) for images in split.batches(order)
-    ]
+    batches = split.batches(order)
+    batches = batches if transform is None else map(transform, batches)
+    predicted = [np.asarray(_predicted(logits_fn, variables, images)) for images in batches]
     return np.concatenate(predicted)[: len(split)]
 
 
