@@ -6,92 +6,24 @@ so there is one list of options and one place that documents each.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import ml_collections
 
 from moth_jax import data
+from moth_jax.addon import AddOnConfig
+from moth_jax.backdoors import ATTACKS
 from moth_jax.errors import InputError, require_choice
 from moth_jax.inversion import INVERSIONS
+from moth_jax.methods import METHODS
 from moth_jax.models import MODELS
 from moth_jax.models.sources import AUTO, TRUST
 from moth_jax.moth import MothConfig
+from moth_jax.option_ranges import METHOD_RANGES, RANGES, check_ranges
+from moth_jax.scanning import SCANNERS, ScanOptions
 from moth_jax.training import BATCH_NORM_MODES, Adversary, TrainingConfig
 
-PHASES = ("all", "train", "measure", "harden", "report")
-METHODS = ("moth",)
+PHASES = ("all", "train", "measure", "harden", "scan", "report")
 SPLITS = ("train", "validation", "test")
-
-
-class _Range(NamedTuple):
-    """The values a field may have, and how a message calls them."""
-
-    name: str
-    contains: Callable[[float], bool]
-
-
-_AT_LEAST_1 = _Range("at least 1", lambda value: value >= 1)
-_NOT_NEGATIVE = _Range("0 or more", lambda value: 0 <= value < math.inf)
-_POSITIVE = _Range("above 0", lambda value: 0 < value < math.inf)
-_SHARE = _Range("in [0, 1]", lambda value: 0 <= value <= 1)
-_POSITIVE_SHARE = _Range("in (0, 1]", lambda value: 0 < value <= 1)
-_BELOW_1 = _Range("in [0, 1)", lambda value: 0 <= value < 1)
-_SEED = _Range("in [0, 2**31)", lambda value: 0 <= value < 2**31)
-
-_ADVERSARY_RANGES = {"epsilon": _SHARE, "step_size": _POSITIVE, "num_steps": _AT_LEAST_1}
-_RANGES = {
-    "seed": _SEED,
-    "checkpoint_seconds": _NOT_NEGATIVE,
-    "training": {
-        "epochs": _AT_LEAST_1,
-        "batch_size": _AT_LEAST_1,
-        "learning_rate": _POSITIVE,
-        "momentum": _BELOW_1,
-        "weight_decay": _NOT_NEGATIVE,
-        "adversary": _ADVERSARY_RANGES,
-    },
-    "distance": {
-        "num_directions": _NOT_NEGATIVE,
-        "num_images": _AT_LEAST_1,
-        "num_steps": _AT_LEAST_1,
-        "minibatch_size": _AT_LEAST_1,
-        "mask_weight": _POSITIVE,
-        "patience": _AT_LEAST_1,
-        "success_bound": _POSITIVE_SHARE,
-        "directions_per_chunk": _NOT_NEGATIVE,
-    },
-    "harden": {
-        "epochs": _POSITIVE,
-        "max_steps": _NOT_NEGATIVE,
-        "max_accuracy_drop": _SHARE,
-        "validate_every": _AT_LEAST_1,
-        "batch_size": _AT_LEAST_1,
-        "victims_per_class": _AT_LEAST_1,
-        "steps_per_round": _AT_LEAST_1,
-        "pairs_per_step": _AT_LEAST_1,
-        "random_share": _SHARE,
-        "success_bound": _POSITIVE_SHARE,
-        "first_steps": _AT_LEAST_1,
-        "first_mask_weight": _POSITIVE,
-        "next_steps": _AT_LEAST_1,
-        "next_mask_weight": _POSITIVE,
-        "warmup_steps": _AT_LEAST_1,
-        "warmup_mask_weight": _POSITIVE,
-        "warmup_success_bound": _POSITIVE_SHARE,
-        "warmup_images_per_class": _AT_LEAST_1,
-        "minibatch_size": _AT_LEAST_1,
-        "patience": _AT_LEAST_1,
-        "stamp_share": _SHARE,
-        "max_trigger_share": _SHARE,
-        "learning_rate": _POSITIVE,
-        "momentum": _BELOW_1,
-        "weight_decay": _NOT_NEGATIVE,
-        "adversary": _ADVERSARY_RANGES,
-        "trigger_capacity": _AT_LEAST_1,
-    },
-}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -99,7 +31,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     Fields:
       phase: "train" stops when there is a model, "measure" when its distances are known, "harden"
-        hardens without measuring, "all" does everything, "report" writes the report anew.
+        hardens without measuring, "all" does everything, "scan" says whether the model looks
+        poisoned, "report" writes the report anew.
       method: how to harden.
       seed: of training and hardening.
       classes: names of the classes to measure and harden among each other; () for all there are
@@ -108,12 +41,25 @@ def default_config() -> ml_collections.ConfigDict:
       model: name ("auto": read off the checkpoint), checkpoint (a file that
         `models.sources.load_source` reads, or a checkpoint folder of this package; "" trains one),
         builder and trust as there, mean and std of the pixels it expects (() for those of the
-        checkpoint or the data).
+        checkpoint or the data), fine_tune: train the checkpoint's model as `training` says before
+        it is measured, and give it a new head if its own has another number of classes than the
+        data.
+      backdoor: what is planted in the model that is trained here, and measured in any: kind
+        ("" for none; `backdoors.ATTACKS`), target and victims (names of classes; () for all but the
+        target), rate and cover_rate of `backdoors.poison`, seed of the choice of images and of the
+        trigger; the other fields are the attack's options. Only the original model is trained on
+        poisoned images; measuring and hardening see the clean ones.
       training: `training.TrainingConfig`.
       distance: `distance.distance_matrix`, with patience and success_bound of the inversion, the
         split whose images are used, victims: names of classes to measure from (() for all), and
         num_directions: so many directions, drawn at random by the run's seed (0 for all).
-      harden: `moth.MothConfig`.
+      scan: `scanning.ScanOptions`, with the method (`scanning.SCANNERS`), the split whose images
+        are used, and the threshold of its statistic (`scanning.calibrate`; 0 for the method's own).
+      harden: `moth.MothConfig`, for the methods "moth" and "pairwise".
+      universal, uap, nc, nad, adversarial, fine_tuning, fine_pruning: the options of these methods
+        (`methods.METHODS`, `baselines/`).
+      clean_share: share of each class's training images that hardening may use; published 0.05 for
+        the removal of backdoors.
       checkpoint_seconds: least time between two checkpoints within a phase.
     """
     config = ml_collections.ConfigDict(
@@ -130,6 +76,15 @@ def default_config() -> ml_collections.ConfigDict:
                 "trust": "nothing",
                 "mean": (),
                 "std": (),
+                "fine_tune": False,
+            },
+            "backdoor": {
+                "kind": "",
+                "target": "",
+                "victims": (),
+                "rate": 0.1,
+                "cover_rate": 0.1,
+                "seed": 0,
             },
             "training": _fields(TrainingConfig),
             "distance": {
@@ -146,13 +101,22 @@ def default_config() -> ml_collections.ConfigDict:
                 "success_bound": 0.9,
                 "directions_per_chunk": 0,
             },
-            "harden": _fields(MothConfig),
+            "scan": {
+                "method": "neural_cleanse",
+                "split": "test",
+                "threshold": 0.0,
+                **_fields(ScanOptions),
+            },
+            "clean_share": 1.0,
+            **{_node(name): _fields(method.config) for name, method in METHODS.items()},
             "checkpoint_seconds": 30.0,
         }
     )
-    # A field mistyped in a configuration file is found; the options of data depend on its name.
+    # A field mistyped in a configuration file is found; the options of data depend on its name,
+    # and those of a backdoor on its kind.
     config.lock()
     config.data.unlock()
+    config.backdoor.unlock()
     return config
 
 
@@ -167,9 +131,24 @@ def training_config(config: ml_collections.ConfigDict) -> TrainingConfig:
     return _options(TrainingConfig, config.training, seed=config.seed)
 
 
-def moth_config(config: ml_collections.ConfigDict, classes: tuple[int, ...] = ()) -> MothConfig:
-    """Return the options of hardening; `classes` are the labels of `config.classes`."""
-    return _options(MothConfig, config.harden, seed=config.seed, classes=classes)
+def method_config(config: ml_collections.ConfigDict, classes: tuple[int, ...] = ()) -> AddOnConfig:
+    """Return the options of `config.method`; `classes` are the labels of `config.classes`."""
+    options = METHODS[config.method].config
+    node = config[_node(config.method)]
+    return _options(options, node, seed=config.seed, classes=classes)
+
+
+def _node(method: str) -> str:
+    """Return the name of the part of a configuration that holds a method's options."""
+    return "harden" if METHODS[method].config is MothConfig else method
+
+
+def scan_options(config: ml_collections.ConfigDict) -> ScanOptions:
+    """Return the options of scanning."""
+    fields = config.scan.to_dict()
+    of_the_run = ("method", "split", "threshold")
+    options = {name: value for name, value in fields.items() if name not in of_the_run}
+    return ScanOptions(**options, seed=config.seed)
 
 
 def _options(options: type, node: ml_collections.ConfigDict, **of_the_run):
@@ -185,24 +164,29 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.model.checkpoint:  # else it may be any of torchvision
         require_choice("model", config.model.name, (AUTO, *MODELS))
     require_choice("model.trust", config.model.trust, TRUST)
+    if config.model.fine_tune and not config.model.checkpoint:
+        raise InputError(
+            "model.fine_tune trains a given model further, and model.checkpoint names none; leave "
+            "it False to train one from scratch"
+        )
+    if config.backdoor.kind:
+        require_choice("backdoor", config.backdoor.kind, ATTACKS)
     require_choice("inversion", config.distance.inversion, INVERSIONS)
     require_choice("split", config.distance.split, SPLITS)
-    require_choice("harden.batch_norm", config.harden.batch_norm, BATCH_NORM_MODES)
-    _check_ranges(config, _RANGES)
+    require_choice("scan.method", config.scan.method, SCANNERS)
+    require_choice("scan.split", config.scan.split, SPLITS)
+    for part in ("training", *map(_node, METHODS)):
+        require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
+    check_ranges(config, RANGES)
+    for part in map(_node, METHODS):
+        fields = {name: METHOD_RANGES[name] for name in config[part] if name in METHOD_RANGES}
+        check_ranges(config, {part: fields})
     seeds = config.distance.seeds
     if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
         raise InputError(
             f"distance.seeds must be whole numbers in [0, 2**31), such as (0, 1, 2), got {seeds}"
         )
-    moth_config(config)
-
-
-def _check_ranges(config: ml_collections.ConfigDict, ranges: dict, prefix: str = "") -> None:
-    for name, allowed in ranges.items():
-        if isinstance(allowed, dict):
-            _check_ranges(config[name], allowed, f"{prefix}{name}.")
-        elif not allowed.contains(config[name]):
-            raise InputError(f"{prefix}{name} must be {allowed.name}, got {config[name]}")
+    method_config(config)
 
 
 def data_options(config: ml_collections.ConfigDict) -> dict:

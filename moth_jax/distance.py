@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moth_jax.chunks import Chunk, ChunkStore
+from moth_jax.chunks import ChunkStore
 from moth_jax.data.dataset import check_images
 from moth_jax.distance_checks import (
     check_at_least_one,
@@ -37,8 +37,15 @@ from moth_jax.inversion import (
     neural_cleanse,
 )
 from moth_jax.matrix import DistanceMatrix, increase_per_direction, relative_increase
-from moth_jax.measurement import assemble, chunk_size, measure_chunk, unit_images
-from moth_jax.progress import Progress, Task, as_progress
+from moth_jax.measurement import (
+    assemble,
+    chunk_size,
+    measure_all,
+    measure_chunk,
+    unit_images,
+    victims_images,
+)
+from moth_jax.progress import Progress, as_progress
 from moth_jax.sharding import num_devices, over_samples, replicate
 from moth_jax.triggers import random_trigger
 
@@ -112,7 +119,7 @@ def distance_matrix(
     (0, True)
     """
     inversion = neural_cleanse() if inversion is None else inversion
-    call = _with_variables(logits_fn, variables)
+    call = with_variables(logits_fn, variables)
     seen = check_classifier(call, variables, images, labels)
     settings = {
         "num_images": num_images,
@@ -133,44 +140,20 @@ def distance_matrix(
         measure_chunk,
         call,
         replicate(variables),
-        images,
-        labels,
+        functools.partial(victims_images, images, labels, num_images),
         size=size,
         inversion=inversion,
-        **settings,
+        **{name: value for name, value in settings.items() if name != "num_images"},
     )
     details = {**settings, "inversion": inversion.name}
     # Logits tell functions apart that hold their weights themselves.
     model = seen if variables is None else variables
     store = ChunkStore(resume_dir, details, (images, labels, model))
     with as_progress(progress).task(label, total=len(directions), unit="directions") as task:
-        chunks = _measure_all(directions, size, measure, store, task)
+        chunks = measure_all(directions, size, measure, store, task)
     if classes != tuple(range(num_classes)):
         details["classes"] = list(classes)
     return assemble(chunks, classes, names, details)
-
-
-def _measure_all(
-    directions: list[tuple[int, int]],
-    size: int,
-    measure: Callable[[list[tuple[int, int]]], Chunk],
-    store: ChunkStore,
-    task: Task,
-) -> list[Chunk]:
-    """Return the chunks of all `directions`, `size` of them in each: stored before, or measured."""
-    chunks: list[Chunk] = []
-    for first in range(0, len(directions), size):
-        wanted = directions[first : first + size]
-        chunk, advance = store.load(wanted), task.skip
-        if chunk is None:
-            chunk, advance = measure(wanted), task.advance
-            store.save(chunk)
-        chunks.append(chunk)
-        sizes = np.concatenate([c.sizes.min(1) for c in chunks])
-        found = sizes[np.isfinite(sizes)]
-        average = float(found.mean()) if found.size else float("nan")
-        advance(len(wanted), average=average, failures=int(np.isinf(sizes).sum()))
-    return chunks
 
 
 def _check_settings(settings: dict, directions_per_chunk: int | None) -> None:
@@ -186,7 +169,7 @@ def _check_settings(settings: dict, directions_per_chunk: int | None) -> None:
         raise InputError("seeds must name at least one seed, such as (0,)")
 
 
-def _with_variables(
+def with_variables(
     logits_fn: LogitsFn | Callable[[Array], Array], variables: Variables | None
 ) -> LogitsFn:
     """Return the function of (variables, images) that the caller's is."""
@@ -214,7 +197,7 @@ def class_distance(
     class distance, of all others for a universal trigger).
     """
     check_images(images)
-    call = _with_variables(logits_fn, variables)
+    call = with_variables(logits_fn, variables)
     num_classes = first_logits(call, variables, images).shape[1]
     check_at_least_one(num_steps=num_steps, minibatch_size=minibatch_size)
     if not 0 <= target < num_classes:

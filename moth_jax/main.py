@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from moth_jax.console import fail, keep_libraries_quiet
+from moth_jax.console import EXIT_INTERRUPTED, fail, prepare_console
 from moth_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,13 +23,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run that is in --workdir first.")
 
 _WHEN = ("before", "after")
-_EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str]) -> None:
     """Run the phases; a fault of the input is one line, and exit code 2."""
     del argv  # parse_flags has seen to it
-    keep_libraries_quiet()
+    prepare_console()
     try:
         _run()
     except InputError as error:
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
             "check the permissions, then run the same command again"
         )
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from here", code=_EXIT_INTERRUPTED)
+        fail("interrupted; the same command goes on from here", code=EXIT_INTERRUPTED)
 
 
 def _run() -> None:
@@ -67,11 +66,16 @@ def describe(summary: dict, workdir: Path) -> list[str]:
     def of_part(part: str) -> list[float | None]:
         return [_percent(summary.get(f"accuracy_{part}_{when}")) for when in _WHEN]
 
+    def of_attack(part: str) -> list[float | None]:
+        return [_percent(summary.get(f"attack_success{part}_{when}")) for when in _WHEN]
+
     before, after = summary["failures_before"], summary["failures_after"]
     lines = [
         row("test accuracy", "%", *(_percent(summary[f"accuracy_{w}"]) for w in _WHEN)),
         row("- chosen classes", "%", *of_part("chosen")),
         row("- other classes", "%", *of_part("others")),
+        row("attack success", "%", *of_attack("")),
+        row("- other classes", "%", *of_attack("_others")),
         row("class distance", "pixels", *(summary[f"distance_{w}"] for w in _WHEN)),
         row("increase", "%", None, _percent(summary["increase"]), "{:+.2f}"),
         row("none found in", "directions", before, after, "{}") if before or after else None,
@@ -86,6 +90,9 @@ def describe(summary: dict, workdir: Path) -> list[str]:
                 else ", so it is unchanged: lower harden.learning_rate"
             )
         )
+    if "scan" in summary:
+        verdict, cost = summary["scan"]["text"].splitlines()
+        lines += [f"{'scan':16} {verdict}", f"{'':16} {cost}"]
     if (workdir / "report.html").exists():
         lines.append(f"{'report':16} {workdir / 'report.html'}")
     return [line for line in lines if line is not None]

@@ -2,14 +2,16 @@
 
 import functools
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax import Array
 
-from moth_jax.chunks import Chunk, Directions
+from moth_jax.chunks import Chunk, ChunkStore, Directions
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, invert
 from moth_jax.matrix import DistanceMatrix
+from moth_jax.progress import Task
 from moth_jax.sharding import num_devices, replicate, spread
 from moth_jax.triggers import random_trigger
 
@@ -31,25 +33,50 @@ def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
     return size if size < devices else -(-size // devices) * devices
 
 
+def measure_all(
+    directions: list[tuple[int, int]],
+    size: int,
+    measure: Callable[[list[tuple[int, int]]], Chunk],
+    store: ChunkStore,
+    task: Task,
+) -> list[Chunk]:
+    """Return the chunks of all `directions`, `size` of them in each: stored before, or measured."""
+    chunks: list[Chunk] = []
+    for first in range(0, len(directions), size):
+        wanted = directions[first : first + size]
+        chunk, advance = store.load(wanted), task.skip
+        if chunk is None:
+            chunk, advance = measure(wanted), task.advance
+            store.save(chunk)
+        chunks.append(chunk)
+        sizes = np.concatenate([c.sizes.min(1) for c in chunks])
+        found = sizes[np.isfinite(sizes)]
+        average = float(found.mean()) if found.size else float("nan")
+        advance(len(wanted), average=average, failures=int(np.isinf(sizes).sum()))
+    return chunks
+
+
 def measure_chunk(
     logits_fn: LogitsFn,
     variables: Variables,
-    images: np.ndarray,
-    labels: np.ndarray,
+    draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     directions: Directions,
     *,
     size: int,
-    num_images: int,
     num_steps: int,
     minibatch_size: int,
     mask_weight: float,
     seeds: list[int],
     inversion: Inversion,
 ) -> Chunk:
-    """Measure `directions` in one compiled call, filled up to `size` of them with repeats."""
+    """Measure `directions` in one compiled call, filled up to `size` of them with repeats.
+
+    `draw` returns the images [D, n, h, w, c] and the weights [D, n] of directions [D, 2].
+    """
     started = time.perf_counter()
-    victims, targets = np.resize(np.asarray(directions, np.int32), (size, 2)).T
-    samples, weights = _victims_images(images, labels, victims, num_images)
+    filled = np.resize(np.asarray(directions, np.int32), (size, 2))
+    samples, weights = draw(filled)
+    victims, targets = filled.T
     result = _invert_directions(
         logits_fn,
         variables,
@@ -74,20 +101,27 @@ def measure_chunk(
     )
 
 
-def _victims_images(
-    images: np.ndarray, labels: np.ndarray, victims: np.ndarray, num_images: int
+def victims_images(
+    images: np.ndarray, labels: np.ndarray, num_images: int, directions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first images of each victim class [D, n, h, w, c] and their weights [D, n].
 
     All classes are padded to one n, so that one compilation serves every chunk.
     """
     capacity = min(num_images, int(np.bincount(labels).max()))
-    padded = np.zeros((len(victims), capacity, *images.shape[1:]), np.float32)
-    weights = np.zeros((len(victims), capacity), np.float32)
-    for i, victim in enumerate(victims):
-        sample = images[np.flatnonzero(labels == victim)[:num_images]]
-        padded[i, : len(sample)] = unit_images(sample)
-        weights[i, : len(sample)] = 1
+    chosen = [np.flatnonzero(labels == victim)[:num_images] for victim, _ in directions]
+    return padded_images(images, chosen, capacity)
+
+
+def padded_images(
+    images: np.ndarray, chosen: list[np.ndarray], capacity: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `chosen` images of each direction [D, capacity, ...] and weights, 0 of padding."""
+    padded = np.zeros((len(chosen), capacity, *images.shape[1:]), np.float32)
+    weights = np.zeros((len(chosen), capacity), np.float32)
+    for i, indices in enumerate(chosen):
+        padded[i, : len(indices)] = unit_images(images[indices])
+        weights[i, : len(indices)] = 1
     return padded, weights
 
 
@@ -109,10 +143,7 @@ def _invert_directions(
     """Invert D directions with S seeds each: images [D, n, h, w, c] -> result [D, S]."""
 
     def one(images, weights, victim, target, seed) -> InversionResult:
-        # Named by seed and classes, not by position: a direction's number does not depend on which
-        # others are measured with it.
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), victim), target)
-        start_key, key = jax.random.split(key)
+        start_key, key = jax.random.split(direction_key(seed, victim, target))
         return invert(
             logits_fn,
             variables,
@@ -131,6 +162,15 @@ def _invert_directions(
     return jax.vmap(over_seeds, in_axes=(0, 0, 0, 0, None))(
         images, weights, victims, targets, seeds
     )
+
+
+def direction_key(seed: Array, victim: Array, target: Array) -> Array:
+    """Return the key of a direction.
+
+    Named by seed and classes, not by position: a direction's number does not depend on which others
+    are measured with it.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), victim), target)
 
 
 def assemble(

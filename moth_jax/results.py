@@ -7,28 +7,35 @@ import jax
 import ml_collections
 import numpy as np
 
-from moth_jax import checkpoints
+from moth_jax import backdoors, checkpoints
 from moth_jax.data import ImageDataset
 from moth_jax.evaluation import predictions
 from moth_jax.matrix import DistanceMatrix, relative_increase
 from moth_jax.metrics import read_metrics
 from moth_jax.report import write_report, write_summary
-from moth_jax.selection import chosen_classes, is_subset
+from moth_jax.report.backdoor import StampedExample
+from moth_jax.scan_phase import load_scan
+from moth_jax.scanning import Scan
+from moth_jax.selection import chosen_backdoor, chosen_classes, is_subset
 from moth_jax.workdir import read_json
 
+_MAX_STAMPED = 6
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir: Path) -> dict:
-    """Write summary.json, and report.html if anything was measured, from what the phases left."""
+    """Write summary.json, and report.html if anything was measured or scanned."""
     before, after = (_matrix(workdir / f"distance_{when}.npz") for when in ("before", "after"))
     hardening = read_json(workdir / "hardening.json")
-    classes = chosen_classes(config, dataset)
+    classes, backdoor = chosen_classes(config, dataset), chosen_backdoor(config, dataset)
+    models, scan = _models(workdir), load_scan(workdir)
     summary = {
         "data": dataset.name,
         "model": None,
         "method": config.method,
-        **_accuracies(dataset, classes, workdir),
+        **_accuracies(dataset, classes, models),
+        **({} if backdoor is None else _attack_success(dataset, backdoor, models)),
+        **({} if scan is None else {"scan": _scan_figures(scan)}),
         "distance_before": before and before.average(),
         "distance_after": after and after.average(),
         "increase": relative_increase(before, after) if before and after else None,
@@ -48,7 +55,7 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     write_summary(workdir / "summary.json", summary)
-    if before is not None:
+    if before is not None or scan is not None:
         records = read_metrics(workdir / "metrics.jsonl")
         write_report(
             workdir / "report.html",
@@ -56,14 +63,34 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
             summary=summary,
             before=before,
             after=after,
+            scan=scan,
+            class_names=[dataset.class_names[k] for k in classes],
             history=[record for record in records if record["phase"] == "hardening"],
-            selections=np.asarray(hardening["num_selected"]) if hardening else None,
+            selections=_selections(hardening),
             examples=dataset.test.batch([dataset.test.of_class(k, 1)[0] for k in classes]),
+            stamped=() if backdoor is None else _stamped(dataset, backdoor),
         )
     return summary
 
 
-def _accuracies(dataset: ImageDataset, classes: tuple[int, ...], workdir: Path) -> dict:
+def _scan_figures(scan: Scan) -> dict:
+    fields = ("method", "poisoned", "statistic", "statistic_name", "threshold", "seconds")
+    return {
+        "verdict": scan.verdict(),
+        **{name: getattr(scan, name) for name in fields},
+        "text": scan.describe(),
+    }
+
+
+def _models(workdir: Path) -> dict[str, checkpoints.SavedModel | None]:
+    folders = {"before": workdir / "original", "after": workdir / "hardened"}
+    return {
+        when: checkpoints.load_model(folder) if folder.exists() else None
+        for when, folder in folders.items()
+    }
+
+
+def _accuracies(dataset: ImageDataset, classes: tuple[int, ...], models: dict) -> dict:
     """Return the model's name and the test accuracy of each model that there is.
 
     Where a part of the classes is chosen, also their names, and the accuracy on their images and on
@@ -76,15 +103,50 @@ def _accuracies(dataset: ImageDataset, classes: tuple[int, ...], workdir: Path) 
         is_chosen = np.isin(labels, classes)
         parts |= {"accuracy_chosen": is_chosen, "accuracy_others": ~is_chosen}
         figures["classes"] = [dataset.class_names[k] for k in classes]
-    for when, folder in (("before", workdir / "original"), ("after", workdir / "hardened")):
+    for when, model in models.items():
         right = None
-        if folder.exists():
-            classifier, variables, _ = checkpoints.load_model(folder)
+        if model is not None:
+            classifier, variables, _ = model
             figures["model"] = classifier.spec.arch
             right = predictions(classifier.predict, variables, dataset.test) == labels
         for name, part in parts.items():
             figures[f"{name}_{when}"] = None if right is None else float(np.mean(right[part]))
     return figures
+
+
+def _attack_success(dataset: ImageDataset, backdoor: backdoors.Backdoor, models: dict) -> dict:
+    """Return what the backdoor is, and how often it works on each model that there is."""
+    names = dataset.class_names
+    victims = [names[k] for k in backdoor.victims] or "all"
+    figures = {
+        "backdoor": {"kind": backdoor.kind, "target": names[backdoor.target], "victims": victims}
+    }
+    for when, model in models.items():
+        if model is None:
+            continue
+        classifier, variables, _ = model
+        success = backdoors.attack_success(classifier.predict, variables, dataset.test, backdoor)
+        figures[f"attack_success_{when}"] = success.overall
+        figures[f"attack_success_per_class_{when}"] = {
+            names[k]: rate for k, rate in success.rates.items() if backdoor.is_victim(k)
+        }
+        if backdoor.label_specific:
+            figures[f"attack_success_others_{when}"] = success.others
+    return figures
+
+
+def _stamped(dataset: ImageDataset, backdoor: backdoors.Backdoor) -> list[StampedExample]:
+    """Return test images of the first victims, clean and stamped."""
+    victims = [k for k in dataset.present if backdoor.is_victim(k)][:_MAX_STAMPED]
+    images = dataset.test.batch([dataset.test.of_class(k, 1)[0] for k in victims])
+    names = [dataset.class_names[k] for k in victims]
+    return list(zip(names, images, backdoor.stamp(images), strict=True))
+
+
+def _selections(hardening: dict) -> np.ndarray | None:
+    """Return how often each pair was selected, if the method selected pairs."""
+    counts = hardening.get("num_selected")
+    return None if counts is None else np.asarray(counts)
 
 
 def _matrix(path: Path) -> DistanceMatrix | None:

@@ -4,6 +4,7 @@
     distance_before.npz   its class distances
     hardened/             the model after
     distance_after.npz    its class distances
+    scan.json, scan.npz   whether the model before looks poisoned
     summary.json, report.html, metrics.jsonl, tensorboard/
 
 A phase that was interrupted goes on from its last checkpoint (`training/`, `hardening/`) or its
@@ -20,7 +21,8 @@ from moth_jax.metrics import MetricWriter
 from moth_jax.phases import harden, import_model, measure, new_model, original_model
 from moth_jax.progress import Progress
 from moth_jax.results import summarise
-from moth_jax.selection import directions
+from moth_jax.scan_phase import check_scan, scan_model
+from moth_jax.selection import chosen_backdoor, directions
 from moth_jax.training import check_batch_norm
 from moth_jax.workdir import claim
 
@@ -42,8 +44,12 @@ def run(
     """Do the phases that `config.phase` asks for and are not done yet; return the summary."""
     configuration.check(config)
     dataset = data.load(config.data.name, **configuration.data_options(config))
-    directions(config, dataset)  # a wrong class name is found now, not after the training
+    # A wrong class name is found now, not after the training.
+    directions(config, dataset)
+    chosen_backdoor(config, dataset)
     phase = config.phase
+    if phase == "scan":
+        check_scan(config, dataset)
     if phase == "report" and not (workdir / "original").exists():
         raise InputError(f"there is no run in {workdir} to report on; do another phase first")
     claim(workdir, config, overwrite=overwrite)
@@ -52,11 +58,13 @@ def run(
     with MetricWriter(workdir) as metrics:
         classifier, variables = original_model(config, dataset, workdir, metrics, progress)
         if phase in ("all", "harden"):  # found now, not after the measuring
-            check_batch_norm(classifier, config.harden.batch_norm)
+            check_batch_norm(classifier, configuration.method_config(config).batch_norm)
         if phase in ("all", "measure"):
             measure(config, dataset, workdir, "before", classifier, variables, progress)
         if phase in ("all", "harden"):
             hardened = harden(config, dataset, workdir, classifier, variables, metrics, progress)
         if phase == "all":
             measure(config, dataset, workdir, "after", classifier, hardened, progress)
+        if phase == "scan":
+            scan_model(config, dataset, workdir, classifier, variables, progress)
     return summarise(config, dataset, workdir)

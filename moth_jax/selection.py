@@ -1,13 +1,14 @@
-"""Which classes and directions a run measures and hardens, as labels instead of names."""
+"""Which classes, directions and backdoor a run is about, as labels instead of names."""
 
 import ml_collections
 import numpy as np
 
-from moth_jax import configuration
+from moth_jax import backdoors, configuration
 from moth_jax.data import ImageDataset
 from moth_jax.errors import InputError
 
 _MAX_NAMES = 50
+_NO_OPTIONS = {"kind", "target", "victims", "rate", "cover_rate", "seed"}
 
 
 def chosen_classes(config: ml_collections.ConfigDict, dataset: ImageDataset) -> tuple[int, ...]:
@@ -24,7 +25,7 @@ def chosen_classes(config: ml_collections.ConfigDict, dataset: ImageDataset) -> 
             "classes must name at least 2 different classes, got "
             f"{', '.join(map(str, config.classes))}"
         )
-    return configuration.moth_config(config, classes=numbers).chosen(dataset)
+    return configuration.method_config(config, classes=numbers).chosen(dataset)
 
 
 def is_subset(classes: tuple[int, ...], dataset: ImageDataset) -> bool:
@@ -50,6 +51,40 @@ def directions(config: ml_collections.ConfigDict, dataset: ImageDataset) -> list
         return pairs
     chosen = np.random.default_rng(config.seed).choice(len(pairs), count, replace=False)
     return [pairs[i] for i in sorted(chosen)]
+
+
+def chosen_backdoor(
+    config: ml_collections.ConfigDict, dataset: ImageDataset
+) -> backdoors.Backdoor | None:
+    """Return the backdoor of `config.backdoor`, None if it is of no kind.
+
+    Raises:
+      InputError: an unknown class or option, or a trigger that does not fit into the images.
+    """
+    fields = config.backdoor.to_dict()
+    kind, target = fields["kind"], fields["target"]
+    if not kind:
+        return None
+    if not target:
+        raise InputError("backdoor.target must name a class, got ''")
+    (target,) = _numbers("backdoor.target", [_name(target, dataset)], dataset)
+    victims = [_name(victim, dataset) for victim in fields["victims"]]
+    options = {name: value for name, value in fields.items() if name not in _NO_OPTIONS}
+    if "seed" in backdoors.options(kind):
+        options["seed"] = fields["seed"]
+    return backdoors.Backdoor(
+        backdoors.create(kind, dataset.image_shape, **options),
+        target,
+        _numbers("backdoor.victims", victims, dataset),
+        kind,
+    )
+
+
+def _name(given, dataset: ImageDataset) -> str:
+    """Return the name of a class that is given by name or, if there is none such, by number."""
+    given, names = str(given), dataset.class_names
+    is_number = given not in names and given.isdecimal() and int(given) < len(names)
+    return names[int(given)] if is_number else given
 
 
 def _numbers(field: str, names, dataset: ImageDataset) -> tuple[int, ...]:

@@ -15,13 +15,24 @@ _RESULT_FILES = (
     "hardening.json",
     "distance_before.npz",
     "distance_after.npz",
+    "scan.npz",
+    "scan.json",
     "metrics.jsonl",
     "summary.json",
     "report.html",
 )
-_RESULT_FOLDERS = ("original", "hardened", "training", "hardening", "distances", "tensorboard")
+_RESULT_FOLDERS = (
+    "original",
+    "hardened",
+    "training",
+    "hardening",
+    "distances",
+    "scanning",
+    "tensorboard",
+)
 # Fields that are no property of the results: the same run may go on with others.
 _FREE_FIELDS = ("phase", "checkpoint_seconds")
+_FREE_PARTS = ("scan.",)  # a scan is made anew if its own fields differ
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) -> None:
@@ -72,7 +83,11 @@ def _results(workdir: Path) -> list[Path]:
 def _changed_fields(theirs: dict, ours: dict) -> list[str]:
     """Return the fields that differ; those that an earlier version did not have had the default."""
     theirs, ours, defaults = (
-        {name: value for name, value in _flat(fields).items() if name not in _FREE_FIELDS}
+        {
+            name: value
+            for name, value in _flat(fields).items()
+            if name not in _FREE_FIELDS and not name.startswith(_FREE_PARTS)
+        }
         for fields in (theirs, ours, _as_json(default_config()))
     )
     theirs = {**{name: defaults[name] for name in ours.keys() & defaults.keys()}, **theirs}

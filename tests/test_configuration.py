@@ -10,14 +10,20 @@ from moth_jax import configuration, data
 from moth_jax.configuration import check, default_config, field_names
 from moth_jax.errors import InputError
 from moth_jax.inversion import INVERSIONS
+from moth_jax.methods import METHODS
 from moth_jax.models import MODELS
 from moth_jax.moth import MothConfig
 from moth_jax.training import Adversary, TrainingConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 PARTS = {
-    "harden": (MothConfig, configuration.moth_config),
     "training": (TrainingConfig, configuration.training_config),
+    "harden": (MothConfig, configuration.method_config),
+    **{
+        name: (method.config, configuration.method_config)
+        for name, method in METHODS.items()
+        if method.config is not MothConfig
+    },
 }
 
 
@@ -52,6 +58,7 @@ def another_value(field):
     """An allowed value of an option that is not its default."""
     chosen = {
         "adversary": Adversary(epsilon=0.25),
+        "betas": (1.0, 2.0),
         "batch_norm": "frozen",
         "classes": (4, 2),
         "schedule": "cosine",
@@ -61,7 +68,7 @@ def another_value(field):
         return chosen[field.name]
     if isinstance(field.default, bool):
         return not field.default
-    is_share = isinstance(field.default, float) and 0.5 < field.default < 1
+    is_share = isinstance(field.default, float) and 0.5 < field.default <= 1
     return field.default * (0.5 if is_share else 2) or 1
 
 
@@ -73,6 +80,7 @@ def test_every_field_reaches_the_options(part):
     expected = options(**changed)
     fields = dataclasses.asdict(expected)
     config = digits_config(seed=fields.pop("seed"))
+    config.method = part if part in METHODS else "moth"
     # The run names classes; their labels are known once the data are.
     labels = {"classes": fields.pop("classes")} if "classes" in fields else {}
     config[part].update(fields)
@@ -136,14 +144,15 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, message
     ("name", "choices"),
     [
         ("phase", configuration.PHASES),
-        ("method", configuration.METHODS),
+        ("method", METHODS),
         ("data.name", data.DATASETS),
         ("model.name", ["auto", *MODELS]),
         ("distance.inversion", INVERSIONS),
         ("distance.split", ["train", "validation", "test"]),
-        ("harden.scheduler", ["k_arm", "uniform"]),
+        ("harden.scheduler", ["k_arm", "sweep", "uniform"]),
         ("harden.schedule", ["constant", "cosine"]),
         ("harden.batch_norm", ["update", "frozen"]),
+        ("training.batch_norm", ["update", "frozen"]),
     ],
 )
 def test_an_unknown_choice_is_answered_with_all_of_them(name, choices):
@@ -153,6 +162,14 @@ def test_an_unknown_choice_is_answered_with_all_of_them(name, choices):
         check(config)
     listed = str(raised.value).partition("choose one of: ")[2].split(", ")
     assert listed == sorted(choices)
+
+
+def test_only_a_given_model_can_be_trained_further():
+    config = digits_config(model__fine_tune=True)
+    with pytest.raises(InputError, match=r"fine_tune trains a given model .*checkpoint names none"):
+        check(config)
+    config.model.checkpoint = "model.pt"
+    check(config)
 
 
 def test_a_field_mistyped_in_a_file_is_found_but_data_may_have_options_of_its_own():

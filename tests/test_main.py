@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from runs import DIGITS, FLAGS, ROOT, command_server, contents, finished_run, steps
 
-from moth_jax.configuration import METHODS, PHASES
+from moth_jax.configuration import PHASES
 from moth_jax.data import DATASETS
 from moth_jax.inversion import INVERSIONS
 from moth_jax.main import describe
+from moth_jax.methods import METHODS
 from moth_jax.models import MODELS
 
 

@@ -326,6 +326,12 @@ def test_curves_need_sizes_or_accuracies():
     assert "trigger size" not in accuracy_only
 
 
+def test_the_steps_of_a_short_hardening_are_whole_numbers():
+    svg = history_svg([{"step": k, "validation_accuracy": 0.9} for k in range(3)], name="h")
+    labels = re.findall(r">([\d.]+)<", svg)
+    assert labels[: labels.index("2") + 1] == ["0", "1", "2"]
+
+
 def test_pictures_keep_the_pixels_of_small_images():
     import base64
     import io

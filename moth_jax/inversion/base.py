@@ -133,36 +133,83 @@ def invert(
       that hangs on four samples. Real samples are dealt evenly among them, padding last, and
       minibatches of padding alone are left out.
     """
+    init_key, loop_key = jax.random.split(key)
+    samples = (logits_fn, variables, images, weights, target)
+    state = begin(*samples, start, init_key, mask_weight=mask_weight, inversion=inversion)
+    state = advance(
+        *samples,
+        state,
+        loop_key,
+        0,
+        num_steps=num_steps,
+        minibatch_size=minibatch_size,
+        inversion=inversion,
+    )
+    return inversion.result(state)
+
+
+def begin(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    images: Array,
+    weights: Array,
+    target: Array,
+    start: Trigger,
+    key: Array,
+    *,
+    mask_weight: Array | float,
+    inversion: Inversion,
+) -> State:
+    """Return the state of an inversion before its first step; the arguments are those of `invert`.
+
+    With `advance` an inversion is done in parts, each of which may wait for what others find.
+    """
     chex.assert_rank((images, weights, target), (4, 1, 0))
     chex.assert_equal_shape_prefix((images, weights), 1)
+    score = _score(logits_fn, variables, start, images, weights, target)
+    return inversion.init(start, jnp.asarray(mask_weight, images.dtype), score, key)
+
+
+def advance(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    images: Array,
+    weights: Array,
+    target: Array,
+    state: State,
+    key: Array,
+    first: Array | int,
+    *,
+    num_steps: Array | int,
+    minibatch_size: int,
+    inversion: Inversion,
+) -> State:
+    """Return the state `num_steps` later; `first` steps were done before.
+
+    Parts of a multiple of `inversion.verify_every` steps give what one of their sum would.
+    """
     num_samples = images.shape[0]
     num_minibatches = -(-num_samples // minibatch_size)
     # One index past the last sample is padding: it reads the last image and weighs nothing.
     padded_weights = jnp.append(weights, jnp.zeros((-num_samples) % num_minibatches))
-    init_key, loop_key = jax.random.split(key)
-
-    def score(trigger: Trigger, chosen: Array, chosen_weights: Array) -> Score:
-        logits = logits_fn(variables, stamp(chosen, trigger))
-        labels = jnp.full(logits.shape[:1], target)
-        return Score(
-            losses=optax.softmax_cross_entropy_with_integer_labels(logits, labels),
-            hits=(jnp.argmax(logits, axis=-1) == target).astype(logits.dtype),
-            weights=chosen_weights,
-        )
 
     def score_all(trigger: Trigger) -> Score:
-        return score(trigger, images, weights)
+        return _score(logits_fn, variables, trigger, images, weights, target)
 
     def minibatch(state: State, indices: Array) -> tuple[State, None]:
         chosen = images[jnp.minimum(indices, num_samples - 1)]
         chosen_weights = padded_weights[indices]
-        updated = inversion.update(state, lambda t: score(t, chosen, chosen_weights))
+
+        def objective(trigger: Trigger) -> Score:
+            return _score(logits_fn, variables, trigger, chosen, chosen_weights, target)
+
+        updated = inversion.update(state, objective)
         # A class with fewer samples than minibatches leaves some of padding alone: no update.
         real = jnp.any(chosen_weights > 0)
         return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, state), None
 
     def step(index: Array, state: State) -> State:
-        order_key, observe_key = jax.random.split(jax.random.fold_in(loop_key, index))
+        order_key, observe_key = jax.random.split(jax.random.fold_in(key, first + index))
         order = _deal(order_key, padded_weights, num_minibatches)
         state, _ = jax.lax.scan(minibatch, state, order)
         state = inversion.observe(state, observe_key)
@@ -170,10 +217,25 @@ def invert(
         due = ((index + 1) % inversion.verify_every == 0) | (index + 1 == num_steps)
         return jax.lax.cond(due, lambda s: inversion.verify(s, score_all), lambda s: s, state)
 
-    state = inversion.init(
-        start, jnp.asarray(mask_weight, images.dtype), score_all(start), init_key
+    return jax.lax.fori_loop(0, num_steps, step, state)
+
+
+def _score(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    trigger: Trigger,
+    images: Array,
+    weights: Array,
+    target: Array,
+) -> Score:
+    """Return how `trigger` does on `images`."""
+    logits = logits_fn(variables, stamp(images, trigger))
+    labels = jnp.full(logits.shape[:1], target)
+    return Score(
+        losses=optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+        hits=(jnp.argmax(logits, axis=-1) == target).astype(logits.dtype),
+        weights=weights,
     )
-    return inversion.result(jax.lax.fori_loop(0, num_steps, step, state))
 
 
 def _deal(key: Array, weights: Array, num_minibatches: int) -> Array:

@@ -50,15 +50,15 @@ def _row(
 ) -> str:
     names = next(iter(matrices.values())).class_names
     example = [None] * len(names) if examples is None else examples
-    cells = [_picture(example[victim], f"an image of class {names[victim]}")]
+    cells = [picture(example[victim], f"an image of class {names[victim]}")]
     sizes = []
     for when, matrix in matrices.items():
         trigger = matrix.trigger(victim, target)
         what = f"{names[victim]} to {names[target]}{when}"
-        cells.append(_picture(_alone(trigger), f"the trigger from {what}"))
-        cells.append(_picture(_stamped(example[victim], trigger), f"a victim stamped, {what}"))
+        cells.append(picture(alone(trigger), f"the trigger from {what}"))
+        cells.append(picture(stamped_by(example[victim], trigger), f"a victim stamped, {what}"))
         sizes.append(_size_line(when.strip(), matrix, victim, target))
-    cells.append(_picture(example[target], f"an image of class {names[target]}"))
+    cells.append(picture(example[target], f"an image of class {names[target]}"))
     cells = [
         f'<span class="label">{html.escape(header)}</span>{cell}'
         for header, cell in zip(headers[1:], cells, strict=True)
@@ -78,18 +78,20 @@ def _size_line(when: str, matrix: "DistanceMatrix", victim: int, target: int) ->
     return f'<span class="size">{html.escape(when)} {" · ".join(parts)}</span>'
 
 
-def _alone(trigger: Trigger | None) -> np.ndarray | None:
+def alone(trigger: Trigger | None) -> np.ndarray | None:
     """The trigger on neutral ground, as everything that it hides were grey."""
     if trigger is None:
         return None
     return np.asarray(stamp(np.full_like(trigger.pattern, _NEUTRAL), trigger))
 
 
-def _stamped(image: np.ndarray | None, trigger: Trigger | None) -> np.ndarray | None:
+def stamped_by(image: np.ndarray | None, trigger: Trigger | None) -> np.ndarray | None:
+    """The image with the trigger, None if either is."""
     return None if image is None or trigger is None else np.asarray(stamp(image, trigger))
 
 
-def _picture(image: np.ndarray | None, alt: str) -> str:
+def picture(image: np.ndarray | None, alt: str) -> str:
+    """An image [h, w, c] in [0, 1] in HTML; a dash for None."""
     if image is None:
         return f'<span class="nothing">{MISSING}</span>'
     return f'<img src="{png_uri(image)}" alt="{html.escape(alt)}">'

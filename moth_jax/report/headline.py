@@ -37,19 +37,24 @@ def average(matrix: "DistanceMatrix") -> str:
     return fmt.size(matrix.average()) if matrix.found.any() else "none found"
 
 
-def tiles(summary: dict, before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
+def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
     """The figures a reader looks for, in HTML; those that are not known are left out."""
     hardened = after is not None
-    averages = [average(matrix) for matrix in (before, after) if matrix is not None]
-    failures = [str(matrix.num_failures()) for matrix in (before, after) if matrix is not None]
+    matrices = [matrix for matrix in (before, after) if matrix is not None]
+    averages = [average(matrix) for matrix in matrices] or [fmt.MISSING]
+    failures = [str(matrix.num_failures()) for matrix in matrices] or [fmt.MISSING]
+    measured = 0 if before is None else before.num_measured()
     increase = fmt.percent(summary.get("increase"), sign=True)
     entries = [
         _accuracy_tile("Test accuracy", "accuracy", summary, hardened),
         _accuracy_tile("On the chosen classes", "accuracy_chosen", summary, hardened),
         _accuracy_tile("On the other classes", "accuracy_others", summary, hardened),
+        _accuracy_tile("Attack success", "attack_success", summary, hardened),
+        _accuracy_tile("Attack success on others", "attack_success_others", summary, hardened),
+        _scan_tile(summary.get("scan")),
         ("Mean class distance", fmt.arrow(*averages), "aggregated pixels"),
         ("Increase", increase, "mean over directions of (after − before) / before"),
-        ("No trigger found", fmt.arrow(*failures), f"in {before.num_measured()} directions"),
+        ("No trigger found", fmt.arrow(*failures), f"in {measured} directions"),
         _time_tile(summary.get("harden_seconds"), _times(summary.get("distance_seconds"))),
     ]
     return "\n".join(
@@ -77,6 +82,17 @@ def _accuracy_tile(
     return label, fmt.arrow(start, fmt.percent(accuracy_after)), change
 
 
+def _scan_tile(scan) -> tuple[str, str, str | None]:
+    if not scan:
+        return "Scan", fmt.MISSING, None
+    numbers = [
+        scan["statistic_name"],
+        f"{scan['statistic']:.2g}" if fmt.is_number(scan["statistic"]) else "undefined",
+        f"(threshold {scan['threshold']:.3g})",
+    ]
+    return "Scan", scan["verdict"], " ".join(numbers)
+
+
 def _time_tile(harden_seconds, measuring: str) -> tuple[str, str, str | None]:
     if not fmt.is_number(harden_seconds):
         return "Measuring took", measuring, None
@@ -87,7 +103,7 @@ def _time_tile(harden_seconds, measuring: str) -> tuple[str, str, str | None]:
 def _times(seconds) -> str:
     """One duration, or those of before and after."""
     if isinstance(seconds, Mapping):
-        seconds = list(seconds.values())
+        seconds = list(seconds.values()) or None
     if isinstance(seconds, list) and len(seconds) == 2:
         return " + ".join(map(fmt.duration, seconds))
     return fmt.duration(

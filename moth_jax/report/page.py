@@ -12,6 +12,7 @@ import numpy as np
 from moth_jax.matrix import increase_per_direction
 from moth_jax.metrics import strict_json, write_atomically
 from moth_jax.report import formatting as fmt
+from moth_jax.report.backdoor import StampedExample, backdoor_section
 from moth_jax.report.curves import history_svg
 from moth_jax.report.figures import (
     MAX_CLASSES_WITH_NUMBERS,
@@ -22,9 +23,11 @@ from moth_jax.report.figures import (
 )
 from moth_jax.report.gallery import gallery
 from moth_jax.report.headline import average, explanation, tiles, verdict
+from moth_jax.report.scan import scan_section, verdict_sentence
 
 if TYPE_CHECKING:
     from moth_jax.matrix import DistanceMatrix
+    from moth_jax.scanning import Scan
 
 _MAX_PAIRS = 12
 _MAX_LEAST = 10
@@ -35,11 +38,14 @@ def write_report(
     *,
     title: str,
     summary: Mapping,
-    before: "DistanceMatrix",
+    before: "DistanceMatrix | None" = None,
     after: "DistanceMatrix | None" = None,
+    scan: "Scan | None" = None,
     history: Sequence[dict] = (),
     selections: np.ndarray | None = None,
     examples: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    stamped: Sequence[StampedExample] = (),
     num_smallest: int = 6,
 ) -> None:
     """Write the report of a run, whole or not at all.
@@ -49,12 +55,15 @@ def write_report(
       title: what was hardened.
       summary: what `write_summary` gets; accuracies and the increase are shares of 1. Every entry
         is listed at the end; the known ones also at the top.
-      before: the distances of the given model.
+      before: the distances of the given model; None if they were not measured.
       after: those of the hardened one; None if there is none.
+      scan: of the given model; None if there is none.
       history: records of the hardening, with `step`, `sizes`, `validation_accuracy`
         (`curves.history_svg`).
       selections: [K, K] symmetric, how often each pair was selected.
       examples: [K, h, w, c] in [0, 1], one image of each class.
+      class_names: theirs, K of them; needed for the pictures of a scan.
+      stamped: images of a backdoor's victims.
       num_smallest: directions whose triggers are shown.
 
     Raises:
@@ -64,16 +73,29 @@ def write_report(
     text = (resources.files("moth_jax.report") / "template.html").read_text(encoding="utf-8")
     page = Template(text).substitute(
         title=html.escape(title),
-        verdict=html.escape(verdict(summary, before, after)),
+        verdict=html.escape(_verdict(summary, before, after, scan)),
         tiles=tiles(summary, before, after),
-        explanation=explanation(before, examples),
-        distances=_distances(before, after),
+        explanation="" if before is None else f"<p>{explanation(before, examples)}</p>",
+        scan=scan_section(scan, _by_name(class_names, examples)),
+        distances="" if before is None else _distances(before, after),
+        backdoor=backdoor_section(summary, stamped),
         history=_history(history),
         selections="" if selections is None else _selections(selections, before, after),
-        triggers=_triggers(before, after, examples, num_smallest),
+        triggers="" if before is None else _triggers(before, after, examples, num_smallest),
         details=_details(summary, before),
     )
     write_atomically(path, page.encode())
+
+
+def _by_name(class_names: Sequence[str], examples: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The image of each class, as far as both are known."""
+    return {} if examples is None else dict(zip(class_names, examples, strict=False))
+
+
+def _verdict(summary: dict, before, after, scan) -> str:
+    """What was measured, and what the scan says."""
+    measured = [] if before is None else [verdict(summary, before, after)]
+    return " ".join(measured if scan is None else [*measured, verdict_sentence(scan)])
 
 
 def _distances(before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
@@ -199,8 +221,9 @@ def _triggers(before, after, examples, num_smallest: int) -> str:
     return fmt.section("Smallest distances", text, *parts)
 
 
-def _details(summary: dict, before: "DistanceMatrix") -> str:
-    entries = {**summary, **{f"distance {k}": v for k, v in strict_json(before.details).items()}}
+def _details(summary: dict, before: "DistanceMatrix | None") -> str:
+    measured = {} if before is None else strict_json(before.details)
+    entries = {**summary, **{f"distance {k}": v for k, v in measured.items()}}
     rows = [
         fmt.row(html.escape(key.replace("_", " ")), [html.escape(fmt.plain(value))])
         for key, value in entries.items()

@@ -1,0 +1,97 @@
+"""The phase "scan" of a run: does the given model look poisoned?"""
+
+import shutil
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from moth_jax import configuration
+from moth_jax.data import ImageDataset, ImageSplit
+from moth_jax.errors import InputError
+from moth_jax.matrix import DistanceMatrix
+from moth_jax.models import Classifier, Variables
+from moth_jax.progress import Progress
+from moth_jax.scanning import Scan, scan, scan_distances
+from moth_jax.scanning.base import check_classes_have_images
+from moth_jax.selection import chosen_classes
+from moth_jax.workdir import read_json, write_json
+
+
+def check_scan(config: ml_collections.ConfigDict, dataset: ImageDataset) -> None:
+    """Raise `InputError` unless there are classes and images to scan with."""
+    classes = chosen_classes(config, dataset)
+    names = tuple(dataset.class_names[k] for k in classes)
+    check_classes_have_images(classes, names, _split(config, dataset).labels)
+
+
+def scan_model(
+    config: ml_collections.ConfigDict,
+    dataset: ImageDataset,
+    workdir: Path,
+    classifier: Classifier,
+    variables: Variables,
+    progress: Progress,
+) -> Scan:
+    """Scan the model, unless it was already scanned in the same way; write scan.npz and scan.json.
+
+    Distances that the run has measured are not measured again: "pairs" is then free.
+    """
+    asked = {
+        **config.scan.to_dict(),
+        "seed": config.seed,
+        "classes": [dataset.class_names[k] for k in chosen_classes(config, dataset)],
+    }
+    done = read_json(workdir / "scan.json").get("asked")
+    if done == asked:
+        return Scan.load(workdir / "scan.npz")
+    threshold = config.scan.threshold or None
+    measured = workdir / "distance_before.npz"
+    if config.scan.method == "pairs" and measured.exists():
+        matrix = DistanceMatrix.load(measured)
+        options = configuration.scan_options(config)
+        found = scan_distances(
+            matrix, image_shape=dataset.image_shape, threshold=threshold, options=options
+        )
+    else:
+        found = _scan(config, dataset, workdir, classifier, variables, threshold, progress)
+    found.save(workdir / "scan.npz")
+    # Last: a scan is done once this is there.
+    write_json(workdir / "scan.json", {**found.to_json(), "asked": asked})
+    shutil.rmtree(workdir / "scanning", ignore_errors=True)
+    return found
+
+
+def load_scan(workdir: Path) -> Scan | None:
+    """Return the scan of a run, None if there is none."""
+    return Scan.load(workdir / "scan.npz") if (workdir / "scan.json").exists() else None
+
+
+def _scan(config, dataset, workdir, classifier, variables, threshold, progress) -> Scan:
+    classes, split = chosen_classes(config, dataset), _split(config, dataset)
+    options = configuration.scan_options(config)
+    per_class = options.num_images
+    if config.scan.method == "neural_cleanse":  # which takes a few images of each other class
+        per_class = -(-per_class // (len(classes) - 1))
+    # No other image is used, and all of them may be more than fit in memory.
+    used = np.sort(np.concatenate([split.of_class(k, per_class) for k in classes]))
+    return scan(
+        classifier.predict,
+        split.batch(used),
+        split.labels[used],
+        variables=variables,
+        method=config.scan.method,
+        class_names=dataset.class_names,
+        classes=classes,
+        threshold=threshold,
+        options=options,
+        resume_dir=workdir / "scanning",
+        progress=progress,
+    )
+
+
+def _split(config: ml_collections.ConfigDict, dataset: ImageDataset) -> ImageSplit:
+    split = getattr(dataset, config.scan.split)
+    if not len(split):
+        raise InputError(f"there are no images in the split {config.scan.split!r}; choose another")
+    return split

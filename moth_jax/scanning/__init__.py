@@ -1,0 +1,163 @@
+"""Does a model look poisoned? Scanners that search for the triggers of a backdoor.
+
+    from moth_jax.scanning import scan
+    print(scan(predict, images, labels, variables=variables).describe())
+
+A scanner searches for small triggers on its arms (a target from any class, or from one), and an arm
+much easier than the others, or easy in one direction only, is the evidence of a backdoor.
+`calibrate` fits the threshold to one's own clean models.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jax import Array
+
+from moth_jax.distance import with_variables
+from moth_jax.distance_checks import check_classes, check_classifier, names_of
+from moth_jax.errors import InputError, require_choice
+from moth_jax.inversion import LogitsFn, Variables
+from moth_jax.matrix import DistanceMatrix
+from moth_jax.progress import Progress, as_progress
+from moth_jax.scanning import k_arm, neural_cleanse, pairs
+from moth_jax.scanning.anomaly import anomaly_indices
+from moth_jax.scanning.base import Evidence, Scanner, Suspect, check_classes_have_images
+from moth_jax.scanning.calibration import calibrate
+from moth_jax.scanning.options import ScanOptions
+from moth_jax.scanning.result import Arm, Scan
+
+__all__ = [
+    "SCANNERS",
+    "Arm",
+    "Scan",
+    "ScanOptions",
+    "anomaly_indices",
+    "calibrate",
+    "scan",
+    "scan_distances",
+]
+
+# Above 2 a size is, with 95 % confidence, no draw from the others' (Wang et al., S&P 2019).
+SCANNERS = {
+    "neural_cleanse": Scanner(neural_cleanse.search, 2.0, "anomaly index", success_bound=0.99),
+    "pairs": Scanner(pairs.search, 2.0, "anomaly index", success_bound=0.9),
+    "k_arm": Scanner(k_arm.search, 1.0, "suspicion", success_bound=0.9),
+}
+
+
+def scan(
+    logits_fn: LogitsFn | Callable[[Array], Array],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    variables: Variables | None = None,
+    method: str = "neural_cleanse",
+    class_names: Sequence[str] | None = None,
+    classes: Sequence[int] | None = None,
+    threshold: float | None = None,
+    options: ScanOptions = ScanOptions(),  # noqa: B008, it is frozen
+    resume_dir: str | Path | None = None,
+    progress: bool | Progress = True,
+) -> Scan:
+    """Return whether a classifier looks poisoned, and by what evidence.
+
+    Args:
+      logits_fn, images, labels, variables, class_names: as for `distance.distance_matrix`; clean
+        images with their true labels.
+      method: one of `SCANNERS`: "neural_cleanse" looks for a target that is easily reached from all
+        other classes, "pairs" for one easily reached from one class, "k_arm" for both.
+      classes: the label numbers of the classes to scan, at least three with images; all if not
+        given.
+      threshold: of the statistic, from `calibrate`; the method's own if not given.
+      options: budgets and bounds.
+      resume_dir: a folder for finished parts of "neural_cleanse" and "pairs"; an interrupted scan
+        that is called again goes on from there.
+      progress: a progress bar (True), nothing (False), or a `Progress`.
+
+    Raises:
+      InputError: what is wrong with the method, the images, the labels or the model's output.
+
+    >>> import jax.numpy as jnp
+    >>> def spots(images):             # the first four pixels of an image decide among four classes
+    ...     return 20 * images.reshape(len(images), -1)[:, :4] * jnp.array([[1.0, 1.0, 1.0, 3.0]])
+    >>> labels = np.repeat(np.arange(4), 3)
+    >>> images = 0.3 * np.eye(4, 16, dtype="float32")[labels].reshape(-1, 4, 4, 1)
+    >>> result = scan(spots, images, labels, options=ScanOptions(num_steps=60), progress=False)
+    >>> result.arms[result.ranked()[0]].target
+    '3'
+    """
+    require_choice("method", method, SCANNERS)
+    started = time.perf_counter()
+    scanner = SCANNERS[method]
+    call = with_variables(logits_fn, variables)
+    seen = check_classifier(call, variables, images, labels)
+    num_classes = seen.shape[1]
+    classes = check_classes(classes, num_classes)
+    names = names_of(classes, class_names, num_classes)
+    check_classes_have_images(classes, names, labels)
+    suspect = Suspect(
+        call, variables, seen, images, np.asarray(labels), classes, names, num_classes
+    )
+    bound = options.success_bound or scanner.success_bound
+    options = dataclasses.replace(options, success_bound=bound)
+    found = scanner.search(
+        suspect, options, None if resume_dir is None else Path(resume_dir), as_progress(progress)
+    )
+    seconds = time.perf_counter() - started
+    return _decide(method, found, options, threshold, seconds, dataclasses.asdict(options))
+
+
+def scan_distances(
+    matrix: DistanceMatrix,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    threshold: float | None = None,
+    options: ScanOptions = ScanOptions(),  # noqa: B008, it is frozen
+) -> Scan:
+    """Return what the scanner "pairs" says of distances that were measured before.
+
+    `image_shape` (h, w, c) is needed if the matrix has no triggers. Raises `InputError` as `scan`.
+    """
+    if image_shape is None:
+        if matrix.triggers is None:
+            raise InputError("the distances have no triggers to tell the image_shape; give it")
+        image_shape = matrix.triggers.pattern.shape[-3:]
+    found = pairs.evidence(matrix, image_shape)
+    return _decide("pairs", found, options, threshold, 0.0, dict(matrix.details))
+
+
+def _decide(
+    method: str,
+    found: Evidence,
+    options: ScanOptions,
+    threshold: float | None,
+    seconds: float,
+    details: dict,
+) -> Scan:
+    """Return the verdict: by the statistic, by size alone where there is none, or none at all."""
+    threshold = SCANNERS[method].threshold if threshold is None else float(threshold)
+    if not np.isfinite(threshold):
+        raise InputError(f"threshold must be a finite number, got {threshold}")
+    suspicions = [arm.suspicion for arm in found.arms if not np.isnan(arm.suspicion)]
+    statistic = max(suspicions, default=0.0 if not found.arms else float("nan"))
+    if suspicions or not found.arms:
+        poisoned = statistic > threshold
+    else:
+        small = any(arm.relative_size < options.max_size(arm.victim) for arm in found.arms)
+        poisoned = True if small else None
+    return Scan(
+        method=method,
+        poisoned=poisoned,
+        statistic=float(statistic),
+        statistic_name=SCANNERS[method].statistic,
+        threshold=threshold,
+        arms=found.arms,
+        triggers=found.triggers,
+        num_gradients=found.num_gradients,
+        seconds=seconds,
+        reason=found.reason,
+        details=details,
+    )

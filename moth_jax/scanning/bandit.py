@@ -1,0 +1,246 @@
+"""Inversions that go on in turns: a few arms a round, the most promising ones most often."""
+
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax import Array
+
+from moth_jax.inversion import Inversion, LogitsFn, Variables, advance, begin
+from moth_jax.measurement import chunk_size, direction_key
+from moth_jax.scanning.base import Suspect, inversion_of
+from moth_jax.scanning.options import ScanOptions
+from moth_jax.sharding import num_devices, over_samples, replicate, spread
+from moth_jax.triggers import Trigger, random_trigger
+
+_GIVE_UP_STEPS = 200  # an arm without a trigger after so many is hopeless, as published
+_SETTLED_ROUNDS = 2  # in a row without progress, after which an arm gets no more
+_PROGRESS = 0.99  # a round that leaves more than this of the size has made none
+
+ArmOf = tuple[int, int]
+
+
+class Bandit:
+    """Inversions of arms (victim, target), each of which can be left and taken up again.
+
+    Args:
+      suspect: the model.
+      options: the budget.
+      arms: the most promising first.
+      like: another one, whose compiled calls will do for these arms too.
+    """
+
+    def __init__(
+        self,
+        suspect: Suspect,
+        options: ScanOptions,
+        arms: Sequence[ArmOf],
+        *,
+        like: "Bandit | None" = None,
+    ):
+        self.arms = list(arms)
+        self.num_gradients = 0
+        self._suspect, self._options = suspect, options
+        self._inversion = inversion_of(options)
+        counts = suspect.num_samples(self.arms, options)
+        self._counts = dict(zip(self.arms, counts.tolist(), strict=True))
+        self._size = chunk_size(options.arms_per_chunk or None, len(self.arms), 1)
+        self._capacity = int(counts.max())
+        if like is not None:
+            self._size = like._size
+            self._capacity = max(self._capacity, like._capacity)
+        self._predict = suspect.logits_fn
+        if self._size < num_devices():
+            self._predict = over_samples(self._predict)
+        self._variables = replicate(suspect.variables)
+        self._states: dict = {}
+        self._steps = dict.fromkeys(self.arms, 0)
+        self._idle = dict.fromkeys(self.arms, 0)
+        self._rng = np.random.default_rng(options.seed)
+
+    def size(self, arm: ArmOf) -> float:
+        """The size of the arm's smallest verified trigger so far; inf if there is none."""
+        return float(self._result(arm).size) if arm in self._states else float("inf")
+
+    def sizes(self) -> np.ndarray:
+        """The sizes of all arms."""
+        return np.array([self.size(arm) for arm in self.arms])
+
+    def rate(self, arm: ArmOf) -> float:
+        """The success rate of that trigger."""
+        return float(self._result(arm).success_rate)
+
+    def trigger(self, arm: ArmOf) -> Trigger:
+        """That trigger."""
+        return self._result(arm).trigger
+
+    def steps(self, arm: ArmOf) -> int:
+        """How many steps the arm has had."""
+        return self._steps[arm]
+
+    def _result(self, arm: ArmOf):
+        return self._inversion.result(self._states[arm])
+
+    def chunks(self, arms: Sequence[ArmOf]) -> list[Sequence[ArmOf]]:
+        """Return `arms` in parts that run together."""
+        return [arms[i : i + self._size] for i in range(0, len(arms), self._size)]
+
+    def turns(self) -> Iterator[Sequence[ArmOf]]:
+        """Yield the arms to play together, round after round, until the budget is spent.
+
+        First every arm is played for `warmup_rounds`, and until it has found a trigger or is given
+        up: λ has to grow before sizes tell arms apart. Then the rounds of the shared budget go to
+        the smallest triggers of either kind, or with probability `random_share` to a random arm. It
+        ends early once the best universal arm and the best pair make no more progress.
+        """
+        while waiting := [arm for arm in self.arms if self._is_new(arm)]:
+            yield from self.chunks(waiting)
+        for _ in range(self._options.num_rounds):
+            chosen = self._choose()
+            if not chosen:
+                return
+            yield chosen
+
+    def _choose(self) -> list[ArmOf]:
+        """Return the arms of a round; none if the best of either kind is settled.
+
+        Universal arms and pairs take turns: the trigger of a pair is smaller in any model.
+        """
+        ranked = sorted(filter(self._found, self.arms), key=self.size)
+        kinds = [
+            [arm for arm in ranked if self._is_universal(arm) == kind] for kind in (True, False)
+        ]
+        if not any(self._is_open(arms[0]) for arms in kinds if arms):
+            return []
+        free = [[arm for arm in arms if self._is_open(arm)] for arms in kinds]
+        chosen: list[ArmOf] = []
+        while any(free) and len(chosen) < self._size:
+            free.sort(key=bool, reverse=True)  # a kind without open arms leaves its turns
+            explore = self._rng.random() < self._options.random_share
+            chosen.append(free[0].pop(self._rng.integers(len(free[0])) if explore else 0))
+            free.reverse()
+        return chosen
+
+    def _is_universal(self, arm: ArmOf) -> bool:
+        return arm[0] == self._suspect.any
+
+    def _found(self, arm: ArmOf) -> bool:
+        return np.isfinite(self.size(arm))
+
+    def _is_new(self, arm: ArmOf) -> bool:
+        """Whether the arm is still in the warm-up."""
+        warmup = self._options.warmup_rounds * self._options.steps_per_round
+        return self._is_open(arm) and (not self._found(arm) or self._steps[arm] < warmup)
+
+    def _is_open(self, arm: ArmOf) -> bool:
+        """Whether more steps may change anything."""
+        most = self._options.num_steps
+        if not self._found(arm):
+            return self._steps[arm] < min(most, _GIVE_UP_STEPS)
+        return self._steps[arm] < most and self._idle[arm] < _SETTLED_ROUNDS
+
+    def play(self, chosen: Sequence[ArmOf]) -> None:
+        """Give each of `chosen` the steps of one round, in one compiled call."""
+        options = self._options
+        filled = np.resize(np.asarray(chosen, np.int32), (self._size, 2))
+        images, weights = spread(self._suspect.draw(options, self._capacity, filled))
+        victims, targets = spread(tuple(filled.T))
+        shared = (self._predict, self._variables, images, weights, victims, targets, options.seed)
+        if any(arm not in self._states for arm in chosen):
+            fresh = _begin(*shared, mask_weight=options.mask_weight, inversion=self._inversion)
+            self._keep([arm for arm in chosen if arm not in self._states], chosen, fresh)
+        arms = [tuple(arm) for arm in filled.tolist()]
+        states = jax.tree.map(lambda *leaves: np.stack(leaves), *(self._states[a] for a in arms))
+        before = {arm: self.size(arm) for arm in chosen}
+        states = _advance(
+            *shared,
+            spread(states),
+            spread(np.array([self._steps[arm] for arm in arms], np.int32)),
+            num_steps=options.steps_per_round,
+            minibatch_size=options.minibatch_size,
+            inversion=self._inversion,
+        )
+        self._keep(chosen, chosen, states)
+        for arm in chosen:
+            self._steps[arm] += options.steps_per_round
+            self.num_gradients += options.steps_per_round * self._counts[arm]
+            stuck = self._found(arm) and self.size(arm) > _PROGRESS * before[arm]
+            self._idle[arm] = self._idle[arm] + 1 if stuck else 0
+
+    def _keep(self, arms: Sequence[ArmOf], order: Sequence[ArmOf], states) -> None:
+        """Store the states of `arms`, which stand in the `order` they were computed in."""
+        leaves = jax.tree.map(np.asarray, states)
+        for arm in arms:
+            row = operator.itemgetter(order.index(arm))
+            self._states[arm] = jax.tree.map(row, leaves)
+
+
+@functools.partial(jax.jit, static_argnames=("logits_fn", "inversion"))
+def _begin(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    images: Array,
+    weights: Array,
+    victims: Array,
+    targets: Array,
+    seed: Array,
+    *,
+    mask_weight: Array,
+    inversion: Inversion,
+):
+    """Return the states of D arms before their first step: images [D, n, h, w, c]."""
+
+    def one(images, weights, victim, target):
+        start_key, key = jax.random.split(direction_key(seed, victim, target))
+        return begin(
+            logits_fn,
+            variables,
+            images,
+            weights,
+            target,
+            random_trigger(start_key, images.shape[1:]),
+            jax.random.split(key)[0],
+            mask_weight=mask_weight,
+            inversion=inversion,
+        )
+
+    return jax.vmap(one)(images, weights, victims, targets)
+
+
+@functools.partial(jax.jit, static_argnames=("logits_fn", "minibatch_size", "inversion"))
+def _advance(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    images: Array,
+    weights: Array,
+    victims: Array,
+    targets: Array,
+    seed: Array,
+    states,
+    first: Array,
+    *,
+    num_steps: Array,
+    minibatch_size: int,
+    inversion: Inversion,
+):
+    """Return the states of D arms `num_steps` later, the keys being those of one long inversion."""
+
+    def one(images, weights, victim, target, state, first):
+        _, key = jax.random.split(direction_key(seed, victim, target))
+        return advance(
+            logits_fn,
+            variables,
+            images,
+            weights,
+            target,
+            state,
+            jax.random.split(key)[1],
+            first,
+            num_steps=num_steps,
+            minibatch_size=minibatch_size,
+            inversion=inversion,
+        )
+
+    return jax.vmap(one)(images, weights, victims, targets, states, first)

@@ -1,0 +1,100 @@
+"""The options of the scanners."""
+
+import dataclasses
+
+import numpy as np
+
+from moth_jax.distance_checks import check_at_least_one
+from moth_jax.errors import InputError
+from moth_jax.scanning.result import ANY
+
+_COUNTS = (
+    "num_images",
+    "num_steps",
+    "minibatch_size",
+    "patience",
+    "steps_per_round",
+    "warmup_rounds",
+)
+_NOT_NEGATIVE = (
+    "mask_weight",
+    "top_k",
+    "victims_per_target",
+    "min_pairs",
+    "min_universal",
+    "num_rounds",
+    "num_checked",
+    "arms_per_chunk",
+)
+_POSITIVE = ("max_pair_size", "max_universal_size", "min_ratio")
+_SHARES = ("success_bound", "pair_share", "universal_share", "random_share")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanOptions:
+    """Options of the scanners.
+
+    Attributes:
+      num_images: images of the victims that a trigger has to send to its target; for a universal
+        trigger the other classes give as many each, give or take one.
+      num_steps: the most steps of one inversion.
+      minibatch_size, mask_weight, patience: of the inversions (`inversion.neural_cleanse`). The
+        patience is that of Neural Cleanse and K-Arm, half of the published MOTH's.
+      success_bound: share of the images that a trigger has to send to its target; 0 is the
+        method's own: 0.99 (Neural Cleanse), 0.9 (pairs, as in Definition III.2, and K-Arm).
+      max_pair_size, max_universal_size: relative sizes below which an arm is suspect, for K-Arm and
+        where there is no anomaly index. K-Arm's bounds on 224x224 images: 1,000 and 1,720 pixels.
+      min_ratio: K-Arm's bound on size(b→a) / size(a→b).
+      top_k: K-Arm's pre-screening looks at so many of the largest logits; 0 is the published rule:
+        2 of up to 8 classes, else a quarter of them.
+      pair_share, universal_share: a pair, a universal arm survives the pre-screening if the target
+        is among them for at least this share of the victims' images.
+      victims_per_target: the most pairs to one target that survive. The published number is 3.
+      min_pairs, min_universal: so many survive in any case, those with the largest shares.
+      num_rounds: K-Arm's shared budget after its warm-up, in rounds of `steps_per_round` steps of
+        as many arms as run together.
+      steps_per_round, warmup_rounds: see `num_rounds`; the warm-up is so many rounds of every arm.
+      random_share: probability of a random arm instead of the most promising one.
+      num_checked: pairs, the smallest first, whose way back is measured by K-Arm.
+      arms_per_chunk: arms in one compiled call; 0 suits the device.
+      seed: of everything random.
+    """
+
+    num_images: int = 100
+    num_steps: int = 300
+    minibatch_size: int = 32
+    mask_weight: float = 1e-3
+    patience: int = 5
+    success_bound: float = 0.0
+    max_pair_size: float = 0.02
+    max_universal_size: float = 0.034
+    min_ratio: float = 10.0
+    top_k: int = 0
+    pair_share: float = 0.9
+    universal_share: float = 0.95
+    victims_per_target: int = 3
+    min_pairs: int = 20
+    min_universal: int = 10
+    num_rounds: int = 30
+    steps_per_round: int = 20
+    warmup_rounds: int = 3
+    random_share: float = 0.3
+    num_checked: int = 4
+    arms_per_chunk: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        check_at_least_one(**{name: getattr(self, name) for name in _COUNTS})
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < np.inf:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < np.inf:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def max_size(self, victim: str) -> float:
+        """Return the relative size below which an arm from `victim` is suspect."""
+        return self.max_universal_size if victim == ANY else self.max_pair_size

@@ -1,0 +1,77 @@
+"""The same as Neural Cleanse on the class distances: is one direction much nearer than the others?
+
+A label-specific backdoor opens a way from its victim class alone, which a universal trigger, held
+against all classes, need not find.
+"""
+
+import functools
+
+import numpy as np
+
+from moth_jax.distance import distance_matrix
+from moth_jax.errors import InputError
+from moth_jax.matrix import DistanceMatrix
+from moth_jax.progress import Progress
+from moth_jax.scanning.anomaly import MIN_CLASSES, with_anomaly_indices
+from moth_jax.scanning.base import Evidence, Suspect, inversion_of
+from moth_jax.scanning.options import ScanOptions
+from moth_jax.scanning.result import Arm
+from moth_jax.triggers import Trigger
+
+
+def search(suspect: Suspect, options: ScanOptions, resume_dir, progress: Progress) -> Evidence:
+    """Measure every direction; the suspicion is the anomaly index over all of them."""
+    predict = suspect.logits_fn
+    if suspect.variables is None:  # then it is a function of the images alone to others
+        predict = functools.partial(predict, None)
+    matrix = distance_matrix(
+        predict,
+        suspect.images,
+        suspect.labels,
+        variables=suspect.variables,
+        class_names=suspect.names,
+        classes=suspect.classes,
+        num_images=options.num_images,
+        num_steps=options.num_steps,
+        minibatch_size=options.minibatch_size,
+        mask_weight=options.mask_weight,
+        seeds=(options.seed,),
+        inversion=inversion_of(options),
+        directions_per_chunk=options.arms_per_chunk or None,
+        resume_dir=resume_dir,
+        progress=progress,
+    )
+    arms = [(a, b) for a in suspect.classes for b in suspect.classes if a != b]
+    gradients = int(options.num_steps * suspect.num_samples(arms, options).sum())
+    return evidence(matrix, suspect.images.shape[1:])._replace(num_gradients=gradients)
+
+
+def evidence(matrix: DistanceMatrix, image_shape: tuple[int, int, int]) -> Evidence:
+    """Return the evidence that a distance matrix holds.
+
+    Raises:
+      InputError: it is of fewer than three classes.
+    """
+    if matrix.num_classes < MIN_CLASSES:
+        raise InputError(
+            f"a scan needs distances between at least {MIN_CLASSES} classes, got "
+            f"{', '.join(matrix.class_names)}"
+        )
+    names, total = matrix.class_names, float(np.prod(image_shape))
+    measured = np.argwhere(~np.isnan(matrix.values))
+    rows = [
+        Arm(
+            names[a],
+            names[b],
+            size=float(matrix.values[a, b]),
+            relative_size=float(matrix.values[a, b]) / total,
+            success_rate=float(matrix.success_rate[a, b]),
+        )
+        for a, b in measured
+    ]
+    rows, reason = with_anomaly_indices(rows)
+    triggers = matrix.triggers
+    if triggers is not None:
+        kept = tuple(measured.T)
+        triggers = Trigger(np.asarray(triggers.mask)[kept], np.asarray(triggers.pattern)[kept])
+    return Evidence(rows, triggers, 0, reason)

@@ -1,0 +1,168 @@
+"""What a scan says: the verdict, and the evidence for it."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+from moth_jax.errors import InputError
+from moth_jax.matrix import load_npz, save_npz
+from moth_jax.triggers import Trigger
+
+ANY = "any"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way into a class that was searched for.
+
+    Attributes:
+      victim: the name of the victim class, or "any" for all classes but the target.
+      target: the name of the target class.
+      size: of the smallest trigger found, in aggregated pixels; inf if none was found.
+      relative_size: the same as a share of h*w*c.
+      success_rate: of this trigger on the images used; 0 if none was found.
+      suspicion: the arm's own deciding number, NaN where it has none; flagged above the threshold.
+      anomaly_index: how many deviations the size lies below the median of all arms (negative above
+        it); NaN where it is undefined or not asked for.
+      ratio: size of the smallest trigger from the target back to the victim over `size`, inf if
+        there is none; NaN where it was not measured.
+    """
+
+    victim: str
+    target: str
+    size: float
+    relative_size: float
+    success_rate: float
+    suspicion: float = float("nan")
+    anomaly_index: float = float("nan")
+    ratio: float = float("nan")
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a trigger."""
+        return bool(np.isfinite(self.size))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+    """The result of a scan.
+
+    Attributes:
+      method: the scanner's name.
+      poisoned: the verdict; None where the evidence allows none.
+      statistic: the deciding number, the largest suspicion of an arm; NaN where no arm has one.
+      statistic_name: what that number is.
+      threshold: the model looks poisoned if the statistic is above it.
+      arms: A rows of evidence.
+      triggers: mask [A, h, w, 1] and pattern [A, h, w, c] (NumPy), zeros where none was found;
+        None if they are not known.
+      num_gradients: images whose gradient was taken.
+      seconds: wall time.
+      reason: why there is no statistic, or no arm; "" if there is one.
+      details: the options.
+    """
+
+    method: str
+    poisoned: bool | None
+    statistic: float
+    statistic_name: str
+    threshold: float
+    arms: tuple[Arm, ...]
+    triggers: Trigger | None = None
+    num_gradients: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    details: dict = dataclasses.field(default_factory=dict)
+
+    def ranked(self) -> list[int]:
+        """Return the positions of the arms, the most suspicious first."""
+        return sorted(
+            range(len(self.arms)),
+            key=lambda i: (-_or_least(self.arms[i].suspicion), self.arms[i].size),
+        )
+
+    def flagged(self) -> list[int]:
+        """Return the positions of the arms above the threshold, the most suspicious first."""
+        return [i for i in self.ranked() if self.arms[i].suspicion > self.threshold]
+
+    def trigger(self, arm: int) -> Trigger | None:
+        """Return the trigger of one arm; None if none was found or kept."""
+        if self.triggers is None or not self.arms[arm].found:
+            return None
+        return Trigger(self.triggers.mask[arm], self.triggers.pattern[arm])
+
+    def num_failures(self) -> int:
+        """Return on how many arms no trigger was found."""
+        return sum(not arm.found for arm in self.arms)
+
+    def verdict(self) -> str:
+        """Return the verdict in two or three words."""
+        return {True: "looks poisoned", False: "looks clean", None: "undecided"}[self.poisoned]
+
+    def describe(self) -> str:
+        """Return the verdict with its evidence, and what it cost: two lines."""
+        cost = f"{self.method}: {len(self.arms)} arms"
+        if self.num_failures():
+            cost += f", {self.num_failures()} without a trigger"
+        if self.num_gradients:
+            cost += f", {self.num_gradients:,} image gradients"
+        return f"{self.verdict()}: {self._evidence()}\n{cost} in {self.seconds:.1f} s"
+
+    def _evidence(self) -> str:
+        parts = []
+        best = self.arms[self.ranked()[0]] if self.arms else None
+        if best is not None and best.found:
+            way = "from any class" if best.victim == ANY else f"from {best.victim!r}"
+            size = f"{best.size:.1f} pixels ({100 * best.relative_size:.2g} % of the image)"
+            parts.append(
+                f"{best.target!r} is reached {way} by a trigger of {size}"
+                if self.poisoned
+                else f"the most suspicious way, {way} to {best.target!r}, takes a trigger of {size}"
+            )
+            if not np.isnan(best.ratio):
+                back = (
+                    f"{best.ratio:.1f} times as large" if np.isfinite(best.ratio) else "not found"
+                )
+                parts.append(f"the one back is {back}")
+        if np.isfinite(self.statistic) and best is not None:
+            relation = "above" if self.statistic > self.threshold else "not above"
+            number = f"{self.statistic_name} {self.statistic:.2g}"
+            parts.append(f"{number} ({relation} {self.threshold:.3g})")
+        return ", ".join([*parts, self.reason] if self.reason else parts)
+
+    def to_json(self) -> dict:
+        """Return everything but the triggers, as JSON can carry it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["triggers"]
+        return {**fields, "arms": [dataclasses.asdict(arm) for arm in self.arms]}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an npz file, whole or not at all."""
+        arrays = {"scan": np.asarray(json.dumps(self.to_json()))}
+        if self.triggers is not None:
+            arrays["masks"] = self.triggers.mask
+            arrays["patterns"] = self.triggers.pattern
+        save_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Scan":
+        """Read what `save` wrote.
+
+        Raises:
+          InputError: the file is missing, damaged, or not a scan.
+        """
+        arrays = load_npz(path)
+        if "scan" not in arrays:
+            raise InputError(f"{path} is no scan; it holds {', '.join(sorted(arrays))}")
+        fields = json.loads(str(arrays["scan"]))
+        fields["arms"] = tuple(Arm(**arm) for arm in fields["arms"])
+        if "masks" in arrays:
+            fields["triggers"] = Trigger(arrays["masks"], arrays["patterns"])
+        return cls(**fields)
+
+
+def _or_least(value: float) -> float:
+    """`value`, or what sorts below every number if it is NaN."""
+    return -np.inf if np.isnan(value) else value
