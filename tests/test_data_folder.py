@@ -251,7 +251,9 @@ BAD_FOLDERS = {
 }
 
 
-@pytest.mark.parametrize(("damage", "message"), BAD_FOLDERS.items(), ids=lambda d: str(d)[:30])
+@pytest.mark.parametrize(
+    ("damage", "message"), BAD_FOLDERS.items(), ids=lambda d: getattr(d, "__name__", str(d)[:30])
+)
 def test_a_bad_folder_is_refused_in_one_message_that_names_all_faults(pets, damage, message):
     damage(pets)
     with pytest.raises(InputError, match=f"^image folder .*pets: .*{message}"):
