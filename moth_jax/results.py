@@ -47,6 +47,7 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
             if matrix
         },
         "harden_seconds": hardening.get("seconds"),
+        "harden_cpu_seconds": hardening.get("cpu_seconds"),
         "harden_steps": hardening.get("steps"),
         "harden_stopped": hardening.get("stopped"),
         "training_seconds": read_json(workdir / "original.json").get("training_seconds"),

@@ -18,7 +18,8 @@ import ml_collections
 from moth_jax import configuration, data
 from moth_jax.errors import InputError
 from moth_jax.metrics import MetricWriter
-from moth_jax.phases import harden, import_model, measure, new_model, original_model
+from moth_jax.original import import_model, new_model, original_model
+from moth_jax.phases import harden, measure
 from moth_jax.progress import Progress
 from moth_jax.results import summarise
 from moth_jax.scan_phase import check_scan, scan_model

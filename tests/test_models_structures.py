@@ -105,7 +105,7 @@ def test_weights_go_home_and_load_strictly(case):
         assert torch.equal(again(x), module(x))
 
 
-QUICK = ("lisa_cnn", "squeezenet1_1")
+QUICK = ("lisa_cnn",)
 
 
 # Compiled with all gradients, so most of them take long.

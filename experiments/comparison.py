@@ -1,0 +1,90 @@
+"""The methods side by side on one model: what Tables I and II have in common."""
+
+import ml_collections
+from lab import (
+    Model,
+    distances,
+    distances_after,
+    harden,
+    hardening_cost,
+    increase,
+    model,
+    quality,
+    scale,
+)
+from scales import ADVERSARIAL, PROBLEMS
+from tables import Row
+
+from moth_jax.workdir import read_json
+
+METHODS = ("nc", "nad", "uap", "universal", "pairwise", "moth")
+
+
+def natural(problem: str, seed: int = 0) -> Model:
+    """Return the naturally trained (or given) model of a problem."""
+    return model(f"{problem}-natural-{seed}", PROBLEMS[problem], seed)
+
+
+def adversarially_trained(problem: str, seed: int = 0) -> Model:
+    """Return the model of PGD training: the natural one trained on, at full scale from scratch."""
+
+    def change(config: ml_collections.ConfigDict) -> None:
+        _perturb(config.training, config.data.name)
+        config.training.epochs = scale().adversarial_epochs
+        if scale().name != "full":
+            config.model.checkpoint = str(natural(problem, seed).folder / "original")
+            config.model.name = "auto"
+            config.model.fine_tune = True
+            config.training.learning_rate = 0.02
+        else:
+            config.model.checkpoint = ""
+        for part in ("harden", "universal", "uap", "nc", "nad", "fine_tuning", "fine_pruning"):
+            _perturb(config[part], config.data.name)
+
+    return model(f"{problem}-adversarial-{seed}", PROBLEMS[problem], seed, change=change)
+
+
+def _perturb(part: ml_collections.ConfigDict, data: str) -> None:
+    options = ADVERSARIAL[data]
+    part.adversary.epsilon = options.epsilon
+    part.adversary.step_size = options.step_size
+    part.adversary.num_steps = options.num_steps
+
+
+def compare(
+    problem: str, methods: tuple[str, ...], *, published: dict, adversarial: bool = False
+) -> list[Row]:
+    """Return the rows of a problem: the given model, then hardened by every method.
+
+    The model is one; the seeds are of the hardening.
+    """
+    given = (adversarially_trained if adversarial else natural)(problem)
+    before = distances(given)
+    training = read_json(given.folder / "original.json").get("training_seconds")
+    figures = {
+        **quality(given, robust=adversarial),
+        "distance": before.average(),
+        "failures": before.num_failures(),
+        "seconds": training,
+    }
+    rows = [Row((problem, "none"), [figures], published.get((problem, "none"), {}))]
+    for method in methods:
+        figures = []
+        for seed in range(scale().num_seeds):
+            hardened = harden(given, f"{method}-{seed}", method, change=_seeded(seed))
+            figures.append(
+                {
+                    **quality(hardened, robust=adversarial),
+                    **increase(before, distances_after(hardened)),
+                    **hardening_cost(hardened),
+                }
+            )
+        rows.append(Row((problem, method), figures, published.get((problem, method), {})))
+    return rows
+
+
+def _seeded(seed: int):
+    def change(config: ml_collections.ConfigDict) -> None:
+        config.seed = seed
+
+    return change

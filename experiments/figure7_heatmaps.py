@@ -1,0 +1,69 @@
+"""Figure 7: class distances of a model before and after each method, as heat maps.
+
+    python experiments/figure7_heatmaps.py --scale=cpu --cifar10_dir=DIR --cifar10_model=FILE
+
+Of the models of Table I: where that has run, nothing is computed but what it left out. Directions
+that were not measured stay blank.
+"""
+
+from absl import app
+from comparison import natural
+from lab import distances, distances_after, harden, scale, start
+from tables import DISTANCE, FAILURES, INCREASE, Row, figures_folder, write
+
+from moth_jax.matrix import DistanceMatrix, relative_increase
+
+METHODS = ("universal", "pairwise", "moth")
+
+
+def draw(matrices: dict[str, DistanceMatrix], path) -> None:
+    """Draw the matrices side by side on one scale."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    found = np.concatenate([m.values[np.isfinite(m.values)] for m in matrices.values()])
+    figure = Figure(figsize=(3.6 * len(matrices), 3.9), dpi=110, layout="constrained")
+    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
+        shown = np.ma.masked_invalid(matrix.values)
+        image = ax.imshow(shown, vmin=0, vmax=float(found.max()), cmap="viridis")
+        ax.set_title(f"{name}: {matrix.average():.1f}")
+        ax.set_xlabel("target")
+        classes = range(len(matrix.class_names))
+        ax.set_xticks(classes, matrix.class_names, rotation=90, fontsize=7)
+        ax.set_yticks(classes, matrix.class_names, fontsize=7)
+    axes[0].set_ylabel("victim")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="class distance (pixels)")
+    figure.savefig(path)
+
+
+def main(argv) -> None:
+    del argv
+    start()
+    rows = []
+    for problem in scale().problems:
+        given = natural(problem)
+        before = distances(given)
+        matrices = {"before": before}
+        rows.append(Row((problem, "none"), [_figures(before)]))
+        for method in METHODS:
+
+            def change(config) -> None:
+                config.seed = 0
+
+            after = distances_after(harden(given, f"{method}-0", method, change=change))
+            matrices[method] = after
+            figures = {**_figures(after), "increase": relative_increase(before, after)}
+            rows.append(Row((problem, method), [figures]))
+        draw(matrices, figures_folder("figure7_heatmaps") / f"{scale().name}-{problem}.png")
+    title = "Figure 7: class distances before and after"
+    columns = [DISTANCE, INCREASE, FAILURES]
+    print(write("figure7_heatmaps", title, ["model", "method"], columns, rows).read_text())
+
+
+def _figures(matrix: DistanceMatrix) -> dict:
+    return {"distance": matrix.average(), "failures": matrix.num_failures()}
+
+
+if __name__ == "__main__":
+    app.run(main)

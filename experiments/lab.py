@@ -1,0 +1,248 @@
+"""What the experiments share: models of the problems, their distances, and hardened ones.
+
+A *cell* is one number of a table that takes long: a model, its distances, a model hardened by a
+method. Each is a folder below --workdir, goes on where it was interrupted, and is not done again.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+from absl import flags
+from scales import SCALES, Problem, Scale
+
+from moth_jax import checkpoints, data, phases, sharding
+from moth_jax.backdoors import attack_success
+from moth_jax.configuration import check, data_options
+from moth_jax.console import prepare_console
+from moth_jax.data import ImageDataset
+from moth_jax.evaluation import accuracy, pgd_accuracy
+from moth_jax.matrix import DistanceMatrix, relative_increase
+from moth_jax.metrics import MetricWriter
+from moth_jax.models import Classifier, Variables
+from moth_jax.original import original_model
+from moth_jax.progress import console_progress
+from moth_jax.selection import chosen_backdoor
+from moth_jax.workdir import read_json, write_json
+
+SCALE = flags.DEFINE_enum("scale", "smoke", list(SCALES), "How large; see experiments/scales.py.")
+WORKDIR = flags.DEFINE_string("workdir", "results/experiments", "Folder of models and checkpoints.")
+OUT = flags.DEFINE_string("out", "experiments/results", "Folder of the tables.")
+CIFAR10_DIR = flags.DEFINE_string("cifar10_dir", "~/tensorflow_datasets", "TFDS folder.")
+CIFAR10_MODEL = flags.DEFINE_string("cifar10_model", "", "ResNet20 weights; trained here if none.")
+GTSRB_DIR = flags.DEFINE_string("gtsrb_dir", "~/gtsrb", "Folder of the traffic signs.")
+SEEDS = flags.DEFINE_integer("seeds", 0, "How many seeds; 0 for those of the scale.")
+
+
+class Model(NamedTuple):
+    """A model and what it is trained and measured on.
+
+    Attributes:
+      config: the configuration that it came from.
+      folder: of its cell.
+    """
+
+    classifier: Classifier
+    variables: Variables
+    dataset: ImageDataset
+    config: ml_collections.ConfigDict
+    folder: Path
+
+
+def scale() -> Scale:
+    """Return what --scale asks for."""
+    chosen = SCALES[SCALE.value]
+    return dataclasses.replace(chosen, num_seeds=SEEDS.value or chosen.num_seeds)
+
+
+def start() -> None:
+    """Do what the command does before any computation."""
+    prepare_console()
+    sharding.use_all_cores()
+
+
+def cells() -> Path:
+    """Return the folder of this scale's cells."""
+    return Path(WORKDIR.value).expanduser() / SCALE.value
+
+
+def configured(problem: Problem, seed: int) -> ml_collections.ConfigDict:
+    """Return the configuration of a problem, with the folders of the command line."""
+    config = problem.config(scale())
+    config.seed = seed
+    if config.data.name == "cifar10":
+        config.data.dir = CIFAR10_DIR.value
+        if config.model.name == "preact_resnet20":
+            config.model.checkpoint = CIFAR10_MODEL.value
+            config.model.name = "auto" if CIFAR10_MODEL.value else "preact_resnet20"
+    elif config.data.name == "gtsrb":
+        config.data.dir = GTSRB_DIR.value
+    return config
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(name: str, options: tuple) -> ImageDataset:
+    return data.load(name, **dict(options))
+
+
+def model(
+    name: str,
+    problem: Problem,
+    seed: int = 0,
+    *,
+    change: Callable[[ml_collections.ConfigDict], None] | None = None,
+) -> Model:
+    """Return the model of a problem; `name` is its cell's, `change` what is special about it."""
+    config = configured(problem, seed)
+    if change is not None:
+        change(config)
+    check(config)
+    dataset = _loaded(config.data.name, tuple(sorted(data_options(config).items())))
+    folder = cells() / "models" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with MetricWriter(folder) as metrics:
+        classifier, variables = original_model(config, dataset, folder, metrics, console_progress())
+    return Model(classifier, variables, dataset, config, folder)
+
+
+def distances(given: Model) -> DistanceMatrix:
+    """Return the distances of a model, measured once."""
+    return phases.measure(
+        given.config,
+        given.dataset,
+        given.folder,
+        "before",
+        given.classifier,
+        given.variables,
+        console_progress(),
+    )
+
+
+def harden(
+    given: Model,
+    name: str,
+    method: str,
+    *,
+    change: Callable[[ml_collections.ConfigDict], None] | None = None,
+    every: int = 0,
+) -> Model:
+    """Return the model hardened by a method; `name` is the cell's within the model's.
+
+    With `every`, the models on the way are kept as well, each so many steps (`snapshots`).
+    """
+    config = given.config.copy_and_resolve_references()
+    config.method = method
+    if change is not None:
+        change(config)
+    check(config)
+    folder = given.folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with MetricWriter(folder) as metrics:
+        variables = phases.harden(
+            config,
+            given.dataset,
+            folder,
+            given.classifier,
+            given.variables,
+            metrics,
+            console_progress(),
+            watch=functools.partial(_keep_snapshot, given.classifier, folder, every),
+        )
+    return Model(given.classifier, variables, given.dataset, config, folder)
+
+
+def _keep_snapshot(classifier: Classifier, folder: Path, every: int, state, spent: dict) -> None:
+    step = state.step
+    if every and step and step % every == 0:
+        path = folder / "snapshots" / f"{step:06d}"
+        checkpoints.save_model(path / "hardened", classifier, state.train.variables)
+        write_json(path / "spent.json", {"step": step, **spent})
+
+
+def snapshots(hardened: Model) -> list[tuple[dict, Model]]:
+    """Return the models on the way, in order: steps and seconds spent, and the model."""
+    done = sorted(path.parent for path in (hardened.folder / "snapshots").glob("*/spent.json"))
+    return [
+        (
+            read_json(path / "spent.json"),
+            hardened._replace(
+                variables=checkpoints.load_model(path / "hardened").variables, folder=path
+            ),
+        )
+        for path in done
+    ]
+
+
+def distances_after(hardened: Model) -> DistanceMatrix:
+    """Return the distances of a hardened model, measured once."""
+    return phases.measure(
+        hardened.config,
+        hardened.dataset,
+        hardened.folder,
+        "after",
+        hardened.classifier,
+        hardened.variables,
+        console_progress(),
+    )
+
+
+def once(path: Path, compute: Callable[[], dict]) -> dict:
+    """Return the figures in `path`, computed if they are not there."""
+    if not path.exists():
+        write_json(path, compute())
+    return read_json(path)
+
+
+def quality(given: Model, *, robust: bool = False) -> dict:
+    """Return test accuracy and, if asked for, robustness under the problem's PGD."""
+
+    def compute() -> dict:
+        figures = {
+            "accuracy": accuracy(given.classifier.predict, given.variables, given.dataset.test)
+        }
+        if robust:
+            split, options = given.dataset.test, scale().robustness[given.config.data.name]
+            part = split.subset(np.arange(min(options.num_images, len(split))))
+            figures["robustness"] = pgd_accuracy(
+                given.classifier.predict,
+                given.variables,
+                part,
+                epsilon=options.epsilon,
+                step_size=options.step_size,
+                num_steps=options.num_steps,
+            )
+        return figures
+
+    return once(given.folder / f"quality{'_robust' if robust else ''}.json", compute)
+
+
+def success(given: Model) -> dict:
+    """Return the attack success rate of the backdoor of a model's configuration."""
+
+    def compute() -> dict:
+        backdoor = chosen_backdoor(given.config, given.dataset)
+        rates = attack_success(
+            given.classifier.predict, given.variables, given.dataset.test, backdoor
+        )
+        return {"attack_success": rates.overall, "others": rates.others}
+
+    return once(given.folder / "success.json", compute)
+
+
+def hardening_cost(hardened: Model) -> dict:
+    """Return steps and seconds of a hardening."""
+    figures = read_json(hardened.folder / "hardening.json")
+    return {name: figures[name] for name in ("steps", "stopped", "seconds", "cpu_seconds")}
+
+
+def increase(before: DistanceMatrix, after: DistanceMatrix) -> dict:
+    """Return the mean distance, what it grew by, and how many directions have none."""
+    return {
+        "distance": after.average(),
+        "increase": relative_increase(before, after),
+        "failures": after.num_failures(),
+    }

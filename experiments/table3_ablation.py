@@ -1,0 +1,114 @@
+"""Table III: what each part of MOTH is good for.
+
+    python experiments/table3_ablation.py --scale=cpu --cifar10_dir=DIR --cifar10_model=FILE
+
+MOTH, and MOTH without one of its parts, on ResNet20 and CIFAR-10 with the same number of training
+steps. Distances are also measured on the way, which gives the time until they have grown by a given
+share: half of what MOTH reaches in the end.
+"""
+
+import itertools
+
+import numpy as np
+from absl import app
+from comparison import natural
+from lab import (
+    Model,
+    distances,
+    distances_after,
+    harden,
+    hardening_cost,
+    increase,
+    quality,
+    scale,
+    snapshots,
+    start,
+)
+from tables import ACCURACY, CPU_SECONDS, DISTANCE, FAILURES, INCREASE, SECONDS, Column, Row, write
+
+VARIANTS = {
+    "MOTH": {},
+    "w/o symmetric": {"symmetric": False},
+    "w/o dynamic adjustment": {"dynamic": False},
+    "w/o approx. warm-up": {"approximate_warmup": False},
+    "w/o scheduler": {"scheduler": "uniform"},
+}
+NUM_SNAPSHOTS = 3
+UNTIL = Column("until", "CPU seconds to half of MOTH's increase", "{:.0f}")
+
+
+def _published(accuracy, minutes, distance, increase=None) -> dict:
+    figures = {"accuracy": accuracy / 100, "distance": distance, "seconds": minutes * 60}
+    return figures if increase is None else {**figures, "increase": increase / 100}
+
+
+PUBLISHED = {
+    "natural": {"accuracy": 0.9152, "distance": 53.49},
+    "MOTH": _published(90.34, 29.68, 109.70, 108.62),
+    "w/o symmetric": _published(90.69, 35.40, 94.16, 78.90),
+    "w/o dynamic adjustment": _published(90.65, 44.72, 103.45, 95.59),
+    "w/o approx. warm-up": _published(90.44, 52.00, 105.28, 99.53),
+    "w/o scheduler": _published(88.78, 120.47, 111.09, 112.84),
+}
+
+
+def hardened_without(given: Model, variant: str, seed: int) -> Model:
+    """Return the model hardened by a variant."""
+
+    def change(config) -> None:
+        config.seed = seed
+        config.harden.update(VARIANTS[variant])
+
+    every = max(1, given.config.harden.max_steps // NUM_SNAPSHOTS) if scale().name != "full" else 0
+    name = variant.replace("/", "").replace(" ", "_").replace(".", "")
+    return harden(given, f"ablation-{name}-{seed}", "moth", change=change, every=every)
+
+
+def curve(given: Model, hardened: Model) -> list[tuple[float, float]]:
+    """Return (CPU seconds, increase) along the training."""
+    before = distances(given)
+    points = [(0.0, 0.0)]
+    for spent, model in snapshots(hardened):
+        points.append((spent["cpu_seconds"], increase(before, distances_after(model))["increase"]))
+    return points
+
+
+def seconds_until(points: list[tuple[float, float]], wanted: float) -> float | None:
+    """Return when a curve first passes a value, between its points on a straight line."""
+    for (t0, y0), (t1, y1) in itertools.pairwise(points):
+        if y1 >= wanted > y0:
+            return float(np.interp(wanted, [y0, y1], [t0, t1]))
+    return None
+
+
+def main(argv) -> None:
+    del argv
+    start()
+    problem = scale().problems[0]
+    published = PUBLISHED if problem == "cifar10-resnet20" else {}
+    given = natural(problem)
+    before = distances(given)
+    figures = {**quality(given), "distance": before.average(), "failures": before.num_failures()}
+    rows = [Row(("natural",), [figures], published.get("natural", {}))]
+    wanted = {}
+    for variant in VARIANTS:
+        seeds = []
+        for seed in range(scale().num_seeds):
+            hardened = hardened_without(given, variant, seed)
+            figures = {
+                **quality(hardened),
+                **increase(before, distances_after(hardened)),
+                **hardening_cost(hardened),
+            }
+            points = curve(given, hardened)
+            wanted.setdefault(seed, 0.5 * figures["increase"])
+            figures |= {"curve": points, "until": seconds_until(points, wanted[seed])}
+            seeds.append(figures)
+        rows.append(Row((variant,), seeds, published.get(variant, {})))
+        columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS, UNTIL]
+        title = f"Table III: parts of MOTH left out ({problem})"
+        print(write("table3_ablation", title, ["variant"], columns, rows).read_text())
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,161 @@
+"""Tables of the experiments, with where they come from; ours beside the paper's."""
+
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from lab import OUT, SCALE
+from machine import processor
+
+PACKAGES = ("jax", "flax", "optax")
+
+
+class Column(NamedTuple):
+    """A column of figures.
+
+    Attributes:
+      name: of the figure in a row.
+      title: what the table calls it.
+      show: format of one number.
+      factor: what it is multiplied with before.
+    """
+
+    name: str
+    title: str
+    show: str = "{:.2f}"
+    factor: float = 1.0
+
+
+ACCURACY = Column("accuracy", "accuracy %", factor=100)
+ROBUSTNESS = Column("robustness", "robustness %", factor=100)
+DISTANCE = Column("distance", "distance")
+INCREASE = Column("increase", "increase %", "{:+.1f}", 100)
+FAILURES = Column("failures", "none found", "{:.0f}")
+SECONDS = Column("seconds", "seconds", "{:.0f}")
+CPU_SECONDS = Column("cpu_seconds", "CPU seconds", "{:.0f}")
+SUCCESS = Column("attack_success", "attack success %", factor=100)
+
+
+class Row(NamedTuple):
+    """A row: what it is of, our figures of every seed, and the published ones."""
+
+    keys: tuple[str, ...]
+    figures: Sequence[dict]
+    published: dict = {}  # noqa: RUF012, it is not changed
+
+
+def write(
+    name: str, title: str, keys: Sequence[str], columns: Sequence[Column], rows: Sequence[Row]
+) -> Path:
+    """Write --out/NAME/SCALE.md, .csv and .json, and return the first of them.
+
+    A figure of several seeds is their mean and standard deviation (n - 1); one that is missing is
+    a dash. The paper's figures have columns of their own.
+    """
+    folder = figures_folder(name)
+    published = [c for c in columns if any(c.name in row.published for row in rows)]
+    header = [*keys, *(c.title for c in columns), *(f"{c.title} (paper)" for c in published)]
+    lines = [
+        [
+            *row.keys,
+            *(_shown(c, [f.get(c.name) for f in row.figures]) for c in columns),
+            *(_shown(c, [row.published.get(c.name)]) for c in published),
+        ]
+        for row in rows
+    ]
+    source = provenance(rows)
+    text = [f"# {title}", "", _markdown([header, *lines]), "", *_about(source), ""]
+    path = folder / f"{SCALE.value}.md"
+    path.write_text("\n".join(text))
+    (folder / f"{SCALE.value}.csv").write_text(_csv([header, *lines]))
+    values = [{"keys": row.keys, "figures": row.figures} for row in rows]
+    record = {**source, "rows": _finite(values)}
+    (folder / f"{SCALE.value}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def figures_folder(name: str) -> Path:
+    """Return the folder of an experiment's results."""
+    folder = Path(OUT.value) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def provenance(rows: Sequence[Row]) -> dict:
+    """Return where the figures of a table come from."""
+    command = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *_options()]),
+        "scale": SCALE.value,
+        "commit": commit or None,
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {processor()}",
+        "seeds": max(len(row.figures) for row in rows),
+        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+
+def _options() -> list[str]:
+    """Return the options given, without the folders of this machine."""
+    given = [a for a in sys.argv[1:] if a.startswith("--")]
+    return [f"{a.partition('=')[0]}=DIR" if "/" in a else a for a in given]
+
+
+def _about(source: dict) -> list[str]:
+    packages = ", ".join(f"{name} {version}" for name, version in source["packages"].items())
+    return [
+        f"    {source['command']}",
+        "",
+        f"Scale {source['scale']}, {source['seeds']} seed(s), {source['device']}, {packages}, "
+        f"commit {(source['commit'] or 'unknown')[:10]}, {source['date']}.",
+        "",
+        "`DIR` stands for a folder or file of the machine. Where there are several seeds: mean ± "
+        "standard deviation. Columns marked (paper) are the published figures.",
+    ]
+
+
+def _shown(column: Column, values: Sequence) -> str:
+    numbers = [
+        column.factor * value
+        for value in values
+        if isinstance(value, int | float) and math.isfinite(value)
+    ]
+    if not numbers:
+        return "-"
+    shown = column.show.format(float(np.mean(numbers)))
+    if len(numbers) == 1:
+        return shown
+    spread = column.show.replace("+", "").format(float(np.std(numbers, ddof=1)))
+    return f"{shown} ± {spread}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    header, *rest = lines
+    rows = [header, ["---"] * len(header), *rest]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _csv(lines: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _finite(value):
+    """Return `value` with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

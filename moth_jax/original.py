@@ -1,0 +1,152 @@
+"""The model of a run: imported, trained here, or both."""
+
+import dataclasses
+from pathlib import Path
+
+import ml_collections
+
+from moth_jax import backdoors, checkpoints, configuration, models, training
+from moth_jax.data import ImageDataset
+from moth_jax.errors import InputError
+from moth_jax.metrics import MetricWriter
+from moth_jax.models import Classifier, Variables
+from moth_jax.models.sources import head_is_fixed, load_source, with_classes
+from moth_jax.pacing import Pacer
+from moth_jax.progress import Progress
+from moth_jax.selection import chosen_backdoor
+from moth_jax.workdir import write_json
+
+
+def original_model(
+    config: ml_collections.ConfigDict,
+    dataset: ImageDataset,
+    workdir: Path,
+    metrics: MetricWriter,
+    progress: Progress,
+) -> tuple[Classifier, Variables]:
+    """Return the model to measure and harden: imported, trained here, or both."""
+    folder = workdir / "original"
+    if not folder.exists():
+        source = config.model.checkpoint
+        classifier, variables = (
+            import_model(config, dataset) if source else new_model(config, dataset)
+        )
+        seconds = None
+        if not source or config.model.fine_tune:
+            images = training_images(config, dataset)
+            variables, seconds = _train(
+                config, images, workdir, classifier, variables, metrics, progress
+            )
+        write_json(workdir / "original.json", {"training_seconds": seconds})
+        checkpoints.save_model(folder, classifier, variables)
+    checkpoints.RunCheckpoints(workdir / "training").clear()
+    saved = checkpoints.load_model(folder)
+    return saved.classifier, saved.variables
+
+
+def training_images(config: ml_collections.ConfigDict, dataset: ImageDataset) -> ImageDataset:
+    """Return what the original model is trained on: poisoned if a backdoor is to be planted."""
+    backdoor = chosen_backdoor(config, dataset)
+    if backdoor is None:
+        return dataset
+    options = {name: config.backdoor[name] for name in ("rate", "cover_rate", "seed")}
+    return backdoors.poison(dataset, backdoor, **options)
+
+
+def import_model(
+    config: ml_collections.ConfigDict, dataset: ImageDataset
+) -> tuple[Classifier, Variables]:
+    """Return the model of `config.model.checkpoint`, checked against the data."""
+    path = Path(config.model.checkpoint).expanduser()
+    num_classes = dataset.num_classes if config.model.fine_tune else None
+    if path.is_dir():
+        classifier, variables, _ = checkpoints.load_model(path)
+        if num_classes is not None:
+            classifier, variables = with_classes(classifier, variables, num_classes, path)
+    else:
+        classifier, variables = load_source(
+            path,
+            arch=config.model.name,
+            builder=config.model.builder,
+            trust=config.model.trust,
+            num_classes=num_classes,
+            mean=tuple(config.model.mean) or None,
+            std=tuple(config.model.std) or None,
+            image_shape=dataset.image_shape,
+        )
+    spec = classifier.spec
+    if spec.image_shape != dataset.image_shape or spec.num_classes != dataset.num_classes:
+        raise InputError(
+            f"{path} is a model of {spec.num_classes} classes and images {spec.image_shape}, but "
+            f"{dataset.name} has {dataset.num_classes} classes and images {dataset.image_shape}"
+            + _ways_out(config, spec.num_classes, dataset)
+        )
+    if config.model.fine_tune or not spec.class_names:
+        spec = dataclasses.replace(spec, class_names=dataset.class_names)
+    return models.outline(spec)[0], variables
+
+
+def _ways_out(config: ml_collections.ConfigDict, num_classes: int, dataset: ImageDataset) -> str:
+    """Return what a message says to do about a head of `num_classes`."""
+    ways = []
+    if num_classes > dataset.num_classes:
+        ways.append("name all classes of the model (data.class_list), images of some will do")
+    if num_classes != dataset.num_classes and not head_is_fixed(
+        config.model.checkpoint, config.model.trust
+    ):
+        ways.append(
+            f"set model.fine_tune=True for a new head of {dataset.num_classes} classes and "
+            "training with config.training"
+        )
+    return f"; {', or '.join(ways)}" if ways else ""
+
+
+def new_model(
+    config: ml_collections.ConfigDict, dataset: ImageDataset
+) -> tuple[Classifier, Variables]:
+    """Return an untrained model."""
+    name = config.model.name
+    return models.create(
+        "resnet20" if name == configuration.AUTO else name,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=tuple(config.model.mean) or dataset.mean,
+        std=tuple(config.model.std) or dataset.std,
+        class_names=dataset.class_names,
+        seed=config.seed,
+    )
+
+
+def _train(
+    config, dataset, workdir, classifier, variables, metrics, progress
+) -> tuple[Variables, float]:
+    """Train, or go on training; return the variables and the seconds of all processes."""
+    options = configuration.training_config(config)
+    tx = training.optimiser(options, len(dataset.train))
+    saved = checkpoints.RunCheckpoints(workdir / "training")
+    state, first_epoch, earlier = None, 0, None
+    latest = saved.latest()
+    if latest is not None:
+        arrays, metadata = latest
+        state = checkpoints.train_state_from_arrays(arrays, tx)
+        first_epoch, earlier = metadata["epoch"], metadata["spent"]
+    metrics.rewind({"training": first_epoch})
+    save = Pacer(config.checkpoint_seconds, earlier)
+
+    def on_epoch(epoch: int, state, figures: dict) -> None:
+        metrics.write("training", epoch, **figures)
+        if save.due():
+            arrays = checkpoints.train_state_arrays(state)
+            saved.save(epoch, arrays, {"epoch": epoch, "spent": save.spent()})
+
+    variables = training.train(
+        classifier,
+        variables,
+        dataset,
+        options,
+        state=state,
+        first_epoch=first_epoch,
+        on_epoch=on_epoch,
+        progress=progress,
+    )
+    return variables, save.spent()["seconds"]
