@@ -12,8 +12,9 @@ from runs import compilations_on_disk
 from toys import StoppedError, row_dataset
 
 from moth_jax import checkpoints
+from moth_jax.addon import optimiser
 from moth_jax.baselines import adversarial, fine_pruning, fine_tuning, nad, nc, uap, universal
-from moth_jax.baselines.base import draw
+from moth_jax.baselines.base import draw, make_plain_update
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.methods import METHODS
@@ -293,12 +294,12 @@ def test_attention_is_the_share_of_the_squares_over_channels():
 
 def test_a_student_that_looks_where_its_teacher_looks_learns_by_cross_entropy_alone():
     config = config_of("nad", augment=False)
-    tx = fine_tuning.addon.optimiser(config, DATASET)
+    tx = optimiser(config, DATASET)
     batch = draw(DATASET, config, 0)
     train = nad.TrainState(VARIABLES, tx.init(VARIABLES["params"]))
     distil = nad._make_distillation(CLASSIFIER, VARIABLES, DATASET, config, tx)
     _, same = distil(train, VARIABLES, batch)
-    plain = fine_tuning.make_plain_update(CLASSIFIER, DATASET, config, tx)
+    plain = make_plain_update(CLASSIFIER, DATASET, config, tx)
     _, expected = plain(train, batch)
     assert float(same) == pytest.approx(float(expected), rel=1e-5)
     other = {**VARIABLES, "params": {**variables_of(3)["params"]}}

@@ -3,11 +3,9 @@
 import dataclasses
 
 from moth_jax.addon import AddOnConfig
-from moth_jax.baselines import fine_tuning
-from moth_jax.baselines.base import BaselineState, OnRound
+from moth_jax.baselines.base import Stages, as_method, plain_stages
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, Variables
-from moth_jax.progress import Progress
 from moth_jax.training import Adversary
 
 _CIFAR10 = Adversary(8 / 255, 2 / 255, 7)
@@ -33,27 +31,14 @@ class AdversarialConfig(AddOnConfig):
             )
 
 
+@as_method
 def harden(
-    classifier: Classifier,
-    variables: Variables,
-    dataset,
-    config: AdversarialConfig,
-    *,
-    state: BaselineState | None = None,
-    on_round: OnRound | None = None,
-    progress: bool | Progress = True,
-) -> BaselineState:
+    classifier: Classifier, variables: Variables, dataset, config: AdversarialConfig
+) -> Stages:
     """Train on perturbed images; arguments and result as in `moth.harden`.
 
     Note: The accuracy bound is off by default: robustness costs more accuracy than any other method
       may lose, and the untouched model would be returned.
     """
-    return fine_tuning.harden(
-        classifier,
-        variables,
-        dataset,
-        config,
-        state=state,
-        on_round=on_round,
-        progress=progress,
-    )
+    del variables
+    return plain_stages(classifier, dataset, config)

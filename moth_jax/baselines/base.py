@@ -18,6 +18,7 @@ from moth_jax.addon import (
     check_fit,
     initial_fields,
     key_of,
+    optimiser,
 )
 from moth_jax.data.augmentation import augment
 from moth_jax.data.sampling import epoch_batches
@@ -57,13 +58,11 @@ class Stages(NamedTuple):
     """A method: what it does before the main training, and one step of that.
 
     Attributes:
+      tx: the optimiser.
       step: (state, index) -> (state, figures), one step of the main training.
       prepare: the same, before it.
       num_prepare: how many of those.
       begin: state -> state, at the beginning of the main training.
-      tx: the optimiser of the main training, or of both if `prepare_tx` is None.
-      prepare_tx: the optimiser of the preparation.
-      total: steps of the main training, if not those of the options.
     """
 
     tx: optax.GradientTransformation
@@ -71,42 +70,78 @@ class Stages(NamedTuple):
     prepare: Step | None = None
     num_prepare: int = 0
     begin: Callable[[BaselineState], BaselineState] = lambda state: state
-    prepare_tx: optax.GradientTransformation | None = None
-    total: int | None = None
 
 
-def run_stages(
+def as_method(
+    make_stages: Callable[[Classifier, Variables, object, AddOnConfig], Stages],
+) -> Callable[..., BaselineState]:
+    """Return the method of these stages, to be called as `moth.harden`.
+
+    harden(classifier, variables, dataset, config, *, state, on_round, progress)
+    """
+
+    @functools.wraps(make_stages, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+    def harden(
+        classifier: Classifier,
+        variables: Variables,
+        dataset,
+        config: AddOnConfig,
+        *,
+        state: BaselineState | None = None,
+        on_round: OnRound | None = None,
+        progress: bool | Progress = True,
+    ) -> BaselineState:
+        check_fit(classifier, dataset, config)
+        stages = make_stages(classifier, variables, dataset, config)
+        if state is None:
+            state = _start(classifier, variables, dataset, stages)
+        else:
+            state = dataclasses.replace(
+                state, train=replicate(state.train), memory=replicate(state.memory)
+            )
+        report = (lambda state, records: None) if on_round is None else on_round
+        progress = as_progress(progress)
+        state = _prepare(stages, state, report, progress)
+        return _train(classifier, dataset, config, stages, state, report, progress)
+
+    return harden
+
+
+def _start(classifier, variables, dataset, stages: Stages) -> BaselineState:
+    variables = replicate(variables)
+    train = replicate(TrainState(variables, stages.tx.init(variables["params"])))
+    return BaselineState(**initial_fields(classifier, train, dataset), prepared=0, memory={})
+
+
+def _prepare(stages: Stages, state: BaselineState, report: OnRound, progress: Progress):
+    if state.prepared == stages.num_prepare:
+        return state
+    with progress.task(
+        PREPARATION, total=stages.num_prepare, unit="steps", completed=state.prepared
+    ) as task:
+        while state.prepared < stages.num_prepare:
+            index = state.prepared
+            state, figures = stages.prepare(state, index)
+            state = dataclasses.replace(state, prepared=index + 1)
+            task.advance(1, **figures)
+            report(state, [{"phase": PREPARATION, "step": index, **figures}])
+    return state
+
+
+def _train(
     classifier: Classifier,
-    variables: Variables,
     dataset,
     config: AddOnConfig,
     stages: Stages,
-    *,
-    state: BaselineState | None,
-    on_round: OnRound | None,
-    progress: bool | Progress,
+    state: BaselineState,
+    report: OnRound,
+    progress: Progress,
 ) -> BaselineState:
-    """Do what is left of a method; the arguments and the result are those of `moth.harden`."""
-    check_fit(classifier, dataset, config)
-    state = _start(classifier, variables, dataset, stages) if state is None else _resume(state)
-    report = (lambda state, records: None) if on_round is None else on_round
-    progress = as_progress(progress)
-    if state.prepared < stages.num_prepare:
-        with progress.task(
-            PREPARATION, total=stages.num_prepare, unit="steps", completed=state.prepared
-        ) as task:
-            while state.prepared < stages.num_prepare:
-                index = state.prepared
-                state, figures = stages.prepare(state, index)
-                state = dataclasses.replace(state, prepared=index + 1)
-                task.advance(1, **figures)
-                report(state, [{"phase": PREPARATION, "step": index, **figures}])
-    total = config.num_steps(len(dataset.train)) if stages.total is None else stages.total
+    total = config.num_steps(len(dataset.train))
     with progress.task(HARDENING, total=total, unit="steps", completed=state.step) as task:
         while not state.stopped:
             index = state.step
-            if index == 0:
-                state = _begin(state, stages)
+            state = stages.begin(state) if index == 0 else state
             state, figures = stages.step(state, index)
             state = dataclasses.replace(state, step=index + 1)
             state = check_accuracy(classifier, dataset, config, state, since=index, total=total)
@@ -116,26 +151,6 @@ def run_stages(
             task.advance(1, accuracy=state.accuracy, **figures)
             report(state, [record])
     return state
-
-
-def _start(classifier, variables, dataset, stages: Stages) -> BaselineState:
-    variables = replicate(variables)
-    tx = stages.prepare_tx or stages.tx
-    train = replicate(TrainState(variables, tx.init(variables["params"])))
-    return BaselineState(**initial_fields(classifier, train, dataset), prepared=0, memory={})
-
-
-def _begin(state: BaselineState, stages: Stages) -> BaselineState:
-    """Enter the main training, with a fresh optimiser if the preparation had another."""
-    state = stages.begin(state)
-    if stages.prepare_tx is None:
-        return state
-    opt_state = stages.tx.init(state.train.variables["params"])
-    return dataclasses.replace(state, train=replicate(TrainState(state.train.variables, opt_state)))
-
-
-def _resume(state: BaselineState) -> BaselineState:
-    return dataclasses.replace(state, train=replicate(state.train), memory=replicate(state.memory))
 
 
 def optimiser_structure() -> optax.GradientTransformation:
@@ -181,6 +196,18 @@ def prepared_images(
         return perturb(classifier, variables, images, labels, attack_key, config.adversary)
 
     return images_of
+
+
+def plain_stages(classifier: Classifier, dataset, config: AddOnConfig) -> Stages:
+    """Return training as it is, on the batches of `prepared_images`."""
+    tx = optimiser(config, dataset)
+    update = make_plain_update(classifier, dataset, config, tx)
+
+    def step(state: BaselineState, index: int) -> tuple[BaselineState, dict]:
+        train, loss = update(state.train, draw(dataset, config, index))
+        return dataclasses.replace(state, train=train), {"loss": float(loss)}
+
+    return Stages(tx=tx, step=step)
 
 
 def step_config(dataset, config: AddOnConfig, **options) -> StepConfig:

@@ -12,17 +12,15 @@ from moth_jax import addon
 from moth_jax.addon import AddOnConfig
 from moth_jax.baselines.base import (
     BaselineState,
-    OnRound,
     Stages,
+    as_method,
     draw,
     make_plain_update,
-    run_stages,
 )
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, Variables
 from moth_jax.models.features import stages as feature_stages
 from moth_jax.models.features import with_features, with_replaced
-from moth_jax.progress import Progress
 from moth_jax.training import TrainState
 
 _BATCH = 256
@@ -47,17 +45,11 @@ class FinePruningConfig(AddOnConfig):
             raise InputError(f"max_prune_drop is a share in [0, 1], got {self.max_prune_drop}")
 
 
+@as_method
 def harden(
-    classifier: Classifier,
-    variables: Variables,
-    dataset,
-    config: FinePruningConfig,
-    *,
-    state: BaselineState | None = None,
-    on_round: OnRound | None = None,
-    progress: bool | Progress = True,
-) -> BaselineState:
-    """Cut channels of the last stage by ascending mean activation, then train; as `moth.harden`.
+    classifier: Classifier, variables: Variables, dataset, config: FinePruningConfig
+) -> Stages:
+    """Cut the channels of the last stage that are least active, then train; as `moth.harden`.
 
     A channel is cut by setting to zero the weights that read it, and they stay zero.
 
@@ -87,16 +79,7 @@ def harden(
         train, loss = update(state.train, state.memory, draw(dataset, config, index))
         return dataclasses.replace(state, train=train), {"loss": float(loss)}
 
-    return run_stages(
-        classifier,
-        variables,
-        dataset,
-        config,
-        Stages(tx=tx, step=step, prepare=prepare, num_prepare=1),
-        state=state,
-        on_round=on_round,
-        progress=progress,
-    )
+    return Stages(tx=tx, step=step, prepare=prepare, num_prepare=1)
 
 
 def _cut(variables: Variables, keep: dict[str, Array]) -> Variables:

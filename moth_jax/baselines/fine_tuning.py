@@ -2,18 +2,9 @@
 
 import dataclasses
 
-from moth_jax import addon
 from moth_jax.addon import AddOnConfig
-from moth_jax.baselines.base import (
-    BaselineState,
-    OnRound,
-    Stages,
-    draw,
-    make_plain_update,
-    run_stages,
-)
+from moth_jax.baselines.base import Stages, as_method, plain_stages
 from moth_jax.models import Classifier, Variables
-from moth_jax.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,31 +14,10 @@ class FineTuningConfig(AddOnConfig):
     learning_rate: float = 1e-2
 
 
+@as_method
 def harden(
-    classifier: Classifier,
-    variables: Variables,
-    dataset,
-    config: AddOnConfig,
-    *,
-    state: BaselineState | None = None,
-    on_round: OnRound | None = None,
-    progress: bool | Progress = True,
-) -> BaselineState:
+    classifier: Classifier, variables: Variables, dataset, config: FineTuningConfig
+) -> Stages:
     """Train on clean images; arguments and result as in `moth.harden`."""
-    tx = addon.optimiser(config, dataset)
-    update = make_plain_update(classifier, dataset, config, tx)
-
-    def step(state: BaselineState, index: int) -> tuple[BaselineState, dict]:
-        train, loss = update(state.train, draw(dataset, config, index))
-        return dataclasses.replace(state, train=train), {"loss": float(loss)}
-
-    return run_stages(
-        classifier,
-        variables,
-        dataset,
-        config,
-        Stages(tx=tx, step=step),
-        state=state,
-        on_round=on_round,
-        progress=progress,
-    )
+    del variables
+    return plain_stages(classifier, dataset, config)

@@ -12,18 +12,16 @@ from moth_jax.addon import AddOnConfig
 from moth_jax.baselines.base import (
     BaselineState,
     Batch,
-    OnRound,
     Stages,
+    as_method,
     draw,
     make_plain_update,
     prepared_images,
-    run_stages,
 )
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, Variables
 from moth_jax.models.features import stages as feature_stages
 from moth_jax.models.features import with_features
-from moth_jax.progress import Progress
 from moth_jax.training import TrainState, make_update, sgd
 
 _STUDENT, _TEACHER = 0, 1  # purposes of randomness
@@ -69,16 +67,8 @@ def attention(features: Array) -> Array:
     return maps / jnp.maximum(jnp.linalg.norm(maps, axis=1, keepdims=True), 1e-12)
 
 
-def harden(
-    classifier: Classifier,
-    variables: Variables,
-    dataset,
-    config: NadConfig,
-    *,
-    state: BaselineState | None = None,
-    on_round: OnRound | None = None,
-    progress: bool | Progress = True,
-) -> BaselineState:
+@as_method
+def harden(classifier: Classifier, variables: Variables, dataset, config: NadConfig) -> Stages:
     """Fine-tune a teacher, then train the given model to look where it looks.
 
     Arguments and result as in `moth.harden`. The loss is cross-entropy and, for each of the last
@@ -112,21 +102,12 @@ def harden(
         train, loss = distil(state.train, _unpacked(state.memory, state.kept), batch)
         return dataclasses.replace(state, train=train), {"loss": float(loss)}
 
-    return run_stages(
-        classifier,
-        variables,
-        dataset,
-        config,
-        Stages(
-            tx=tx,
-            step=step,
-            prepare=prepare,
-            num_prepare=max(1, round(config.teacher_epochs * per_epoch)),
-            begin=begin,
-        ),
-        state=state,
-        on_round=on_round,
-        progress=progress,
+    return Stages(
+        tx=tx,
+        step=step,
+        prepare=prepare,
+        num_prepare=max(1, round(config.teacher_epochs * per_epoch)),
+        begin=begin,
     )
 
 

@@ -10,18 +10,16 @@ from moth_jax import addon
 from moth_jax.addon import AddOnConfig, key_of, rng_of
 from moth_jax.baselines.base import (
     BaselineState,
-    OnRound,
     Stages,
+    as_method,
     draw,
     make_universal_inversion,
-    run_stages,
     step_config,
 )
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import make_stamped_update
 from moth_jax.models import Classifier, Variables
-from moth_jax.progress import Progress
 from moth_jax.triggers import Trigger
 from moth_jax.warmup import WarmUpResult, draw_samples
 
@@ -55,16 +53,8 @@ class NcConfig(AddOnConfig):
             raise InputError(f"stamp_share must be in (0, 1], got {self.stamp_share}")
 
 
-def harden(
-    classifier: Classifier,
-    variables: Variables,
-    dataset,
-    config: NcConfig,
-    *,
-    state: BaselineState | None = None,
-    on_round: OnRound | None = None,
-    progress: bool | Progress = True,
-) -> BaselineState:
+@as_method
+def harden(classifier: Classifier, variables: Variables, dataset, config: NcConfig) -> Stages:
     """Invert a universal trigger for every class, then train with them stamped on true labels.
 
     Arguments and result as in `moth.harden`.
@@ -101,16 +91,7 @@ def harden(
         figures = {"num_stamped": int(stamped.sum()), "loss": float(loss)}
         return dataclasses.replace(state, train=train), figures
 
-    return run_stages(
-        classifier,
-        variables,
-        dataset,
-        config,
-        Stages(tx=tx, step=step, prepare=prepare, num_prepare=len(classes)),
-        state=state,
-        on_round=on_round,
-        progress=progress,
-    )
+    return Stages(tx=tx, step=step, prepare=prepare, num_prepare=len(classes))
 
 
 def _remember(memory: dict, result: WarmUpResult) -> dict:

@@ -12,15 +12,13 @@ from moth_jax.addon import AddOnConfig
 from moth_jax.baselines.base import (
     BaselineState,
     Batch,
-    OnRound,
     Stages,
+    as_method,
     draw,
     prepared_images,
-    run_stages,
 )
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, Variables
-from moth_jax.progress import Progress
 from moth_jax.training import TrainState, make_update
 
 
@@ -70,16 +68,8 @@ def ascend(
     return jax.lax.fori_loop(0, config.ascent_steps, step, perturbation)
 
 
-def harden(
-    classifier: Classifier,
-    variables: Variables,
-    dataset,
-    config: UapConfig,
-    *,
-    state: BaselineState | None = None,
-    on_round: OnRound | None = None,
-    progress: bool | Progress = True,
-) -> BaselineState:
+@as_method
+def harden(classifier: Classifier, variables: Variables, dataset, config: UapConfig) -> Stages:
     """Train on images that carry the perturbation; arguments and result as in `moth.harden`.
 
     Note: With an adversary (for adversarially trained models) the perturbation is put on top of its
@@ -113,13 +103,4 @@ def harden(
         memory = {"perturbation": perturbation}
         return dataclasses.replace(state, train=train, memory=memory), {"loss": float(loss)}
 
-    return run_stages(
-        classifier,
-        variables,
-        dataset,
-        config,
-        Stages(tx=tx, step=step, begin=begin),
-        state=state,
-        on_round=on_round,
-        progress=progress,
-    )
+    return Stages(tx=tx, step=step, begin=begin)

@@ -10,17 +10,15 @@ from moth_jax import addon
 from moth_jax.addon import AddOnConfig, key_of, rng_of
 from moth_jax.baselines.base import (
     BaselineState,
-    OnRound,
     Stages,
+    as_method,
     draw,
     make_universal_inversion,
-    run_stages,
     step_config,
 )
 from moth_jax.data.sampling import class_indices
 from moth_jax.hardening import make_stamped_update, random_triggers
 from moth_jax.models import Classifier, Variables
-from moth_jax.progress import Progress
 from moth_jax.triggers import Trigger
 from moth_jax.warmup import draw_samples
 
@@ -56,16 +54,10 @@ class UniversalConfig(AddOnConfig):
         )
 
 
+@as_method
 def harden(
-    classifier: Classifier,
-    variables: Variables,
-    dataset,
-    config: UniversalConfig,
-    *,
-    state: BaselineState | None = None,
-    on_round: OnRound | None = None,
-    progress: bool | Progress = True,
-) -> BaselineState:
+    classifier: Classifier, variables: Variables, dataset, config: UniversalConfig
+) -> Stages:
     """Invert and train one target after the other; arguments and result as in `moth.harden`.
 
     Inversions start from the target's last trigger, with MOTH's budgets; the trigger is stamped on
@@ -115,16 +107,7 @@ def harden(
         }
         return dataclasses.replace(state, train=train, memory=memory), figures
 
-    return run_stages(
-        classifier,
-        variables,
-        dataset,
-        config,
-        Stages(tx=tx, step=step, begin=begin),
-        state=state,
-        on_round=on_round,
-        progress=progress,
-    )
+    return Stages(tx=tx, step=step, begin=begin)
 
 
 def _turn(config: UniversalConfig, index: int, num_classes: int) -> tuple[int, int]:
