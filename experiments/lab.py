@@ -156,11 +156,12 @@ def harden(
 
 
 def _keep_snapshot(classifier: Classifier, folder: Path, every: int, state, spent: dict) -> None:
-    step = state.step
-    if every and step and step % every == 0:
-        path = folder / "snapshots" / f"{step:06d}"
-        checkpoints.save_model(path / "hardened", classifier, state.train.variables)
-        write_json(path / "spent.json", {"step": step, **spent})
+    """Keep the first state of each `every` steps: a round may pass over a multiple of it."""
+    if every and state.step >= every:
+        path = folder / "snapshots" / f"{state.step // every * every:06d}"
+        if not (path / "spent.json").exists():
+            checkpoints.save_model(path / "hardened", classifier, state.train.variables)
+            write_json(path / "spent.json", {"step": state.step, **spent})
 
 
 def snapshots(hardened: Model) -> list[tuple[dict, Model]]:
