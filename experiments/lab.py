@@ -6,6 +6,7 @@ method. Each is a folder below --workdir, goes on where it was interrupted, and 
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from moth_jax.backdoors import attack_success
 from moth_jax.configuration import check, data_options
 from moth_jax.console import prepare_console
 from moth_jax.data import ImageDataset
+from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy, pgd_accuracy
 from moth_jax.matrix import DistanceMatrix, relative_increase
 from moth_jax.metrics import MetricWriter
@@ -102,11 +104,27 @@ def model(
         change(config)
     check(config)
     dataset = _loaded(config.data.name, tuple(sorted(data_options(config).items())))
-    folder = cells() / "models" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _cell(cells() / "models" / name, config)
     with MetricWriter(folder) as metrics:
         classifier, variables = original_model(config, dataset, folder, metrics, console_progress())
     return Model(classifier, variables, dataset, config, folder)
+
+
+def _cell(folder: Path, config: ml_collections.ConfigDict) -> Path:
+    """Return the folder of a cell, which is there for one configuration."""
+    ours = json.loads(config.to_json_best_effort())
+    path = folder / "config.json"
+    theirs = read_json(path)
+    if not theirs:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, ours)
+    elif theirs != ours:
+        changed = sorted(name for name in ours if ours[name] != theirs.get(name))
+        raise InputError(
+            f"{folder} was made with another configuration ({', '.join(changed)} differ); remove "
+            "it, or choose another --workdir"
+        )
+    return folder
 
 
 def distances(given: Model) -> DistanceMatrix:
@@ -139,8 +157,7 @@ def harden(
     if change is not None:
         change(config)
     check(config)
-    folder = given.folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _cell(given.folder / name, config)
     with MetricWriter(folder) as metrics:
         variables = phases.harden(
             config,
