@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
-import numpy as np
 from absl import flags
 from scales import SCALES, Problem, Scale
 
@@ -28,8 +27,9 @@ from moth_jax.metrics import MetricWriter
 from moth_jax.models import Classifier, Variables
 from moth_jax.original import original_model
 from moth_jax.progress import console_progress
+from moth_jax.robustness import attacked_images
 from moth_jax.selection import chosen_backdoor
-from moth_jax.workdir import read_json, write_json
+from moth_jax.workdir import changed_fields, read_json, write_json
 
 SCALE = flags.DEFINE_enum("scale", "smoke", list(SCALES), "How large; see experiments/scales.py.")
 WORKDIR = flags.DEFINE_string("workdir", "results/experiments", "Folder of models and checkpoints.")
@@ -118,8 +118,7 @@ def _cell(folder: Path, config: ml_collections.ConfigDict) -> Path:
     if not theirs:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
-    elif theirs != ours:
-        changed = sorted(name for name in ours if ours[name] != theirs.get(name))
+    elif changed := changed_fields(theirs, ours):
         raise InputError(
             f"{folder} was made with another configuration ({', '.join(changed)} differ); remove "
             "it, or choose another --workdir"
@@ -223,12 +222,11 @@ def quality(given: Model, *, robust: bool = False) -> dict:
             "accuracy": accuracy(given.classifier.predict, given.variables, given.dataset.test)
         }
         if robust:
-            split, options = given.dataset.test, scale().robustness[given.config.data.name]
-            part = split.subset(np.arange(min(options.num_images, len(split))))
+            options = scale().robustness[given.config.data.name]
             figures["robustness"] = pgd_accuracy(
                 given.classifier.predict,
                 given.variables,
-                part,
+                attacked_images(given.dataset, options.num_images),
                 epsilon=options.epsilon,
                 step_size=options.step_size,
                 num_steps=options.num_steps,

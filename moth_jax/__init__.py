@@ -7,6 +7,9 @@ How easily does a small sticker flip this classifier, and how is it made harder?
 
 The modules follow the paper: `triggers` (Definition III.1), `inversion` and `distance` (Definition
 III.2), `warmup` and `scheduler` (Section IV-C), `hardening` (Section IV-B), `moth` (Figure 5).
+`baselines` has the methods it is compared with (Section V-B), on what `addon` gives to all, and
+`methods` their list; `scanning` says whether a model looks poisoned (Section VI-A), and `backdoors`
+poisons one, to see the backdoor removed (Section VI-B).
 """
 
 from moth_jax.distance import DistanceMatrix, class_distance, distance_matrix, relative_increase

@@ -8,10 +8,10 @@ so there is one list of options and one place that documents each.
 import dataclasses
 
 import ml_collections
+from ml_collections import config_dict
 
-from moth_jax import data
+from moth_jax import backdoors, data
 from moth_jax.addon import AddOnConfig
-from moth_jax.backdoors import ATTACKS
 from moth_jax.errors import InputError, require_choice
 from moth_jax.inversion import INVERSIONS
 from moth_jax.methods import METHODS
@@ -47,14 +47,19 @@ def default_config() -> ml_collections.ConfigDict:
       backdoor: what is planted in the model that is trained here, and measured in any: kind
         ("" for none; `backdoors.ATTACKS`), target and victims (names of classes; () for all but the
         target), rate and cover_rate of `backdoors.poison`, seed of the choice of images and of the
-        trigger; the other fields are the attack's options. Only the original model is trained on
-        poisoned images; measuring and hardening see the clean ones.
+        trigger; the other fields are the attacks' options, None for an attack's own default. Only
+        the original model is trained on poisoned images; measuring and hardening see the clean
+        ones.
       training: `training.TrainingConfig`.
       distance: `distance.distance_matrix`, with patience and success_bound of the inversion, the
         split whose images are used, victims: names of classes to measure from (() for all), and
         num_directions: so many directions, drawn at random by the run's seed (0 for all).
       scan: `scanning.ScanOptions`, with the method (`scanning.SCANNERS`), the split whose images
         are used, and the threshold of its statistic (`scanning.calibrate`; 0 for the method's own).
+      robustness: the attack under which accuracy is measured as well (`evaluation.pgd_accuracy`):
+        epsilon (0 for none) and step_size in units of [0, 1], num_steps, and num_images of the test
+        set (`robustness.attacked_images`). Published: 8/255 and 20 steps of 2/255 for CIFAR-10,
+        0.03 and 100 of 0.001 for SVHN and GTSRB, 0.1 and 100 of 0.01 for LISA.
       harden: `moth.MothConfig`, for the methods "moth" and "pairwise".
       universal, uap, nc, nad, adversarial, fine_tuning, fine_pruning: the options of these methods
         (`methods.METHODS`, `baselines/`).
@@ -85,6 +90,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "rate": 0.1,
                 "cover_rate": 0.1,
                 "seed": 0,
+                **_attack_options(),
             },
             "training": _fields(TrainingConfig),
             "distance": {
@@ -107,17 +113,27 @@ def default_config() -> ml_collections.ConfigDict:
                 "threshold": 0.0,
                 **_fields(ScanOptions),
             },
+            "robustness": {
+                "epsilon": 0.0,
+                "step_size": 2 / 255,
+                "num_steps": 20,
+                "num_images": 1000,
+            },
             "clean_share": 1.0,
             **{_node(name): _fields(method.config) for name, method in METHODS.items()},
             "checkpoint_seconds": 30.0,
         }
     )
-    # A field mistyped in a configuration file is found; the options of data depend on its name,
-    # and those of a backdoor on its kind.
+    # A field mistyped in a configuration file is found; the options of data depend on its name.
     config.lock()
     config.data.unlock()
-    config.backdoor.unlock()
     return config
+
+
+def _attack_options() -> dict:
+    """Return a field without a value for every option of any attack but the seed, by its type."""
+    types = backdoors.option_types()
+    return {name: config_dict.placeholder(types[name]) for name in types if name != "seed"}
 
 
 def _fields(options: type) -> dict:
@@ -170,7 +186,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "it False to train one from scratch"
         )
     if config.backdoor.kind:
-        require_choice("backdoor", config.backdoor.kind, ATTACKS)
+        require_choice("backdoor", config.backdoor.kind, backdoors.ATTACKS)
     require_choice("inversion", config.distance.inversion, INVERSIONS)
     require_choice("split", config.distance.split, SPLITS)
     require_choice("scan.method", config.scan.method, SCANNERS)

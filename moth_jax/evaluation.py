@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from moth_jax.inversion import LogitsFn, Variables
+from moth_jax.progress import Progress, as_progress
 
 
 @functools.partial(jax.jit, static_argnames="logits_fn")
@@ -88,20 +89,27 @@ def pgd_accuracy(
     num_steps: int,
     seed: int = 0,
     batch_size: int = 256,
+    label: str = "robustness",
+    progress: bool | Progress = False,
 ) -> float:
     """Return the share of an `ImageSplit` still classified as labelled after PGD, in [0, 1].
+
+    `label` is what `progress` (as in `distance.distance_matrix`) calls it.
 
     Note: The published code measures the same first batch ten times; this goes through the split.
     """
     attack = jax.jit(
         functools.partial(pgd, logits_fn, epsilon=epsilon, step_size=step_size, num_steps=num_steps)
     )
-    hits = 0
-    for first in range(0, len(split), batch_size):
-        indices = np.arange(first, first + batch_size) % len(split)
-        labels = split.labels[indices]
-        key = jax.random.fold_in(jax.random.key(seed), first)
-        perturbed = attack(variables, split.batch(indices), labels, key)
-        right = np.asarray(_predicted(logits_fn, variables, perturbed)) == labels
-        hits += int(right[: len(split) - first].sum())
-    return hits / len(split)
+    hits, total = 0, len(split)
+    with as_progress(progress).task(label, total=total, unit="images") as task:
+        for first in range(0, total, batch_size):
+            indices = np.arange(first, first + batch_size) % total
+            labels = split.labels[indices]
+            key = jax.random.fold_in(jax.random.key(seed), first)
+            perturbed = attack(variables, split.batch(indices), labels, key)
+            right = np.asarray(_predicted(logits_fn, variables, perturbed)) == labels
+            hits += int(right[: total - first].sum())
+            done = min(first + batch_size, total)
+            task.advance(done - first, robust=hits / done)
+    return hits / total

@@ -74,6 +74,7 @@ def describe(summary: dict, workdir: Path) -> list[str]:
         row("test accuracy", "%", *(_percent(summary[f"accuracy_{w}"]) for w in _WHEN)),
         row("- chosen classes", "%", *of_part("chosen")),
         row("- other classes", "%", *of_part("others")),
+        row("robustness", "%", *(_percent(summary.get(f"robustness_{w}")) for w in _WHEN)),
         row("attack success", "%", *of_attack("")),
         row("- other classes", "%", *of_attack("_others")),
         row("class distance", "pixels", *(summary[f"distance_{w}"] for w in _WHEN)),

@@ -30,6 +30,12 @@ RANGES = {
     "checkpoint_seconds": _NOT_NEGATIVE,
     "clean_share": _POSITIVE_SHARE,
     "backdoor": {"rate": _POSITIVE_SHARE, "cover_rate": _SHARE, "seed": _SEED},
+    "robustness": {
+        "epsilon": _SHARE,
+        "step_size": _POSITIVE,
+        "num_steps": _AT_LEAST_1,
+        "num_images": _AT_LEAST_1,
+    },
     "training": {
         "epochs": _AT_LEAST_1,
         "batch_size": _AT_LEAST_1,

@@ -12,6 +12,7 @@ from moth_jax.metrics import MetricWriter
 from moth_jax.models import Classifier, Variables
 from moth_jax.models.sources import head_is_fixed, load_source, with_classes
 from moth_jax.pacing import Pacer
+from moth_jax.phases import check_hardening
 from moth_jax.progress import Progress
 from moth_jax.selection import chosen_backdoor
 from moth_jax.workdir import write_json
@@ -31,6 +32,7 @@ def original_model(
         classifier, variables = (
             import_model(config, dataset) if source else new_model(config, dataset)
         )
+        check_hardening(config, dataset, classifier)  # not after the training
         seconds = None
         if not source or config.model.fine_tune:
             images = training_images(config, dataset)
@@ -41,6 +43,7 @@ def original_model(
         checkpoints.save_model(folder, classifier, variables)
     checkpoints.RunCheckpoints(workdir / "training").clear()
     saved = checkpoints.load_model(folder)
+    check_hardening(config, dataset, saved.classifier)  # not after the measuring
     return saved.classifier, saved.variables
 
 

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from moth_jax import checkpoints, configuration, distance
-from moth_jax.addon import PHASES, AddOnState
+from moth_jax.addon import PHASES, AddOnState, check_fit
 from moth_jax.data import ImageDataset
 from moth_jax.data.splitting import split_validation
 from moth_jax.inversion import INVERSIONS
@@ -25,6 +25,7 @@ from moth_jax.moth import MothState
 from moth_jax.pacing import Pacer
 from moth_jax.progress import Progress
 from moth_jax.selection import chosen_classes, directions
+from moth_jax.training import check_batch_norm
 from moth_jax.workdir import write_json
 
 
@@ -131,6 +132,17 @@ def harden(
     checkpoints.save_model(folder, classifier, state.kept)
     saved.clear()
     return state.kept
+
+
+def check_hardening(
+    config: ml_collections.ConfigDict, dataset: ImageDataset, classifier: Classifier
+) -> None:
+    """Raise `InputError` if the run is to harden, and its method cannot train this classifier."""
+    if config.phase not in ("all", "harden"):
+        return
+    options = configuration.method_config(config, classes=chosen_classes(config, dataset))
+    check_batch_norm(classifier, options.batch_norm)
+    check_fit(classifier, clean_part(config, dataset), options)
 
 
 def clean_part(config: ml_collections.ConfigDict, dataset: ImageDataset) -> ImageDataset:

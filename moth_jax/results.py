@@ -14,6 +14,7 @@ from moth_jax.matrix import DistanceMatrix, relative_increase
 from moth_jax.metrics import read_metrics
 from moth_jax.report import write_report, write_summary
 from moth_jax.report.backdoor import StampedExample
+from moth_jax.robustness import load_robustness
 from moth_jax.scan_phase import load_scan
 from moth_jax.scanning import Scan
 from moth_jax.selection import chosen_backdoor, chosen_classes, is_subset
@@ -24,7 +25,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir: Path) -> dict:
-    """Write summary.json, and report.html if anything was measured or scanned."""
+    """Write summary.json, and report.html if there is a model."""
     before, after = (_matrix(workdir / f"distance_{when}.npz") for when in ("before", "after"))
     hardening = read_json(workdir / "hardening.json")
     classes, backdoor = chosen_classes(config, dataset), chosen_backdoor(config, dataset)
@@ -32,8 +33,9 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
     summary = {
         "data": dataset.name,
         "model": None,
-        "method": config.method,
+        "method": config.method if models["after"] else None,
         **_accuracies(dataset, classes, models),
+        **load_robustness(workdir),
         **({} if backdoor is None else _attack_success(dataset, backdoor, models)),
         **({} if scan is None else {"scan": _scan_figures(scan)}),
         "distance_before": before and before.average(),
@@ -56,7 +58,7 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     write_summary(workdir / "summary.json", summary)
-    if before is not None or scan is not None:
+    if summary["model"] is not None:
         records = read_metrics(workdir / "metrics.jsonl")
         write_report(
             workdir / "report.html",
@@ -66,6 +68,7 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
             after=after,
             scan=scan,
             class_names=[dataset.class_names[k] for k in classes],
+            training=[record for record in records if record["phase"] == "training"],
             history=[record for record in records if record["phase"] == "hardening"],
             selections=_selections(hardening),
             examples=dataset.test.batch([dataset.test.of_class(k, 1)[0] for k in classes]),

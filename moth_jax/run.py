@@ -5,6 +5,7 @@
     hardened/             the model after
     distance_after.npz    its class distances
     scan.json, scan.npz   whether the model before looks poisoned
+    robustness.json       accuracy of both models under PGD
     summary.json, report.html, metrics.jsonl, tensorboard/
 
 A phase that was interrupted goes on from its last checkpoint (`training/`, `hardening/`) or its
@@ -22,9 +23,9 @@ from moth_jax.original import import_model, new_model, original_model
 from moth_jax.phases import harden, measure
 from moth_jax.progress import Progress
 from moth_jax.results import summarise
+from moth_jax.robustness import measure_robustness
 from moth_jax.scan_phase import check_scan, scan_model
 from moth_jax.selection import chosen_backdoor, directions
-from moth_jax.training import check_batch_norm
 from moth_jax.workdir import claim
 
 __all__ = [
@@ -54,12 +55,19 @@ def run(
     if phase == "report" and not (workdir / "original").exists():
         raise InputError(f"there is no run in {workdir} to report on; do another phase first")
     claim(workdir, config, overwrite=overwrite)
-    if phase == "report":
-        return summarise(config, dataset, workdir)
+    if phase != "report":
+        _do(config, dataset, workdir, progress)
+    measure_robustness(config, dataset, workdir, progress)
+    return summarise(config, dataset, workdir)
+
+
+def _do(
+    config: ml_collections.ConfigDict, dataset: data.ImageDataset, workdir: Path, progress: Progress
+) -> None:
+    """Do what the phase asks for, up to the summary."""
+    phase = config.phase
     with MetricWriter(workdir) as metrics:
         classifier, variables = original_model(config, dataset, workdir, metrics, progress)
-        if phase in ("all", "harden"):  # found now, not after the measuring
-            check_batch_norm(classifier, configuration.method_config(config).batch_norm)
         if phase in ("all", "measure"):
             measure(config, dataset, workdir, "before", classifier, variables, progress)
         if phase in ("all", "harden"):
@@ -68,4 +76,3 @@ def run(
             measure(config, dataset, workdir, "after", classifier, hardened, progress)
         if phase == "scan":
             scan_model(config, dataset, workdir, classifier, variables, progress)
-    return summarise(config, dataset, workdir)

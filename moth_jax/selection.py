@@ -69,7 +69,11 @@ def chosen_backdoor(
         raise InputError("backdoor.target must name a class, got ''")
     (target,) = _numbers("backdoor.target", [_name(target, dataset)], dataset)
     victims = [_name(victim, dataset) for victim in fields["victims"]]
-    options = {name: value for name, value in fields.items() if name not in _NO_OPTIONS}
+    options = {
+        name: value
+        for name, value in fields.items()
+        if name not in _NO_OPTIONS and value is not None
+    }
     if "seed" in backdoors.options(kind):
         options["seed"] = fields["seed"]
     return backdoors.Backdoor(

@@ -17,6 +17,7 @@ _RESULT_FILES = (
     "distance_after.npz",
     "scan.npz",
     "scan.json",
+    "robustness.json",
     "metrics.jsonl",
     "summary.json",
     "report.html",
@@ -32,7 +33,8 @@ _RESULT_FOLDERS = (
 )
 # Fields that are no property of the results: the same run may go on with others.
 _FREE_FIELDS = ("phase", "checkpoint_seconds")
-_FREE_PARTS = ("scan.",)  # a scan is made anew if its own fields differ
+# What these ask for is made anew if their own fields differ.
+_FREE_PARTS = ("scan.", "robustness.")
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) -> None:
@@ -57,7 +59,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) 
             "of a run; choose another --workdir, or move them away"
         )
     if results and not overwrite:
-        changed = _changed_fields(read_json(path), ours)
+        changed = changed_fields(read_json(path), ours)
         if changed:
             raise InputError(
                 f"{workdir} holds a run with another configuration (different: "
@@ -80,7 +82,7 @@ def _results(workdir: Path) -> list[Path]:
     return folders + [path for path in files if not path.is_file() or path.stat().st_size]
 
 
-def _changed_fields(theirs: dict, ours: dict) -> list[str]:
+def changed_fields(theirs: dict, ours: dict) -> list[str]:
     """Return the fields that differ; those that an earlier version did not have had the default."""
     theirs, ours, defaults = (
         {

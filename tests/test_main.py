@@ -54,6 +54,8 @@ def assert_one_line(answer, *fragments):
             "distance.seeds[0]=3",
             ["unknown field config.distance.seeds[0];", "config.distance.seeds"],
         ),
+        ("backdoor.width=3", ["unknown field config.backdoor.width;", "config.backdoor.size, "]),
+        ("backdoor.size=large", ["--config.backdoor.size=large"]),
         ("harden.epochs=many", ["--config.harden.epochs=many", "could not convert"]),
         ("harden.max_steps=1.5", ["--config.harden.max_steps=1.5"]),
         ("harden.symmetric=perhaps", ["--config.harden.symmetric=perhaps", "oolean"]),
@@ -84,6 +86,23 @@ def test_the_field_at_fault_is_named_among_right_ones_of_the_data_set(command, t
     assert_one_line(command(*arguments), "unknown field config.harden.epoch;")
     arguments = (cifar10, "--config.data.dri=here", "--workdir=run")
     assert_one_line(command(*arguments), "unknown field config.data.dri;", "config.data.dir")
+
+
+@pytest.mark.parametrize(
+    ("option", "fragments"),
+    [
+        ("size=9", ["9 x 9 pixels", "does not fit into images of 8 x 8"]),
+        ("colour=(1.0,0.5)", ["colour must be 1 numbers in [0, 1]", "(1.0, 0.5)"]),
+        ("position=left", ["unknown position 'left'", "bottom right"]),
+        ("opacity=0.5", ["'patch' has no option opacity; its options are: colour, margin"]),
+    ],
+)
+def test_the_options_of_a_backdoor_are_fields_of_every_configuration(
+    command, tmp_path, option, fragments
+):
+    backdoor = ("--config.backdoor.kind=patch", "--config.backdoor.target=7")
+    arguments = (*FLAGS, f"--workdir={tmp_path / 'run'}", *backdoor, f"--config.backdoor.{option}")
+    assert_one_line(command(*arguments), *fragments)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +326,8 @@ def test_the_console_shows_progress_and_the_result_and_nothing_of_the_libraries(
     lines = ended.stderr.splitlines()
     assert [line for line in lines if not re.match(r"\d\d:\d\d:\d\d \S", line)] == []
     assert any("training: 2/2 epochs, 100 %" in line for line in lines)
-    assert re.search(r"test accuracy +\d\d\.\d\d %$", lines[-1])
+    assert re.search(r"test accuracy +\d\d\.\d\d %$", lines[-2])
+    assert lines[-1].endswith(str(tmp_path / "report.html"))
 
 
 def test_a_fault_is_one_line_of_the_whole_process(tmp_path):
@@ -363,6 +383,10 @@ ONLY_BEFORE = {
         ({"increase": -0.25}, ["increase         -25.00 %"]),
         ({"harden_stopped": "accuracy"}, ["validation accuracy fell", "step 60"]),
         ({"harden_stopped": "accuracy", "harden_steps": 0}, ["unchanged", "lower"]),
+        (
+            {"robustness_before": 0.428, "robustness_after": 0.43},
+            ["robustness       42.80 -> 43.00 %"],
+        ),
         (
             {"accuracy_chosen_before": 0.95, "accuracy_chosen_after": 0.94},
             ["- chosen classes 95.00 -> 94.00 %"],

@@ -10,9 +10,10 @@ import pytest
 from moth_jax.errors import InputError
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.report import plot_distance_matrix, write_report, write_summary
-from moth_jax.report.curves import history_svg
+from moth_jax.report.curves import history_section, history_svg, training_svg
 from moth_jax.report.figures import distance_scale, increase_scale
 from moth_jax.report.gallery import png_uri
+from moth_jax.report.headline import verdict
 from moth_jax.triggers import Trigger
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -126,7 +127,7 @@ def test_the_page_holds_every_part_and_nothing_from_outside(tmp_path):
     _check(page)
     headings = (
         "Distances",
-        "Distances along training",
+        "Distances along hardening",
         "Selected pairs",
         "Smallest distances",
         "The run",
@@ -268,7 +269,7 @@ def test_missing_triggers_examples_and_figures_leave_dashes(tmp_path):
     _check(page)
     assert not page.attributes("img")
     assert "Selected pairs" not in page.text
-    assert "along training" not in page.text
+    assert "along hardening" not in page.text
     assert "Increase" in page.text  # the map; the headline figure is left out
     assert "+0.0 %" not in page.text
     assert "Test accuracy" not in page.text
@@ -318,12 +319,100 @@ def test_a_few_outliers_do_not_set_the_end_of_the_scale():
     assert distance_scale(values).high < 51
 
 
-def test_curves_need_sizes_or_accuracies():
+def test_curves_need_sizes_losses_or_accuracies():
     assert history_svg([], name="h") is None
-    assert history_svg([{"step": 0, "loss": 1.0}], name="h") is None
+    assert history_svg([{"step": 0, "loss": None, "target": "cat"}], name="h") is None
     assert "no trigger was found" in history_svg([{"step": 0, "sizes": [np.inf]}], name="h")
     accuracy_only = history_svg([{"step": 0, "validation_accuracy": 0.9}], name="h")
     assert "trigger size" not in accuracy_only
+
+
+def _records(count=3, **figures):
+    return [{"step": k, **figures} for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("history", "heading", "drawn", "absent"),
+    [
+        (
+            _records(sizes=[4.0, 5.0], loss=0.1),
+            "Distances along hardening",
+            "selected pair",
+            "loss",
+        ),
+        (_records(size=4.0, target="cat"), "Triggers along hardening", "universal trigger", "pair"),
+        (_records(loss=0.1), "Hardening", "loss", "trigger"),
+        (_records(100, loss=0.1, validation_accuracy=1.0), "Hardening", "accuracy (%)", "trigger"),
+        (_records(loss=float("inf"), validation_accuracy=0.1), "Hardening", "validation", "pair"),
+    ],
+)
+def test_the_section_on_a_hardening_says_what_its_method_records(history, heading, drawn, absent):
+    section = history_section(history)
+    assert f"<h2>{heading}</h2>" in section
+    svg = section[section.index("<svg") :]
+    assert drawn in svg
+    assert absent not in svg
+
+
+def test_an_accuracy_is_drawn_within_0_and_100_percent():
+    for value in (0.0, 1.0):
+        svg = training_svg(_records(validation_accuracy=value), name="t")
+        labels = [float(label) for label in re.findall(r">([\d.]+)<", svg)]
+        assert min(labels) >= 0
+        assert max(labels) <= 100
+
+
+def test_pairs_selected_in_a_hardening_without_distances_are_named(tmp_path):
+    names = ["ant", "bee", "cow", "dog"]
+    page = _report(tmp_path, before=None, after=None, class_names=names)
+    _check(page)
+    assert "Selected pairs" in page.text
+    assert "ant ↔ " in page.text
+    assert "Distances before" not in page.text
+
+
+TRAINED = {"accuracy_before": 0.912, "training_seconds": 83.0, "accuracy_after": None}
+
+
+def test_a_run_that_only_trained_shows_its_training(tmp_path):
+    records = _records(5, loss=0.4, validation_accuracy=0.9)
+    nothing = {"before": None, "after": None, "history": (), "selections": None, "examples": None}
+    page = _report(tmp_path, summary=TRAINED, training=records, **nothing)
+    _check(page)
+    assert "The test accuracy of this model is 91.2 %." in page.text
+    assert "Training took1 min 23 s" in page.text
+    assert "<h2>Training</h2>" in page.source
+    assert len(page.attributes("svg")) == 1
+    assert not re.search("[Hh]ardening|distance|→|Measuring|–", page.text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"attack_success_before": 0.998}, "is 91.2 %, the attack success rate of its backdoor 99"),
+        ({"accuracy_after": 0.9, "method": "nad"}, "Hardening (nad) took test accuracy from 91.2"),
+        (
+            {"accuracy_after": 0.9, "attack_success_before": 0.998, "attack_success_after": 0.01},
+            "Hardening took test accuracy from 91.2 % to 90.0 %, attack success from 99.8 % to 1.0",
+        ),
+        ({"accuracy_before": None}, ""),
+    ],
+)
+def test_the_verdict_on_a_model_that_was_not_measured(changes, expected):
+    sentence = verdict({**TRAINED, **changes}, None, None).replace("\u00a0", " ")
+    assert expected in sentence
+    assert bool(expected) == bool(sentence)
+
+
+def test_another_method_than_moth_is_named(tmp_path):
+    page = _report(tmp_path, summary={**SUMMARY, "method": "fine_tuning"}, selections=None)
+    assert "Hardening (fine_tuning) raised the mean class distance" in page.text
+
+
+def test_robustness_is_a_figure_at_the_top(tmp_path):
+    figures = {"robustness_before": 0.428, "robustness_after": 0.43}
+    page = _report(tmp_path, summary={**SUMMARY, **figures})
+    assert "Robustness (PGD)42.8 → 43.0 %+0.2 points" in page.text
 
 
 def test_the_steps_of_a_short_hardening_are_whole_numbers():

@@ -188,6 +188,19 @@ def test_the_report_alone_writes_summary_and_report_anew(copy, summary):
     assert "small_cnn on digits" in (copy / "report.html").read_text()
 
 
+def test_a_model_that_was_only_trained_has_a_report_of_its_training(copy):
+    for name in ("distance_before.npz", "distance_after.npz", "hardening.json"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "hardened")
+    summary = do(tiny_config(phase="report"), copy)
+    assert (summary["accuracy_after"], summary["method"]) == (None, None)
+    page = (copy / "report.html").read_text()
+    accuracy = f"{100 * summary['accuracy_before']:.1f}"
+    assert f"The test accuracy of this model is {accuracy}" in page
+    assert "<h2>Training</h2>" in page
+    assert "Mean class distance" not in page
+
+
 def test_there_is_no_report_of_nothing(tmp_path):
     with pytest.raises(InputError, match=r"no run in .*/new to report on"):
         do(tiny_config(phase="report"), tmp_path / "new")
@@ -312,6 +325,12 @@ def test_a_fault_of_the_configuration_is_found_before_anything_is_computed(
         do(tiny_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run" / "original").exists()
     assert not (tmp_path / "run" / "training").exists()
+
+
+def test_too_few_clean_images_for_a_batch_are_found_before_the_training(tmp_path):
+    with pytest.raises(InputError, match=r"batch_size 128 is larger than the data: \d\d training"):
+        do(tiny_config(clean_share=0.05), tmp_path / "run")
+    assert steps(tmp_path / "run") == []
 
 
 def test_victims_may_be_given_as_numbers_where_these_are_their_names():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -7,9 +8,11 @@ import pytest
 from runs import do, tiny_config
 from toys import row_dataset
 
-from moth_jax import data
+from moth_jax import backdoors, data
 from moth_jax import run as run_module
 from moth_jax.backdoors import options
+from moth_jax.configuration import default_config
+from moth_jax.data import ImageSplit
 from moth_jax.errors import InputError
 from moth_jax.main import describe
 from moth_jax.matrix import DistanceMatrix
@@ -97,7 +100,6 @@ def test_hardening_and_measuring_see_the_clean_images(tmp_path, monkeypatch):
     )
     for name in ("measure", "harden", "summarise"):
         stub(name, {})
-    monkeypatch.setattr(run_module, "check_batch_norm", lambda *_: None)
     do(tiny_config(**digits_backdoor(rate=0.1)), tmp_path / "run")
     (poisoned,) = trained
     assert len(set(seen.values())) == 1
@@ -163,7 +165,7 @@ def test_classes_are_found_by_name_or_by_number():
         ({"cover_rate": 2.0}, r"backdoor.cover_rate must be in \[0, 1\], got 2.0"),
         ({"size": 9}, "9 x 9 pixels .* does not fit into images of 8 x 8"),
         ({"colour": (1.0, 1.0, 1.0)}, "colour must be 1 numbers"),
-        ({"width": 3}, "backdoor 'patch' has no option width"),
+        ({"opacity": 0.5}, "backdoor 'patch' has no option opacity; its options are: colour, mar"),
         ({"kind": "filter"}, "a filter needs images of 3 channels"),
     ],
 )
@@ -173,6 +175,44 @@ def test_a_mistaken_backdoor_of_a_run_is_found_before_anything_is_done(tmp_path,
     with pytest.raises(InputError, match=message):
         do(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", backdoors.ATTACKS)
+def test_every_option_of_every_attack_is_a_field_and_none_is_set(kind):
+    fields = default_config().backdoor
+    for name in set(options(kind)) - {"seed"}:
+        assert fields[name] is None
+        assert fields.get_type(name) is backdoors.option_types()[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "one", "other"),
+    [
+        ("patch", "size", 1, 2),
+        ("patch", "colour", (0.2,), (0.9,)),
+        ("blend", "opacity", 0.1, 0.4),
+        ("polygon", "position", "top left", "bottom right"),
+        ("polygon", "regular", True, False),
+    ],
+)
+def test_an_option_that_is_given_reaches_the_trigger(kind, name, one, other):
+    clean = np.full((1, 12, 12, 1), 0.5, np.float32)
+    dataset = dataclasses.replace(
+        row_dataset(),
+        **{part: ImageSplit(clean, np.zeros(1, np.int32)) for part in ("train", "test")},
+    )
+    base = digits_backdoor(kind=kind, target="0", area=0.1 if kind == "polygon" else None)
+    stamped = [
+        chosen_backdoor(tiny_config(**base, **{f"backdoor__{name}": value}), dataset).stamp(clean)
+        for value in (one, one, other)
+    ]
+    np.testing.assert_array_equal(stamped[0], stamped[1])
+    assert (stamped[0] != stamped[2]).any()
+
+
+def test_a_field_of_a_backdoor_that_no_attack_has_is_found():
+    with pytest.raises(AttributeError, match="width"):
+        tiny_config().backdoor.width = 3
 
 
 def test_the_seed_of_a_backdoor_is_also_that_of_its_trigger():

@@ -213,6 +213,10 @@ def test_statistics_that_cannot_be_updated_stay_as_they_are_in_fine_tuning(image
     ):
         do(fine_tuning(images, tmp_path, **changes), tmp_path / "run")
     changes["training__batch_norm"] = "frozen"
+    hardened = {**changes, "phase": "all", "harden__batch_norm": "update"}
+    with pytest.raises(InputError, match=r"'update' is impossible for this"):
+        do(fine_tuning(images, tmp_path, **hardened), tmp_path / "hardened")
+    assert not (tmp_path / "hardened" / "metrics.jsonl").read_text()  # not after the training
     do(fine_tuning(images, tmp_path, **changes), tmp_path / "run")
     variables = checkpoints.load_model(tmp_path / "run" / "original").variables
     np.testing.assert_array_equal(

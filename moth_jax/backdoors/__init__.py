@@ -5,6 +5,7 @@ line in `ATTACKS`.
 """
 
 import inspect
+import typing
 
 import numpy as np
 
@@ -24,6 +25,7 @@ __all__ = [
     "Stamp",
     "attack_success",
     "create",
+    "option_types",
     "options",
     "poison",
 ]
@@ -71,3 +73,18 @@ def options(kind: str) -> list[str]:
     """Return the names of the options of the attack `kind`."""
     require_choice("backdoor", kind, ATTACKS)
     return sorted(set(inspect.signature(ATTACKS[kind]).parameters) - {"image_shape"})
+
+
+def option_types() -> dict[str, type]:
+    """Return the type of every option of any attack: one of a name has one type everywhere.
+
+    >>> option_types()["size"], option_types()["colour"]
+    (<class 'int'>, <class 'tuple'>)
+    """
+    types = {}
+    for kind, attack in ATTACKS.items():
+        parameters = inspect.signature(attack).parameters
+        for name in options(kind):
+            annotation = parameters[name].annotation
+            types[name] = typing.get_origin(annotation) or annotation
+    return types

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from moth_jax.matrix import DistanceMatrix
 
 
-def verdict(summary: dict, before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
-    """The result in one sentence."""
+def verdict(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
+    """The result in one sentence; "" where nothing is known."""
+    if before is None:
+        return _without_distances(summary)
     accuracy, accuracy_after = summary.get("accuracy_before"), summary.get("accuracy_after")
     matrices = [before] if after is None else [before, after]
     if not any(matrix.found.any() for matrix in matrices):
@@ -29,7 +31,32 @@ def verdict(summary: dict, before: "DistanceMatrix", after: "DistanceMatrix | No
             f"{fmt.percent(accuracy_after)}"
         )
     change = f"from {average(before)} to {average(after)}"
-    return f"Hardening {verb} the mean class distance {change}{cost}."
+    return f"{_hardening(summary)} {verb} the mean class distance {change}{cost}."
+
+
+def _hardening(summary: dict) -> str:
+    """What was done to the model: by another method than MOTH it is named."""
+    method = summary.get("method") or "moth"
+    return "Hardening" if method == "moth" else f"Hardening ({method})"
+
+
+def _without_distances(summary: dict) -> str:
+    """The verdict on a model that was trained, and perhaps hardened, but not measured."""
+    accuracy, attack = (
+        [summary.get(f"{name}_{when}") for when in ("before", "after")]
+        for name in ("accuracy", "attack_success")
+    )
+    if not fmt.is_number(accuracy[0]):
+        return ""
+    has_backdoor = fmt.is_number(attack[0])
+    if fmt.is_number(accuracy[1]):
+        change = " to ".join(map(fmt.percent, accuracy))
+        backdoor = f", attack success from {' to '.join(map(fmt.percent, attack))}"
+        changes = f"test accuracy from {change}{backdoor if has_backdoor else ''}"
+        return f"{_hardening(summary)} took {changes}."
+    backdoor = f", the attack success rate of its backdoor {fmt.percent(attack[0])}"
+    known = f"{fmt.percent(accuracy[0])}{backdoor if has_backdoor else ''}"
+    return f"The test accuracy of this model is {known}."
 
 
 def average(matrix: "DistanceMatrix") -> str:
@@ -39,7 +66,7 @@ def average(matrix: "DistanceMatrix") -> str:
 
 def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
     """The figures a reader looks for, in HTML; those that are not known are left out."""
-    hardened = after is not None
+    hardened = after is not None or fmt.is_number(summary.get("accuracy_after"))
     matrices = [matrix for matrix in (before, after) if matrix is not None]
     averages = [average(matrix) for matrix in matrices] or [fmt.MISSING]
     failures = [str(matrix.num_failures()) for matrix in matrices] or [fmt.MISSING]
@@ -49,12 +76,14 @@ def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix
         _accuracy_tile("Test accuracy", "accuracy", summary, hardened),
         _accuracy_tile("On the chosen classes", "accuracy_chosen", summary, hardened),
         _accuracy_tile("On the other classes", "accuracy_others", summary, hardened),
+        _accuracy_tile("Robustness (PGD)", "robustness", summary, hardened),
         _accuracy_tile("Attack success", "attack_success", summary, hardened),
         _accuracy_tile("Attack success on others", "attack_success_others", summary, hardened),
         _scan_tile(summary.get("scan")),
         ("Mean class distance", fmt.arrow(*averages), "aggregated pixels"),
         ("Increase", increase, "mean over directions of (after − before) / before"),
         ("No trigger found", fmt.arrow(*failures), f"in {measured} directions"),
+        ("Training took", fmt.duration(summary.get("training_seconds")), None),
         _time_tile(summary.get("harden_seconds"), _times(summary.get("distance_seconds"))),
     ]
     return "\n".join(

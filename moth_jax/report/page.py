@@ -13,7 +13,7 @@ from moth_jax.matrix import increase_per_direction
 from moth_jax.metrics import strict_json, write_atomically
 from moth_jax.report import formatting as fmt
 from moth_jax.report.backdoor import StampedExample, backdoor_section
-from moth_jax.report.curves import history_svg
+from moth_jax.report.curves import history_section, training_section
 from moth_jax.report.figures import (
     MAX_CLASSES_WITH_NUMBERS,
     Scale,
@@ -41,6 +41,7 @@ def write_report(
     before: "DistanceMatrix | None" = None,
     after: "DistanceMatrix | None" = None,
     scan: "Scan | None" = None,
+    training: Sequence[dict] = (),
     history: Sequence[dict] = (),
     selections: np.ndarray | None = None,
     examples: np.ndarray | None = None,
@@ -58,11 +59,13 @@ def write_report(
       before: the distances of the given model; None if they were not measured.
       after: those of the hardened one; None if there is none.
       scan: of the given model; None if there is none.
+      training: records of the training, one for each epoch (`curves.training_section`).
       history: records of the hardening, with `step`, `sizes`, `validation_accuracy`
-        (`curves.history_svg`).
+        (`curves.history_section`).
       selections: [K, K] symmetric, how often each pair was selected.
       examples: [K, h, w, c] in [0, 1], one image of each class.
-      class_names: theirs, K of them; needed for the pictures of a scan.
+      class_names: theirs, K of them; needed for the pictures of a scan, and for the selected pairs
+        where there are no distances.
       stamped: images of a backdoor's victims.
       num_smallest: directions whose triggers are shown.
 
@@ -79,8 +82,9 @@ def write_report(
         scan=scan_section(scan, _by_name(class_names, examples)),
         distances="" if before is None else _distances(before, after),
         backdoor=backdoor_section(summary, stamped),
-        history=_history(history),
-        selections="" if selections is None else _selections(selections, before, after),
+        training=training_section(training),
+        history=history_section(history),
+        selections=_selections(selections, class_names, before, after),
         triggers="" if before is None else _triggers(before, after, examples, num_smallest),
         details=_details(summary, before),
     )
@@ -94,8 +98,10 @@ def _by_name(class_names: Sequence[str], examples: np.ndarray | None) -> dict[st
 
 def _verdict(summary: dict, before, after, scan) -> str:
     """What was measured, and what the scan says."""
+    if scan is None:
+        return verdict(summary, before, after)
     measured = [] if before is None else [verdict(summary, before, after)]
-    return " ".join(measured if scan is None else [*measured, verdict_sentence(scan)])
+    return " ".join([*measured, verdict_sentence(scan)])
 
 
 def _distances(before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
@@ -163,42 +169,39 @@ def _side_by_side(parts: Sequence[str], class_names: Sequence[str]) -> str:
     return f'<div class="{css}">{"".join(parts)}</div>'
 
 
-def _history(history: Sequence[dict]) -> str:
-    svg = history_svg(history, name="history")
-    if svg is None:
-        return ""
-    text = "<p>The triggers that were inverted against the model while it was hardened.</p>"
-    return fmt.section("Distances along training", text, f'<div class="scroll">{svg}</div>')
-
-
 def _selections(
-    selections: np.ndarray, before: "DistanceMatrix", after: "DistanceMatrix | None"
+    selections: np.ndarray | None,
+    class_names: Sequence[str],
+    before: "DistanceMatrix | None",
+    after: "DistanceMatrix | None",
 ) -> str:
+    names = class_names if before is None else before.class_names
+    if selections is None or not len(names):
+        return ""
     counts = np.triu(np.asarray(selections), 1)
     order = np.argsort(-counts, axis=None, kind="stable")[:_MAX_PAIRS]
     pairs = [divmod(int(i), len(counts)) for i in order if counts.flat[i] > 0]
     if not pairs:
         return ""
-    rows = [_pair_row(a, b, counts, before, after) for a, b in pairs]
-    headers = ["Pair", "Selected", "Distances before", "Distances after"][: 3 + (after is not None)]
+    measured = [matrix for matrix in (before, after) if matrix is not None]
+    rows = [_pair_row(a, b, counts, names, measured) for a, b in pairs]
+    headers = ["Pair", "Selected", "Distances before", "Distances after"][: 2 + len(measured)]
     caption = f"The pairs selected most often ({len(pairs)} of {np.count_nonzero(counts)})"
     shown = np.where(np.eye(len(counts), dtype=bool), np.nan, np.asarray(selections, float))
     scale = Scale("#3f7bd6", 0.0, float(counts.max()), "{:.0f}", "times selected")
-    most = " and ".join(before.class_names[k] for k in pairs[0])
+    most = " and ".join(names[k] for k in pairs[0])
     alt = f"Heat map of how often each pair was selected; most often {most}"
-    svg = heat_map_svg(
-        shown, before.class_names, scale, name="selections", alt=alt, axis_labels=("", "")
-    )
+    svg = heat_map_svg(shown, names, scale, name="selections", alt=alt, axis_labels=("", ""))
     total = f"{int(counts.sum())} selections"
     parts = [fmt.table(caption, headers, rows, css="pairs"), _figure(svg, "All pairs", total)]
-    return fmt.section("Selected pairs", _side_by_side(parts, before.class_names))
+    return fmt.section("Selected pairs", _side_by_side(parts, names))
 
 
-def _pair_row(a: int, b: int, counts, before, after) -> str:
-    count, names = int(counts[a, b]), before.class_names
+def _pair_row(a: int, b: int, counts, names: Sequence[str], measured) -> str:
+    count = int(counts[a, b])
     width = 100 * count / counts.max()
     cells = [f'<div class="bar"><span style="width: {width:.1f}%"></span>{count}</div>']
-    for matrix in [before] if after is None else [before, after]:
+    for matrix in measured:
         sizes = " / ".join(fmt.size(float(v)) for v in (matrix.values[a, b], matrix.values[b, a]))
         cells.append(html.escape(sizes))
     return fmt.row(html.escape(f"{names[a]} ↔ {names[b]}"), cells)
@@ -225,7 +228,8 @@ def _details(summary: dict, before: "DistanceMatrix | None") -> str:
     measured = {} if before is None else strict_json(before.details)
     entries = {**summary, **{f"distance {k}": v for k, v in measured.items()}}
     rows = [
-        fmt.row(html.escape(key.replace("_", " ")), [html.escape(fmt.plain(value))])
+        fmt.row(html.escape(key.replace("_", " ")), [html.escape(text)])
         for key, value in entries.items()
+        if (text := fmt.plain(value)) != fmt.MISSING  # a phase that was not asked for
     ]
     return fmt.section("The run", fmt.table("Everything recorded", [], rows, css="details"))

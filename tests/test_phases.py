@@ -1,0 +1,33 @@
+"""What hardening may see, and what it tells those who watch."""
+
+import numpy as np
+import pytest
+from toys import row_dataset
+
+from moth_jax.configuration import default_config
+from moth_jax.phases import clean_part
+
+DATASET = row_dataset((40, 20, 3))
+
+
+def part(share, seed=0):
+    config = default_config()
+    config.clean_share, config.seed = share, seed
+    return clean_part(config, DATASET)
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.5, [20, 10, 2]), (0.05, [2, 1, 1])])
+def test_a_clean_share_is_one_of_each_class_and_never_none(share, counts):
+    given = part(share)
+    assert np.bincount(given.train.labels).tolist() == counts
+    assert given.validation is DATASET.validation
+    assert given.test is DATASET.test
+    all_images = {image.tobytes() for image in DATASET.train.batch(np.arange(63))}
+    assert {image.tobytes() for image in given.train.batch(np.arange(sum(counts)))} <= all_images
+
+
+def test_all_images_are_the_data_set_itself_and_the_seed_chooses_among_fewer():
+    assert part(1.0) is DATASET
+    first, again, other = (part(0.5, seed).train.batch(np.arange(32)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
