@@ -43,7 +43,7 @@ setup(
             "equinox>=0.11,<0.14",
             "hypothesis>=6.100,<7",
             "pytest>=8.2,<10",
-            "pytest-xdist>=3.6,<4",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
         ],
         "cuda": ["jax[cuda12]"],
