@@ -13,6 +13,7 @@ import ml_collections
 
 from moth_jax.configuration import default_config
 from moth_jax.methods import METHODS
+from moth_jax.training import Adversary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +26,13 @@ class Robustness:
     num_images: int = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Adversarial:
-    """PGD of adversarial training, and how long that is."""
-
-    epsilon: float
-    step_size: float
-    num_steps: int
-
-
+# PGD of adversarial training.
 ADVERSARIAL = {
-    "digits": Adversarial(0.1, 0.05, 3),
-    "cifar10": Adversarial(8 / 255, 2 / 255, 7),
-    "svhn": Adversarial(0.03, 0.005, 8),
-    "gtsrb": Adversarial(0.03, 0.005, 8),
-    "lisa": Adversarial(0.1, 0.02, 8),
+    "digits": Adversary(0.1, 0.05, 3),
+    "cifar10": Adversary(8 / 255, 2 / 255, 7),
+    "svhn": Adversary(0.03, 0.005, 8),
+    "gtsrb": Adversary(0.03, 0.005, 8),
+    "lisa": Adversary(0.1, 0.02, 8),
 }
 _ROBUSTNESS = {
     "digits": Robustness(0.1, 0.05, 5),

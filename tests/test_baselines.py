@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 from runs import compilations_on_disk
-from toys import StoppedError, row_dataset
+from toys import Rounds, StoppedError, row_dataset
 
 from moth_jax import checkpoints
 from moth_jax.addon import optimiser
@@ -84,22 +84,6 @@ def compiled_once():
     """Every run traces its own functions, but most of them are programs that are already there."""
     with compilations_on_disk():
         yield
-
-
-class Rounds(list):
-    """An `on_round` that keeps what it was told, and may interrupt."""
-
-    def __init__(self, stop_after=None):
-        self.stop_after = stop_after
-
-    def __call__(self, state, records):
-        self.append((state, records))
-        if len(self) == self.stop_after:
-            raise StoppedError
-
-    @property
-    def records(self):
-        return [record for _, records in self for record in records]
 
 
 def config_of(name, **options):

@@ -4,7 +4,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-from toys import RecordedProgress, StoppedError, linear_classifier, row_dataset, row_variables
+from toys import (
+    RecordedProgress,
+    Rounds,
+    StoppedError,
+    linear_classifier,
+    row_dataset,
+    row_variables,
+)
 
 from moth_jax import addon, moth, scheduler
 from moth_jax.errors import InputError
@@ -72,23 +79,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(moth, "_compile", compile_recorded)
     return calls
-
-
-class Rounds(list):
-    """An `on_round` that keeps (state, records), and may interrupt."""
-
-    def __init__(self, stop_after=None):
-        self.stop_after = stop_after
-
-    def __call__(self, state, records):
-        self.append((state, records))
-        if len(self) == self.stop_after:
-            raise StoppedError
-
-    @property
-    def steps(self):
-        """The records of the main training."""
-        return [r for _, records in self for r in records if r["phase"] == "hardening"]
 
 
 def run(dataset=DATASET, variables=VARIABLES, state=None, stop_after=None, **options):

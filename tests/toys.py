@@ -90,6 +90,28 @@ class StoppedError(Exception):
     """Raised by a `RecordedProgress` in the middle of the work, as Ctrl-C would be."""
 
 
+class Rounds(list):
+    """An `on_round` that keeps (state, records), and may interrupt."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+
+    def __call__(self, state, records):
+        self.append((state, records))
+        if len(self) == self.stop_after:
+            raise StoppedError
+
+    @property
+    def records(self):
+        """All records, in order."""
+        return [record for _, records in self for record in records]
+
+    @property
+    def steps(self):
+        """The records of the main training."""
+        return [record for record in self.records if record["phase"] == "hardening"]
+
+
 class RecordedProgress(Progress):
     """Remembers what it was told, and may interrupt the work once `interrupt_after` units are done.
 
