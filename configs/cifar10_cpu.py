@@ -19,10 +19,7 @@ def get_config():
     config.data.dir = "~/tensorflow_datasets"
     config.data.download = False
 
-    # λ that adapts three times as fast settles in a quarter of the published 1,000 steps.
     config.distance.num_directions = 12
-    config.distance.num_steps = 250
-    config.distance.patience = 3
 
     config.harden.max_steps = 198
     config.harden.learning_rate = 1.25e-3

@@ -17,9 +17,9 @@ def get_config():
     config.training.batch_size = 64
     config.training.learning_rate = 0.05
 
-    # Images are 48 times smaller than CIFAR-10's: fewer steps settle.
+    # A class has few images: more passes over them.
     config.distance.num_images = 30
-    config.distance.num_steps = 300
+    config.distance.num_steps = 200
     config.harden.max_steps = 120
     config.harden.warmup_steps = 100
     config.harden.first_steps = 60

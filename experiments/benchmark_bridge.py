@@ -71,6 +71,7 @@ def package(name: str, how: str) -> dict:
     import numpy as np
 
     from moth_jax import distance, models, sharding
+    from moth_jax.inversion import neural_cleanse
     from moth_jax.models import importing
 
     sharding.use_all_cores()
@@ -87,7 +88,12 @@ def package(name: str, how: str) -> dict:
 
     def measure(num_steps: int) -> None:
         found = distance.class_distance(
-            classifier.predict, images(), TARGET, variables=variables, num_steps=num_steps
+            classifier.predict,
+            images(),
+            TARGET,
+            variables=variables,
+            num_steps=num_steps,
+            inversion=neural_cleanse(),
         )
         jax.block_until_ready(found)
 

@@ -23,6 +23,7 @@ from machine import processor
 from moth_jax import MothConfig, data, distance, harden, sharding
 from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.evaluation import accuracy
+from moth_jax.inversion import neural_cleanse
 from moth_jax.matrix import relative_increase
 from moth_jax.models import exporting, from_torch
 from moth_jax.training import TrainingConfig, train
@@ -111,6 +112,7 @@ def main(_) -> None:
             directions=[pairs[i] for i in sorted(chosen)],
             num_images=32,
             num_steps=INVERSION_STEPS.value,
+            inversion=neural_cleanse(),
         )
 
     before = measured(trained)

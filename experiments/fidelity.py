@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from moth_jax import data, distance, sharding
+from moth_jax.inversion import neural_cleanse
 from moth_jax.models import importing
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The authors' Keras .h5 file.", required=True)
@@ -84,6 +85,7 @@ def main(_) -> None:
                 directions=directions,
                 num_steps=STEPS.value,
                 seeds=seeds,
+                inversion=neural_cleanse(),
                 resume_dir=Path(OUT.value) / "chunks",
             )
         )

@@ -4,13 +4,14 @@ import dataclasses
 
 from moth_jax.addon import AddOnConfig
 from moth_jax.errors import InputError, require_choice
+from moth_jax.inversion import Inversion, create
 
 SCHEDULERS = ("k_arm", "uniform", "sweep")
 _COUNTS = (
     "steps_per_round",
     "victims_per_class",
     "pairs_per_step",
-    "trigger_capacity",
+    "trigger_memory_mb",
     "warmup_images_per_class",
     "minibatch_size",
 )
@@ -26,6 +27,7 @@ class MothConfig(AddOnConfig):
       steps_per_round: training steps of one selection.
       pairs_per_step: disjoint pairs hardened together. The paper has 1.
       random_share: probability of a random pair.
+      inversion: how triggers are searched (`inversion.INVERSIONS`).
       success_bound: of the pairwise inversions.
       first_steps, first_mask_weight: budget and λ of a round's first inversion and after a failure.
       next_steps, next_mask_weight: of the others.
@@ -41,13 +43,15 @@ class MothConfig(AddOnConfig):
       approximate_warmup: universal triggers; False inverts every direction in the warm-up.
       scheduler: "k_arm", "uniform" for random pairs after the warm-up ("w/o scheduler"), or "sweep"
         for all pairs in random order, again and again, without a warm-up (`baselines.pairwise`).
-      trigger_capacity: directions whose triggers are stored.
+      trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
+        disk (`TriggerBank`), which changes no number.
     """
 
     victims_per_class: int = 16
     steps_per_round: int = 3
     pairs_per_step: int = 1
     random_share: float = 0.3
+    inversion: str = "neural_cleanse"
     success_bound: float = 0.9
     first_steps: int = 200
     first_mask_weight: float = 1e-3
@@ -65,11 +69,12 @@ class MothConfig(AddOnConfig):
     dynamic: bool = True
     approximate_warmup: bool = True
     scheduler: str = "k_arm"
-    trigger_capacity: int = 2048
+    trigger_memory_mb: int = 512
 
     def __post_init__(self):
         super().__post_init__()
         require_choice("scheduler", self.scheduler, SCHEDULERS)
+        self.inversion_at(self.success_bound)
         self.check_counts(*_COUNTS)
         if self.scheduler == "sweep" and self.pairs_per_step > 1:
             raise InputError(
@@ -81,3 +86,9 @@ class MothConfig(AddOnConfig):
                 f"batch_size {self.batch_size} has no room for {self.victims_per_class} samples of "
                 f"each of {2 * self.pairs_per_step} classes; raise it or lower victims_per_class"
             )
+
+    def inversion_at(self, success_bound: float) -> Inversion:
+        """Return the method of inversion for this success bound."""
+        published = self.inversion == "neural_cleanse"
+        patience = self.patience if published else None
+        return create(self.inversion, success_bound=success_bound, patience=patience)

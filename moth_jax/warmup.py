@@ -15,7 +15,7 @@ from jax import Array
 
 from moth_jax.hardening import invert_directions, random_triggers
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables
-from moth_jax.sharding import over_samples
+from moth_jax.sharding import constrain_replicated
 from moth_jax.triggers import Trigger
 
 
@@ -97,9 +97,10 @@ def invert_towards(
     count = 1 if universal else num_victims
     grouped = (count, num_victims * per_class // count)
     start_key, key = jax.random.split(key)
-    start = random_triggers(start_key, count, image_shape) if start is None else start
+    if start is None:
+        start = random_triggers(start_key, count, image_shape, inversion.start)
     result = invert_directions(
-        over_samples(logits_fn) if universal else logits_fn,
+        logits_fn,
         variables,
         jnp.asarray(samples.images).reshape(*grouped, *image_shape),
         jnp.asarray(samples.weights).reshape(grouped),
@@ -111,11 +112,12 @@ def invert_towards(
         minibatch_size=minibatch_size,
         inversion=inversion,
     )
-    return WarmUpResult(
+    found = WarmUpResult(
         trigger=result.trigger,
         sizes=jnp.broadcast_to(result.size, num_victims),
         prior=loss_fall(result, samples.weights),
     )
+    return constrain_replicated(found)
 
 
 def loss_fall(result: InversionResult, weights: Array) -> Array:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from toys import SHAPE, linear_classifier, numpy_success_rate, row_images, row_variables
 
 from moth_jax.errors import InputError
-from moth_jax.inversion import INVERSIONS, Inversion, invert, neural_cleanse
+from moth_jax.inversion import INVERSIONS, Budget, Inversion, invert, neural_cleanse, trimmed
 from moth_jax.inversion.base import Score, _deal
 from moth_jax.inversion.neural_cleanse import to_theta, to_trigger
 from moth_jax.triggers import Trigger, random_trigger, trigger_size
@@ -162,6 +162,7 @@ class Counts(NamedTuple):
 
     updates: int = 0
     samples: float = 0.0
+    progress: float = 0.0
     observations: int = 0
     verifications: int = 0
 
@@ -169,14 +170,16 @@ class Counts(NamedTuple):
 COUNTING = Inversion(
     name="counting",
     init=lambda start, mask_weight, score, key: jax.tree.map(jnp.asarray, Counts()),
-    update=lambda state, objective: state._replace(
+    update=lambda state, objective, progress: state._replace(
         updates=state.updates + 1,
         samples=state.samples + objective(random_trigger(jax.random.key(0), SHAPE)).weights.sum(),
+        progress=progress,
     ),
     observe=lambda state, key: state._replace(observations=state.observations + 1),
     verify=lambda state, objective: state._replace(verifications=state.verifications + 1),
     result=lambda state: state,
     verify_every=3,
+    budget=Budget(num_steps=10, minibatch_size=4, mask_weight=1e-3),
 )
 count = jax.jit(
     functools.partial(invert, CLASSIFIER.predict, minibatch_size=4, inversion=COUNTING),
@@ -186,10 +189,10 @@ count = jax.jit(
 @pytest.mark.parametrize(
     ("num_steps", "num_samples", "expected"),
     [
-        (7, 10, Counts(updates=21, samples=70, observations=7, verifications=3)),
-        (6, 10, Counts(updates=18, samples=60, observations=6, verifications=2)),
+        (7, 10, Counts(updates=21, samples=70, progress=6 / 7, observations=7, verifications=3)),
+        (6, 10, Counts(updates=18, samples=60, progress=5 / 6, observations=6, verifications=2)),
         (1, 3, Counts(updates=3, samples=3, observations=1, verifications=1)),
-        (4, 2, Counts(updates=8, samples=8, observations=4, verifications=2)),
+        (4, 2, Counts(updates=8, samples=8, progress=0.75, observations=4, verifications=2)),
         (4, 0, Counts(updates=0, samples=0, observations=4, verifications=2)),
         (0, 10, Counts()),
     ],
@@ -214,7 +217,7 @@ def test_a_step_passes_once_over_the_samples_and_is_observed_once(num_steps, num
         num_steps=num_steps,
         mask_weight=1e-3,
     )
-    assert Counts(*map(float, counts)) == expected
+    assert Counts(*map(float, counts)) == pytest.approx(expected)
 
 
 def test_samples_change_the_result_where_padding_does_not():
@@ -259,11 +262,17 @@ def test_no_variable_leads_out_of_the_unit_interval(theta):
 
 
 def score(rate, num_samples=10):
-    """A score of `num_samples` samples, a share `rate` of which hits, padded to 100."""
+    """A score of `num_samples` samples, the first share `rate` of which hits, padded to 100."""
     position = np.arange(100)
     hits = (position < round(rate * num_samples)) | (position >= num_samples)
     weights = position < num_samples
-    return Score(np.ones(100, np.float32), hits.astype(np.float32), weights.astype(np.float32))
+    return Score(
+        losses=np.ones(100, np.float32),
+        hits=hits.astype(np.float32),
+        weights=weights.astype(np.float32),
+        margins=np.where(hits, 1, -1).astype(np.float32),
+        indices=position,
+    )
 
 
 def state_of(inversion, mask_weight=1.0, size=8.0):
@@ -401,6 +410,121 @@ def test_options_that_make_no_sense_are_refused(options, message):
         neural_cleanse(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"success_bound": 1.5}, r"success_bound must be in \(0, 1\], got 1.5"),
+        ({"verify_every": 0}, "verify_every must be at least 1, got 0"),
+        ({"increase": 1.0}, "increase and decrease must be above 1, got 1.0"),
+        ({"start_mask": 0.0}, r"start_mask must be in \(0, 1\], got 0.0"),
+        ({"last_learning_rate": 0.3}, r"last_learning_rate must be in \[0, 0.1\]"),
+    ],
+)
+def test_options_of_the_trimmed_method_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        trimmed(**options)
+
+
+def trimmed_state(margins, weights=None, mask_weight=1.0):
+    """A state of the trimmed method that saw these margins, of real samples or padding."""
+    margins = np.asarray(margins, np.float32)
+    state = state_of(trimmed(), mask_weight)
+    weights = np.ones(len(margins), np.float32) if weights is None else np.float32(weights)
+    return state.replace(margins=margins, weights=weights)
+
+
+def trimmed_update(state, score_of, progress=0.0):
+    return jax.jit(
+        lambda state, progress: trimmed().update(state, lambda t: score_of(t), progress)
+    )(state, progress)
+
+
+def leaning_on(sample, margin=0.0):
+    """Scores of ten samples at `margin`, only one of which hangs on the trigger."""
+
+    def score_of(trigger):
+        margins = jnp.full(10, margin).at[sample].add(trigger.mask.sum() + trigger.pattern.sum())
+        return Score(jnp.ones(10), jnp.ones(10), jnp.ones(10), margins, jnp.arange(10))
+
+    return score_of
+
+
+@pytest.mark.parametrize(("sample", "moves"), [(0, False), (1, True), (9, True)])
+def test_the_hardest_tenth_has_no_say_in_where_the_trigger_moves(sample, moves):
+    state = trimmed_state(np.arange(10) - 20.0, mask_weight=0.0)
+    after = trimmed_update(state, leaning_on(sample, margin=-1000.0))
+    moved = np.abs(np.asarray(after.trigger.pattern - state.trigger.pattern)).max()
+    assert bool(moved > 1e-3) == moves
+
+
+def test_a_sample_far_past_the_target_has_no_say_either():
+    state = trimmed_state([1.0] * 10, mask_weight=0.0)
+    after = trimmed_update(state, leaning_on(5, margin=1000.0))
+    assert_same(after.trigger, state.trigger)
+
+
+def test_padding_is_not_among_the_samples_that_the_bound_asks_for():
+    # Of five real samples none may be left out at 0.9; the padding looks the hardest.
+    margins = [-9.0, 1, 1, 1, 1, -50, -50, -50, -50, -50]
+    state = trimmed_state(margins, [1] * 5 + [0] * 5, mask_weight=0.0)
+    after = trimmed_update(state, leaning_on(0, margin=-1000.0))
+    assert np.abs(np.asarray(after.trigger.pattern - state.trigger.pattern)).max() > 1e-3
+
+
+@pytest.mark.parametrize(("num_hits", "factor"), [(10, 1.28), (9, 1.28), (8, 1.28**-1.5)])
+def test_a_pass_moves_the_mask_weight_by_one_factor_however_it_is_cut(num_hits, factor):
+    margins = np.where(np.arange(10) < num_hits, 1.0, -1.0).astype(np.float32)
+
+    def scores_of(indices):
+        def score_of(trigger):
+            ones = jnp.ones(len(indices))
+            return Score(ones, ones, ones, jnp.asarray(margins[indices]), jnp.asarray(indices))
+
+        return score_of
+
+    for parts in (1, 2, 5):
+        state = trimmed_state(margins, mask_weight=2.0)
+        for indices in np.arange(10).reshape(parts, -1):
+            state = trimmed_update(state, scores_of(indices))
+        assert float(state.mask_weight) == pytest.approx(2.0 * factor, rel=1e-5)
+
+
+def test_the_learning_rate_falls_over_the_budget():
+    state = trimmed_state([0.0] * 10, mask_weight=1.0)
+
+    def moved(progress):
+        after = trimmed_update(state, leaning_on(0), progress)
+        return float(np.abs(np.asarray(after.trigger.mask - state.trigger.mask)).max())
+
+    assert moved(0.0) == pytest.approx(0.1, rel=1e-3)
+    assert moved(0.5) == pytest.approx(0.0505, rel=1e-3)
+    assert moved(1.0) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_the_trimmed_method_forgives_the_samples_that_no_trigger_sends():
+    # One of ten images is of the target's opposite: its row outshines whatever is stamped.
+    images = np.concatenate([row_images([0] * 18), row_images([2] * 2)])
+    images[18:, 2] = 1.0
+    find = {
+        method: jax.jit(
+            functools.partial(invert, CLASSIFIER.predict, minibatch_size=10, inversion=method)
+        )(
+            VARIABLES,
+            jnp.asarray(images),
+            jnp.ones(20),
+            1,
+            method.start(jax.random.key(0), SHAPE),
+            jax.random.key(1),
+            num_steps=100,
+            mask_weight=method.budget.mask_weight,
+        )
+        for method in (neural_cleanse(), trimmed())
+    }
+    published, ours = find.values()
+    assert ours.found
+    assert float(ours.size) < float(published.size)
+
+
 def test_equal_options_give_the_same_object_so_that_nothing_is_compiled_twice():
     assert neural_cleanse(patience=4) is neural_cleanse(patience=4)
     assert neural_cleanse(patience=4, b1=0.3) is neural_cleanse(b1=0.3, patience=4)
@@ -414,8 +538,8 @@ def test_every_method_finds_a_trigger_between_rows(name):
     find = jax.jit(
         functools.partial(invert, CLASSIFIER.predict, minibatch_size=8, inversion=method)
     )
-    start = random_trigger(jax.random.key(0), SHAPE)
+    start = method.start(jax.random.key(0), SHAPE)
     args = (VARIABLES, jnp.asarray(ROW_0), jnp.ones(8), 1, start, jax.random.key(1))
-    result = find(*args, num_steps=40, mask_weight=1e-3)
+    result = find(*args, num_steps=40, mask_weight=method.budget.mask_weight)
     assert result.found
     assert result.success_rate >= 0.9

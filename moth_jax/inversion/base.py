@@ -6,6 +6,7 @@ trip inside; callers `jax.vmap` it over directions, over the two directions of a
 restarts. The number of steps is a traced value: one compilation serves every budget.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from moth_jax.triggers import Trigger, stamp
+from moth_jax.inversion.precision import in_precision
+from moth_jax.triggers import Trigger, random_trigger, stamp
 
 Variables = Any
 LogitsFn = Callable[[Variables, Array], Array]
@@ -24,17 +26,21 @@ State = Any
 
 
 class Score(NamedTuple):
-    """How a trigger does on some samples. `hits` and `losses` of padding are to be ignored.
+    """How a trigger does on some samples. All but the `weights` of padding is to be ignored.
 
     Attributes:
       losses: [n], cross-entropy of the stamped sample towards the target.
       hits: [n], 1.0 where the stamped sample is classified as the target.
       weights: [n], 1.0 for a sample, 0.0 for padding.
+      margins: [n], the target's logit minus the largest other one.
+      indices: [n], which of the inversion's samples these are; past the last one for padding.
     """
 
     losses: Array
     hits: Array
     weights: Array
+    margins: Array
+    indices: Array
 
     def mean(self, values: Array) -> Array:
         """Return the weighted mean of `values` [n]; 0 if there is no sample."""
@@ -68,6 +74,14 @@ class InversionResult:
         return jnp.isfinite(self.size)
 
 
+class Budget(NamedTuple):
+    """What a method is run with where nobody says otherwise: arguments of `invert`."""
+
+    num_steps: int
+    minibatch_size: int
+    mask_weight: float
+
+
 class Inversion(NamedTuple):
     """A method of trigger inversion.
 
@@ -75,22 +89,30 @@ class Inversion(NamedTuple):
       name: the method and its options: two with one name do the same.
       init: (start, mask_weight, score, key) -> state. `mask_weight` is the first λ of the method,
         `score` that of `start` on all samples.
-      update: (state, objective) -> state. One minibatch.
+      update: (state, objective, progress) -> state. One minibatch; `progress` is the share of the
+        budget that was spent before the step, in [0, 1).
       observe: (state, key) -> state. Once per step, after its last minibatch: λ, candidates,
         restarts.
       verify: (state, objective) -> state. Measures the state's candidate on all samples and keeps
         it if it holds. Called every `verify_every` steps and after the last one.
       result: state -> InversionResult.
       verify_every: steps between two verifications.
+      budget: what it was made for.
+      start: (key, image shape) -> trigger. Where it starts from if there is nothing better.
+      precision: "float32" or "bfloat16": of the model in `update` (`precision.with_precision`);
+        `init` and `verify` are always in float32.
     """
 
     name: str
     init: Callable[[Trigger, Array, Score, Array], State]
-    update: Callable[[State, Objective], State]
+    update: Callable[[State, Objective, Array], State]
     observe: Callable[[State, Array], State]
     verify: Callable[[State, Objective], State]
     result: Callable[[State], InversionResult]
     verify_every: int
+    budget: Budget
+    start: Callable[[Array, tuple[int, int, int]], Trigger] = random_trigger
+    precision: str = "float32"
 
 
 def invert(
@@ -166,7 +188,8 @@ def begin(
     """
     chex.assert_rank((images, weights, target), (4, 1, 0))
     chex.assert_equal_shape_prefix((images, weights), 1)
-    score = _score(logits_fn, variables, start, images, weights, target)
+    every = jnp.arange(len(images))
+    score = _score(logits_fn, variables, start, images, weights, target, every)
     return inversion.init(start, jnp.asarray(mask_weight, images.dtype), score, key)
 
 
@@ -183,27 +206,36 @@ def advance(
     num_steps: Array | int,
     minibatch_size: int,
     inversion: Inversion,
+    total: Array | int | None = None,
 ) -> State:
     """Return the state `num_steps` later; `first` steps were done before.
 
-    Parts of a multiple of `inversion.verify_every` steps give what one of their sum would.
+    Parts of a multiple of `inversion.verify_every` steps give what one of their sum would, if all
+    are told the `total`, which is the end of this part where it is not given.
     """
+    total = first + num_steps if total is None else total
     num_samples = images.shape[0]
     num_minibatches = -(-num_samples // minibatch_size)
     # One index past the last sample is padding: it reads the last image and weighs nothing.
     padded_weights = jnp.append(weights, jnp.zeros((-num_samples) % num_minibatches))
 
     def score_all(trigger: Trigger) -> Score:
-        return _score(logits_fn, variables, trigger, images, weights, target)
+        every = jnp.arange(num_samples)
+        return _score(logits_fn, variables, trigger, images, weights, target, every)
 
-    def minibatch(state: State, indices: Array) -> tuple[State, None]:
+    def minibatch(progress: Array, state: State, indices: Array) -> tuple[State, None]:
         chosen = images[jnp.minimum(indices, num_samples - 1)]
         chosen_weights = padded_weights[indices]
 
-        def objective(trigger: Trigger) -> Score:
-            return _score(logits_fn, variables, trigger, chosen, chosen_weights, target)
+        def update(logits_fn: LogitsFn) -> State:
+            def objective(trigger: Trigger) -> Score:
+                return _score(
+                    logits_fn, variables, trigger, chosen, chosen_weights, target, indices
+                )
 
-        updated = inversion.update(state, objective)
+            return inversion.update(state, objective, progress)
+
+        updated = in_precision(update, logits_fn, inversion.precision, progress)
         # A class with fewer samples than minibatches leaves some of padding alone: no update.
         real = jnp.any(chosen_weights > 0)
         return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, state), None
@@ -211,7 +243,8 @@ def advance(
     def step(index: Array, state: State) -> State:
         order_key, observe_key = jax.random.split(jax.random.fold_in(key, first + index))
         order = _deal(order_key, padded_weights, num_minibatches)
-        state, _ = jax.lax.scan(minibatch, state, order)
+        progress = jnp.asarray((first + index) / total, images.dtype)
+        state, _ = jax.lax.scan(functools.partial(minibatch, progress), state, order)
         state = inversion.observe(state, observe_key)
         # The index is common to all vmapped directions, so this stays a branch that is skipped.
         due = ((index + 1) % inversion.verify_every == 0) | (index + 1 == num_steps)
@@ -227,14 +260,18 @@ def _score(
     images: Array,
     weights: Array,
     target: Array,
+    indices: Array,
 ) -> Score:
-    """Return how `trigger` does on `images`."""
+    """Return how `trigger` does on `images`, which are those of `indices`."""
     logits = logits_fn(variables, stamp(images, trigger))
     labels = jnp.full(logits.shape[:1], target)
+    others = jnp.where(jnp.arange(logits.shape[1]) == target, -jnp.inf, logits)
     return Score(
         losses=optax.softmax_cross_entropy_with_integer_labels(logits, labels),
         hits=(jnp.argmax(logits, axis=-1) == target).astype(logits.dtype),
         weights=weights,
+        margins=logits[:, target] - jnp.max(others, axis=-1),
+        indices=indices,
     )
 
 

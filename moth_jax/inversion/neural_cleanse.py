@@ -11,11 +11,10 @@ import optax
 from jax import Array
 
 from moth_jax.errors import InputError
-from moth_jax.inversion.base import Inversion, InversionResult, Objective, Score
-from moth_jax.triggers import Trigger, jitter, trigger_size
-
-# m = tanh(θ) / SPAN + 1/2 maps the free variables onto [0, 1], as published.
-SPAN = 2.0 - 1e-7
+from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objective, Score
+from moth_jax.inversion.candidates import checked_bound, no_candidate, nominate, verify, where
+from moth_jax.inversion.free_variables import to_theta, to_trigger
+from moth_jax.triggers import Trigger, jitter
 
 
 @flax.struct.dataclass
@@ -42,16 +41,6 @@ class NeuralCleanseState:
     candidate: Trigger
     candidate_size: Array
     result: InversionResult
-
-
-def to_trigger(theta: Trigger) -> Trigger:
-    """Return the trigger of free variables `theta`: tanh(θ)/(2 - 1e-7) + 1/2, within [0, 1]."""
-    return jax.tree.map(lambda v: jnp.clip(jnp.tanh(v) / SPAN + 0.5, 0.0, 1.0), theta)
-
-
-def to_theta(trigger: Trigger) -> Trigger:
-    """Return the free variables of `trigger`: the inverse of `to_trigger`."""
-    return jax.tree.map(lambda v: jnp.arctanh((v - 0.5) * SPAN), trigger)
 
 
 def neural_cleanse(
@@ -123,8 +112,7 @@ class _Options(NamedTuple):
     verify_every: int
 
     def check(self) -> None:
-        if not 0 < self.success_bound <= 1:
-            raise InputError(f"success_bound must be in (0, 1], got {self.success_bound}")
+        checked_bound(self.success_bound)
         if self.patience < 1 or self.verify_every < 1:
             raise InputError(
                 "patience and verify_every must be at least 1, "
@@ -141,8 +129,7 @@ class _Options(NamedTuple):
 
     @property
     def bound(self) -> float:
-        # XLA may divide by multiplying with a reciprocal: 41 hits of 41 samples are 0.99999994.
-        return self.success_bound - 1e-6
+        return checked_bound(self.success_bound)
 
 
 @functools.cache  # equal options give the same object, so that jit compiles once
@@ -153,9 +140,10 @@ def _inversion(options: _Options) -> Inversion:
         init=functools.partial(_init, options),
         update=functools.partial(_update, options),
         observe=functools.partial(_observe, options),
-        verify=functools.partial(_verify, options),
+        verify=functools.partial(verify, options.bound),
         result=operator.attrgetter("result"),
         verify_every=options.verify_every,
+        budget=Budget(num_steps=1000, minibatch_size=32, mask_weight=1e-3),
     )
 
 
@@ -164,7 +152,6 @@ def _init(
 ) -> NeuralCleanseState:
     theta = to_theta(jitter(start, key, options.jitter_scale))
     zero = jnp.zeros((), score.losses.dtype)
-    nothing = jax.tree.map(jnp.zeros_like, start)
     return NeuralCleanseState(
         theta=theta,
         opt_state=options.adam.init(theta),
@@ -173,21 +160,15 @@ def _init(
         below=jnp.zeros((), jnp.int32),
         hits=zero,
         count=zero,
-        candidate=nothing,
-        candidate_size=jnp.full_like(zero, jnp.inf),
-        result=InversionResult(
-            trigger=nothing,
-            size=jnp.full_like(zero, jnp.inf),
-            success_rate=zero,
-            losses_before=score.losses,
-            losses_after=score.losses,
-        ),
+        **no_candidate(start, score),
     )
 
 
 def _update(
-    options: _Options, state: NeuralCleanseState, objective: Objective
+    options: _Options, state: NeuralCleanseState, objective: Objective, progress: Array
 ) -> NeuralCleanseState:
+    del progress  # the published schedule has no end in sight
+
     def loss_fn(theta: Trigger) -> tuple[Array, Score]:
         trigger = to_trigger(theta)
         score = objective(trigger)
@@ -211,38 +192,13 @@ def _observe(options: _Options, state: NeuralCleanseState, key: Array) -> Neural
     factor = jnp.where(grow, options.increase, jnp.where(shrink, 1 / options.decrease, 1.0))
 
     trigger = to_trigger(state.theta)
-    size = trigger_size(trigger)
-    better = reached & (size < state.candidate_size)
+    state, better = nominate(state, trigger, reached)
     restarted = to_theta(jitter(trigger, key, options.jitter_scale))
     return state.replace(
-        theta=_where(better, restarted, state.theta),
+        theta=where(better, restarted, state.theta),
         mask_weight=state.mask_weight * factor,
         above=jnp.where(grow, 0, above),
         below=jnp.where(shrink, 0, below),
         hits=jnp.zeros_like(state.hits),
         count=jnp.zeros_like(state.count),
-        candidate=_where(better, trigger, state.candidate),
-        candidate_size=jnp.where(better, size, state.candidate_size),
     )
-
-
-def _verify(
-    options: _Options, state: NeuralCleanseState, objective: Objective
-) -> NeuralCleanseState:
-    score = objective(state.candidate)
-    rate = score.mean(score.hits)
-    holds = (rate >= options.bound) & (state.candidate_size < state.result.size)
-    verified = state.result.replace(
-        trigger=state.candidate,
-        size=state.candidate_size,
-        success_rate=rate,
-        losses_after=score.losses,
-    )
-    result = _where(holds, verified, state.result)
-    # A candidate that failed is forgotten, so that the next one need not be smaller than it.
-    return state.replace(result=result, candidate=result.trigger, candidate_size=result.size)
-
-
-def _where(condition: Array, chosen, other):
-    """Return `chosen` where the scalar `condition` holds, else `other`, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)

@@ -144,7 +144,8 @@ def steps_in_jax(problem):
         targets = jnp.full(len(images), TARGET)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         hits = (logits.argmax(1) == TARGET).astype(logits.dtype)
-        return Score(losses, hits, jnp.ones(len(images)))
+        unused = jnp.zeros(len(images))  # by the published schedule
+        return Score(losses, hits, jnp.ones(len(images)), margins=unused, indices=unused)
 
     def trigger_of(state):
         return jax.tree.map(lambda v: jnp.tanh(v) / SPAN + 0.5, state.theta)
@@ -153,7 +154,7 @@ def steps_in_jax(problem):
     def update(state, chosen):
         images = jnp.asarray(problem.images)[chosen]
         loss = score(trigger_of(state), images).losses.mean()
-        return inversion.update(state, lambda trigger: score(trigger, images)), loss
+        return inversion.update(state, lambda trigger: score(trigger, images), 0.0), loss
 
     @jax.jit
     def finish(state):

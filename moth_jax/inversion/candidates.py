@@ -1,0 +1,80 @@
+"""From a moving trigger to a verified one: what every method of inversion does alike.
+
+A step whose success rate reaches the bound nominates its trigger; nominated while it moved, it is
+only a candidate until its own success rate is measured on all samples.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from moth_jax.errors import InputError
+from moth_jax.inversion.base import InversionResult, Objective, Score
+from moth_jax.triggers import Trigger, trigger_size
+
+# A dataclass with the fields of `no_candidate`.
+State = Any
+
+
+def checked_bound(success_bound: float) -> float:
+    """Return the least success rate that counts.
+
+    A hair below `success_bound`: XLA may divide by multiplying with a reciprocal, and 41 hits of 41
+    samples are 0.99999994.
+
+    Raises:
+      InputError: it is not in (0, 1].
+    """
+    if not 0 < success_bound <= 1:
+        raise InputError(f"success_bound must be in (0, 1], got {success_bound}")
+    return success_bound - 1e-6
+
+
+def no_candidate(start: Trigger, score: Score) -> dict:
+    """Return the fields candidate, candidate_size and result of a state before the first step."""
+    nothing = jax.tree.map(jnp.zeros_like, start)
+    none = jnp.full((), jnp.inf, score.losses.dtype)
+    return {
+        "candidate": nothing,
+        "candidate_size": none,
+        "result": InversionResult(
+            trigger=nothing,
+            size=none,
+            success_rate=jnp.zeros_like(none),
+            losses_before=score.losses,
+            losses_after=score.losses,
+        ),
+    }
+
+
+def nominate(state: State, trigger: Trigger, reached: Array) -> tuple[State, Array]:
+    """Return the state with `trigger` as its candidate if it is smaller, and whether it is."""
+    size = trigger_size(trigger)
+    better = reached & (size < state.candidate_size)
+    return state.replace(
+        candidate=where(better, trigger, state.candidate),
+        candidate_size=jnp.where(better, size, state.candidate_size),
+    ), better
+
+
+def verify(bound: float, state: State, objective: Objective) -> State:
+    """Measure the candidate on all samples, and keep it if it holds."""
+    score = objective(state.candidate)
+    rate = score.mean(score.hits)
+    holds = (rate >= bound) & (state.candidate_size < state.result.size)
+    verified = state.result.replace(
+        trigger=state.candidate,
+        size=state.candidate_size,
+        success_rate=rate,
+        losses_after=score.losses,
+    )
+    result = where(holds, verified, state.result)
+    # A candidate that failed is forgotten, so that the next one need not be smaller than it.
+    return state.replace(result=result, candidate=result.trigger, candidate_size=result.size)
+
+
+def where(condition: Array, chosen, other):
+    """Return `chosen` where the scalar `condition` holds, else `other`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)
