@@ -39,7 +39,7 @@ def test_the_npz_file_gives_all_43_classes(from_npz):
     assert len(from_npz.train) + len(from_npz.validation) == 13070
     assert len(from_npz.test) == 6315
     assert not from_npz.flip
-    assert from_npz.shift == 0
+    assert from_npz.shift == 3
 
 
 def test_the_npz_file_itself_can_be_given_and_gives_the_same(shared, from_npz):

@@ -65,6 +65,8 @@ _REMEDY = (
 _ARRAYS = ("x_train", "y_train", "track_train", "x_test", "y_test")
 # More than any track number: file names have five digits.
 _TRACKS_PER_CLASS = 100_000
+# Most pixels by which a training image of 32 is moved: signs fill the middle, with a margin.
+_SHIFT = 3
 
 
 class GtsrbArrays(NamedTuple):
@@ -92,6 +94,9 @@ def load_gtsrb(
       size: side of the images in pixels.
       validation_fraction: share of each class's training images kept for validation.
       seed: of the choice of their tracks.
+
+    Note: The paper does not say how these images are augmented. A tenth of their width is what
+      lifts a ResNet20 above 95 % here; no sign is mirrored, which may make it another.
     """
     path = existing_path(dir, what="GTSRB", remedy=_REMEDY)
     file = path / f"gtsrb{size}.npz" if path.is_dir() else path
@@ -102,6 +107,7 @@ def load_gtsrb(
         (arrays.x_test, arrays.y_test),
         class_names=CLASS_NAMES,
         groups=arrays.y_train.astype(np.int64) * _TRACKS_PER_CLASS + arrays.track_train,
+        shift=_SHIFT * size // 32,
         validation_fraction=validation_fraction,
         seed=seed,
     )
