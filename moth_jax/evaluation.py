@@ -9,8 +9,10 @@ import numpy as np
 import optax
 from jax import Array
 
+from moth_jax import preemption
 from moth_jax.inversion import LogitsFn, Variables
 from moth_jax.progress import Progress, as_progress
+from moth_jax.sharding import fetch, read_batch, read_batches, replicate, spread
 
 
 @functools.partial(jax.jit, static_argnames="logits_fn")
@@ -35,9 +37,13 @@ def predictions(
         np.arange(first, first + batch_size) % len(split)
         for first in range(0, len(split), batch_size)
     ]
-    batches = split.batches(order)
-    batches = batches if transform is None else map(transform, batches)
-    predicted = [np.asarray(_predicted(logits_fn, variables, images)) for images in batches]
+    if transform is None:
+        batches = read_batches(split, order)
+    else:
+        batches = map(spread, map(transform, split.batches(order)))
+    variables = replicate(variables)
+    # One after the other: batches that wait on the device would fill it.
+    predicted = [fetch(_predicted(logits_fn, variables, images)) for images in batches]
     return np.concatenate(predicted)[: len(split)]
 
 
@@ -102,14 +108,16 @@ def pgd_accuracy(
         functools.partial(pgd, logits_fn, epsilon=epsilon, step_size=step_size, num_steps=num_steps)
     )
     hits, total = 0, len(split)
+    variables = replicate(variables)
     with as_progress(progress).task(label, total=total, unit="images") as task:
         for first in range(0, total, batch_size):
             indices = np.arange(first, first + batch_size) % total
             labels = split.labels[indices]
             key = jax.random.fold_in(jax.random.key(seed), first)
-            perturbed = attack(variables, split.batch(indices), labels, key)
-            right = np.asarray(_predicted(logits_fn, variables, perturbed)) == labels
+            perturbed = attack(variables, read_batch(split, indices), labels, key)
+            right = fetch(_predicted(logits_fn, variables, perturbed)) == labels
             hits += int(right[: total - first].sum())
             done = min(first + batch_size, total)
             task.advance(done - first, robust=hits / done)
+            preemption.stop_here()
     return hits / total

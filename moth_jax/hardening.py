@@ -17,7 +17,7 @@ from jax import Array
 from moth_jax.data.augmentation import augment
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, invert
 from moth_jax.models import Classifier
-from moth_jax.sharding import constrain
+from moth_jax.sharding import constrain, constrain_replicated, over_directions, over_samples
 from moth_jax.training import NO_ADVERSARY, Adversary, TrainState, make_update, perturb
 from moth_jax.triggers import Trigger, random_trigger, stamp
 
@@ -111,6 +111,7 @@ def make_harden_step(
     ) -> tuple[TrainState, HardenInfo]:
         augment_key, invert_key, attack_key = jax.random.split(key, 3)
         images = augment(images, augment_key, flip=config.flip, shift=config.shift, fill="zero")
+        images = constrain(images)
         num_classes, capacity = weights.shape
         slots = jnp.arange(num_classes * capacity).reshape(num_classes, capacity)
         if not config.symmetric:
@@ -131,8 +132,8 @@ def make_harden_step(
         chosen = _choose_stamped(result, weights, config)
         others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
         batch = _stamp_slots(others, images, slots, chosen, result.trigger)
-        state, loss = update(state, *constrain((batch, labels)))
-        return state, HardenInfo(
+        state, loss = update(state, batch, labels)
+        info = HardenInfo(
             trigger=result.trigger,
             sizes=result.size,
             success_rates=result.success_rate,
@@ -140,6 +141,7 @@ def make_harden_step(
             num_stamped=chosen.sum(1),
             loss=loss,
         )
+        return state, constrain_replicated(info)
 
     return step
 
@@ -159,6 +161,7 @@ def make_stamped_update(
     @jax.jit
     def stamped_update(state, images, labels, trigger, stamped, key):
         augment_key, attack_key = jax.random.split(key)
+        images, trigger, stamped = constrain((images, trigger, stamped))
         images = augment(images, augment_key, flip=config.flip, shift=config.shift, fill="zero")
         others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
         images = jnp.where(stamped[:, None, None, None], stamp(images, trigger), others)
@@ -181,7 +184,11 @@ def invert_directions(
     minibatch_size: int,
     inversion: Inversion,
 ) -> InversionResult:
-    """Invert D directions together: images [D, n, h, w, c], weights [D, n], the rest [D, ...]."""
+    """Invert D directions together: images [D, n, h, w, c], weights [D, n], the rest [D, ...].
+
+    Where there are more devices than directions, each direction's samples are cut among several.
+    """
+    logits_fn = over_samples(logits_fn, len(targets))
 
     def one(images, weights, target, start, key):
         return invert(
@@ -198,12 +205,17 @@ def invert_directions(
             inversion=inversion,
         )
 
-    return jax.vmap(one)(*constrain((images, weights, targets, start, keys)))
+    return over_directions(one)(images, weights, targets, start, keys)
 
 
-def random_triggers(key: Array, count: int, image_shape: tuple[int, int, int]) -> Trigger:
-    """Return a batch of `count` random triggers."""
-    return jax.vmap(lambda k: random_trigger(k, image_shape))(jax.random.split(key, count))
+def random_triggers(
+    key: Array,
+    count: int,
+    image_shape: tuple[int, int, int],
+    start: Callable[[Array, tuple[int, int, int]], Trigger] = random_trigger,
+) -> Trigger:
+    """Return a batch of `count` random triggers; `start` is that of an `Inversion`."""
+    return jax.vmap(lambda k: start(k, image_shape))(jax.random.split(key, count))
 
 
 def _choose_stamped(result: InversionResult, weights: Array, config: StepConfig) -> Array:

@@ -109,6 +109,22 @@ class MetricWriter:
             self._events.flush()
 
 
+class NoMetrics:
+    """Stands where a `MetricWriter` would in a process that does not write."""
+
+    def write(self, phase: str, step: int, /, **figures) -> None:
+        """Do nothing."""
+
+    def rewind(self, keep: Mapping[str, int] | Callable[[dict], bool]) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> "NoMetrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Return the records of a metrics.jsonl, oldest first; none if there is no such file.
 

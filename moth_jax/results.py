@@ -9,8 +9,9 @@ import numpy as np
 
 from moth_jax import backdoors, checkpoints
 from moth_jax.data import ImageDataset
+from moth_jax.distributed import by_writer, from_writer, is_writer, stored
 from moth_jax.evaluation import predictions
-from moth_jax.matrix import DistanceMatrix, relative_increase
+from moth_jax.matrix import DistanceMatrix, increase_interval, relative_increase
 from moth_jax.metrics import read_metrics
 from moth_jax.report import write_report, write_summary
 from moth_jax.report.backdoor import StampedExample
@@ -26,7 +27,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir: Path) -> dict:
     """Write summary.json, and report.html if there is a model."""
-    before, after = (_matrix(workdir / f"distance_{when}.npz") for when in ("before", "after"))
+    before, after = (
+        stored(DistanceMatrix.load, workdir / f"distance_{when}.npz")
+        for when in ("before", "after")
+    )
     hardening = read_json(workdir / "hardening.json")
     classes, backdoor = chosen_classes(config, dataset), chosen_backdoor(config, dataset)
     models, scan = _models(workdir), load_scan(workdir)
@@ -40,7 +44,11 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
         **({} if scan is None else {"scan": _scan_figures(scan)}),
         "distance_before": before and before.average(),
         "distance_after": after and after.average(),
+        "directions": before and before.choice(),
+        "distance_interval_before": before and before.interval(),
+        "distance_interval_after": after and after.interval(),
         "increase": relative_increase(before, after) if before and after else None,
+        "increase_interval": increase_interval(before, after) if before and after else None,
         "failures_before": before and before.num_failures(),
         "failures_after": after and after.num_failures(),
         "distance_seconds": {
@@ -57,8 +65,8 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
         "seeds": {"run": config.seed, "distance": list(config.distance.seeds)},
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-    write_summary(workdir / "summary.json", summary)
-    if summary["model"] is not None:
+    by_writer(write_summary, workdir / "summary.json", summary)
+    if summary["model"] is not None and is_writer():
         records = read_metrics(workdir / "metrics.jsonl")
         write_report(
             workdir / "report.html",
@@ -89,7 +97,7 @@ def _scan_figures(scan: Scan) -> dict:
 def _models(workdir: Path) -> dict[str, checkpoints.SavedModel | None]:
     folders = {"before": workdir / "original", "after": workdir / "hardened"}
     return {
-        when: checkpoints.load_model(folder) if folder.exists() else None
+        when: checkpoints.load_model(folder) if from_writer(folder.exists) else None
         for when, folder in folders.items()
     }
 
@@ -151,7 +159,3 @@ def _selections(hardening: dict) -> np.ndarray | None:
     """Return how often each pair was selected, if the method selected pairs."""
     counts = hardening.get("num_selected")
     return None if counts is None else np.asarray(counts)
-
-
-def _matrix(path: Path) -> DistanceMatrix | None:
-    return DistanceMatrix.load(path) if path.exists() else None

@@ -7,6 +7,7 @@ import numpy as np
 
 from moth_jax import checkpoints
 from moth_jax.data import ImageDataset, ImageSplit
+from moth_jax.distributed import from_writer
 from moth_jax.evaluation import pgd_accuracy
 from moth_jax.progress import Progress
 from moth_jax.workdir import read_json, write_json
@@ -26,7 +27,7 @@ def measure_robustness(
     done = read_json(path)
     figures = done if done.get("asked") == asked else {"asked": asked}
     for when, folder in _FOLDERS.items():
-        if when in figures or not (workdir / folder).exists():
+        if when in figures or not from_writer((workdir / folder).exists):
             continue
         classifier, variables, _ = checkpoints.load_model(workdir / folder)
         figures[when] = pgd_accuracy(

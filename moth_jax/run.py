@@ -12,13 +12,17 @@ A phase that was interrupted goes on from its last checkpoint (`training/`, `har
 last finished chunk of directions (`distances/`), and gives the numbers it would have given.
 """
 
+import functools
 from pathlib import Path
 
+import jax
 import ml_collections
+import numpy as np
 
-from moth_jax import configuration, data
+from moth_jax import configuration, data, sharding
+from moth_jax.distributed import check_same, from_writer, is_writer
 from moth_jax.errors import InputError
-from moth_jax.metrics import MetricWriter
+from moth_jax.metrics import MetricWriter, NoMetrics
 from moth_jax.original import import_model, new_model, original_model
 from moth_jax.phases import harden, measure
 from moth_jax.progress import Progress
@@ -45,20 +49,34 @@ def run(
 ) -> dict:
     """Do the phases that `config.phase` asks for and are not done yet; return the summary."""
     configuration.check(config)
+    sharding.use_devices(config.mesh.devices)
+    check_same("the configuration", config.to_json_best_effort(), jax.__version__)
     dataset = data.load(config.data.name, **configuration.data_options(config))
+    if jax.process_count() > 1:
+        _check_same_data(dataset)
     # A wrong class name is found now, not after the training.
     directions(config, dataset)
     chosen_backdoor(config, dataset)
     phase = config.phase
     if phase == "scan":
         check_scan(config, dataset)
-    if phase == "report" and not (workdir / "original").exists():
+    if phase == "report" and not from_writer((workdir / "original").exists):
         raise InputError(f"there is no run in {workdir} to report on; do another phase first")
-    claim(workdir, config, overwrite=overwrite)
+    from_writer(functools.partial(claim, workdir, config, overwrite=overwrite))
     if phase != "report":
         _do(config, dataset, workdir, progress)
     measure_robustness(config, dataset, workdir, progress)
     return summarise(config, dataset, workdir)
+
+
+def _check_same_data(dataset: data.ImageDataset) -> None:
+    """Raise `InputError` unless all processes see the same images, as far as labels and a few tell.
+
+    Each reads its part of a batch from what it finds itself.
+    """
+    parts = (dataset.train, dataset.validation, dataset.test)
+    some = [part.batch(np.arange(min(2, len(part)))) for part in parts]
+    check_same("the data", *(part.labels for part in parts), *some)
 
 
 def _do(
@@ -66,7 +84,7 @@ def _do(
 ) -> None:
     """Do what the phase asks for, up to the summary."""
     phase = config.phase
-    with MetricWriter(workdir) as metrics:
+    with MetricWriter(workdir) if is_writer() else NoMetrics() as metrics:
         classifier, variables = original_model(config, dataset, workdir, metrics, progress)
         if phase in ("all", "measure"):
             measure(config, dataset, workdir, "before", classifier, variables, progress)

@@ -8,6 +8,7 @@ import numpy as np
 
 from moth_jax import configuration
 from moth_jax.data import ImageDataset, ImageSplit
+from moth_jax.distributed import by_writer, from_writer, stored
 from moth_jax.errors import InputError
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.models import Classifier, Variables
@@ -44,27 +45,26 @@ def scan_model(
     }
     done = read_json(workdir / "scan.json").get("asked")
     if done == asked:
-        return Scan.load(workdir / "scan.npz")
+        return from_writer(Scan.load, workdir / "scan.npz")
     threshold = config.scan.threshold or None
-    measured = workdir / "distance_before.npz"
-    if config.scan.method == "pairs" and measured.exists():
-        matrix = DistanceMatrix.load(measured)
+    matrix = stored(DistanceMatrix.load, workdir / "distance_before.npz")
+    if config.scan.method == "pairs" and matrix is not None:
         options = configuration.scan_options(config)
         found = scan_distances(
             matrix, image_shape=dataset.image_shape, threshold=threshold, options=options
         )
     else:
         found = _scan(config, dataset, workdir, classifier, variables, threshold, progress)
-    found.save(workdir / "scan.npz")
+    by_writer(found.save, workdir / "scan.npz")
     # Last: a scan is done once this is there.
     write_json(workdir / "scan.json", {**found.to_json(), "asked": asked})
-    shutil.rmtree(workdir / "scanning", ignore_errors=True)
+    by_writer(shutil.rmtree, workdir / "scanning", True)
     return found
 
 
 def load_scan(workdir: Path) -> Scan | None:
     """Return the scan of a run, None if there is none."""
-    return Scan.load(workdir / "scan.npz") if (workdir / "scan.json").exists() else None
+    return stored(Scan.load, workdir / "scan.npz") if read_json(workdir / "scan.json") else None
 
 
 def _scan(config, dataset, workdir, classifier, variables, threshold, progress) -> Scan:

@@ -1,7 +1,7 @@
 """Training a classifier: the one update that natural training, warm-up and hardening share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -16,7 +16,7 @@ from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd
 from moth_jax.models import Classifier, Variables
 from moth_jax.progress import Progress, as_progress
-from moth_jax.sharding import constrain_replicated, replicate
+from moth_jax.sharding import constrain, constrain_replicated, read_batches, replicate
 
 BATCH_NORM_MODES = ("update", "frozen")
 
@@ -90,11 +90,16 @@ def sgd(
 
 def optimiser(config: TrainingConfig, num_images: int) -> optax.GradientTransformation:
     """Return the optimiser of a training on `num_images` images."""
-    total = config.epochs * max(1, num_images // config.batch_size)
+    total = config.epochs * steps_per_epoch(config, num_images)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(1, total // 20), total
     )
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def steps_per_epoch(config: TrainingConfig, num_images: int) -> int:
+    """Return how many steps an epoch has; what is left over is less than a batch."""
+    return max(1, num_images // config.batch_size)
 
 
 def check_batch_norm(classifier: Classifier, batch_norm: str) -> None:
@@ -139,7 +144,8 @@ def make_update(
         loss, variables = (cross_entropy if loss_fn is None else loss_fn)(variables, *batch)
         return loss, variables["batch_stats"]
 
-    def update(state: TrainState, *batch) -> tuple[TrainState, Array]:
+    def update(state: TrainState, images, labels, *more) -> tuple[TrainState, Array]:
+        batch = (*constrain((images, labels)), *more)
         params, batch_stats = state.variables["params"], state.variables["batch_stats"]
         (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(
             params, batch_stats, *batch
@@ -162,6 +168,8 @@ def train(
     *,
     state: TrainState | None = None,
     first_epoch: int = 0,
+    first_losses: Sequence[Array] = (),
+    on_step: Callable[[int, TrainState, tuple[Array, ...]], None] | None = None,
     on_epoch: Callable[[int, TrainState, dict], None] | None = None,
     progress: bool | Progress = True,
 ) -> Variables:
@@ -171,8 +179,10 @@ def train(
       classifier, variables: the model and where it starts.
       dataset: an `ImageDataset`.
       config: the options.
-      state, first_epoch: where an interrupted training goes on: what `on_epoch` was last given, and
-        the number of epochs it had done.
+      state, first_epoch, first_losses: where an interrupted training goes on: what `on_step` was
+        last given, or `on_epoch`, after which there are no losses.
+      on_step: called after each step but an epoch's last with the number of epochs done, the state,
+        and the losses of the steps of this epoch.
       on_epoch: called with the number of epochs done, the state and its figures (`loss`,
         `validation_accuracy`).
       progress: as in `distance.distance_matrix`.
@@ -191,13 +201,16 @@ def train(
         for epoch in range(first_epoch, config.epochs):
             rng = np.random.default_rng([config.seed, epoch])
             epoch_key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-            losses = []
+            losses, first_losses = list(first_losses), ()
             batch_size = min(config.batch_size, len(dataset.train))
             order = epoch_batches(len(dataset.train), batch_size, rng, drop_last=True)
-            for i, images in enumerate(dataset.train.batches(order)):
+            images_left = read_batches(dataset.train, order[len(losses) :])
+            for i, images in enumerate(images_left, start=len(losses)):
                 labels = dataset.train.labels[order[i]]
                 state, loss = step_fn(state, images, labels, jax.random.fold_in(epoch_key, i))
                 losses.append(loss)
+                if on_step is not None and i + 1 < len(order):
+                    on_step(epoch, state, tuple(losses))
             figures = {
                 "loss": float(np.mean(jax.device_get(losses))),
                 "validation_accuracy": accuracy(
@@ -237,6 +250,7 @@ def perturb(
 
     Without an adversary (epsilon 0) it is the batch itself.
     """
+    images = constrain(images)
     if adversary.epsilon == 0:
         return images
     return pgd(

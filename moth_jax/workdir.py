@@ -7,6 +7,7 @@ from pathlib import Path
 import ml_collections
 
 from moth_jax.configuration import default_config
+from moth_jax.distributed import by_writer, from_writer
 from moth_jax.errors import InputError
 from moth_jax.report import write_summary
 
@@ -27,14 +28,21 @@ _RESULT_FOLDERS = (
     "hardened",
     "training",
     "hardening",
+    "hardening_triggers",
     "distances",
     "scanning",
     "tensorboard",
 )
 # Fields that are no property of the results: the same run may go on with others.
-_FREE_FIELDS = ("phase", "checkpoint_seconds")
+_FREE_FIELDS = (
+    "phase",
+    "checkpoint_seconds",
+    "distance.directions_per_chunk",
+    "harden.trigger_memory_mb",
+    "harden.trigger_capacity",  # of earlier versions
+)
 # What these ask for is made anew if their own fields differ.
-_FREE_PARTS = ("scan.", "robustness.")
+_FREE_PARTS = ("scan.", "robustness.", "mesh.")
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) -> None:
@@ -59,7 +67,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) 
             "of a run; choose another --workdir, or move them away"
         )
     if results and not overwrite:
-        changed = changed_fields(read_json(path), ours)
+        changed = changed_fields(_read_json(path), ours)
         if changed:
             raise InputError(
                 f"{workdir} holds a run with another configuration (different: "
@@ -117,11 +125,15 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def write_json(path: Path, fields: dict) -> None:
     """Write `fields` as JSON, whole or not at all."""
-    write_summary(path, fields)
+    by_writer(write_summary, path, fields)
 
 
 def read_json(path: Path) -> dict:
     """Return what `write_json` wrote, {} if there is no such file."""
+    return from_writer(_read_json, path)
+
+
+def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:

@@ -15,6 +15,7 @@ from moth_jax.training import (
     make_update,
     perturb,
     sgd,
+    steps_per_epoch,
     train,
 )
 
@@ -151,6 +152,41 @@ def test_a_training_resumed_from_any_epoch_equals_an_uninterrupted_one():
     )
     assert progress.advanced == [1]
     assert_same(resumed, whole)
+
+
+def test_a_training_resumed_within_an_epoch_equals_an_uninterrupted_one():
+    places, told, told_again = [], [], []
+    config = dataclasses.replace(CONFIG, epochs=2)
+    whole = train(
+        CLASSIFIER,
+        zero_variables(),
+        DATASET,
+        config,
+        on_step=lambda *place: places.append(place),
+        on_epoch=lambda epoch, state, figures: told.append(figures),
+        progress=False,
+    )
+    per_epoch = steps_per_epoch(config, len(DATASET.train))
+    assert per_epoch > 2
+    # After an epoch's last step comes what is told of the epoch.
+    assert [(epoch, len(losses)) for epoch, _, losses in places] == [
+        (epoch, step) for epoch in range(2) for step in range(1, per_epoch)
+    ]
+    epoch, state, losses = places[per_epoch]
+    assert (epoch, len(losses)) == (1, 2)
+    resumed = train(
+        CLASSIFIER,
+        zero_variables(),
+        DATASET,
+        config,
+        state=state,
+        first_epoch=epoch,
+        first_losses=np.asarray(losses),
+        on_epoch=lambda epoch, state, figures: told_again.append(figures),
+        progress=False,
+    )
+    assert_same(resumed, whole)
+    assert told_again == told[1:]
 
 
 def test_training_with_frozen_batch_norm_leaves_the_running_statistics_untouched():

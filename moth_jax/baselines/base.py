@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from moth_jax.hardening import StepConfig
 from moth_jax.inversion import neural_cleanse
 from moth_jax.models import Classifier, Variables
 from moth_jax.progress import Progress, as_progress
-from moth_jax.sharding import replicate
+from moth_jax.sharding import read_batch, replicate
 from moth_jax.training import TrainState, make_update, perturb, sgd
 from moth_jax.warmup import WarmUpResult, invert_towards
 
@@ -77,7 +78,7 @@ def as_method(
 ) -> Callable[..., BaselineState]:
     """Return the method of these stages, to be called as `moth.harden`.
 
-    harden(classifier, variables, dataset, config, *, state, on_round, progress)
+    harden(classifier, variables, dataset, config, *, state, on_round, progress, scratch_dir)
     """
 
     @functools.wraps(make_stages, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
@@ -90,7 +91,9 @@ def as_method(
         state: BaselineState | None = None,
         on_round: OnRound | None = None,
         progress: bool | Progress = True,
+        scratch_dir: Path | None = None,
     ) -> BaselineState:
+        del scratch_dir  # all of a state of these methods is in memory
         check_fit(classifier, dataset, config)
         stages = make_stages(classifier, variables, dataset, config)
         if state is None:
@@ -175,7 +178,7 @@ def draw(dataset, config: AddOnConfig, index: int, *, purpose: int = 0) -> Batch
     epoch, place = divmod(index, per_epoch)
     order = _epoch_order(len(dataset.train), config.batch_size, (config.seed, purpose, epoch))
     chosen = order[place]
-    images, labels = dataset.train.batch(chosen), dataset.train.labels[chosen]
+    images, labels = read_batch(dataset.train, chosen), dataset.train.labels[chosen]
     return Batch(images, labels, key_of(config, purpose, index))
 
 

@@ -1,6 +1,7 @@
 """Pairwise: symmetric hardening of all pairs in random order, without warm-up and scheduler."""
 
 import dataclasses
+from pathlib import Path
 
 from moth_jax import moth
 from moth_jax.models import Classifier, Variables
@@ -17,6 +18,7 @@ def harden(
     state: MothState | None = None,
     on_round: moth.OnRound | None = None,
     progress: bool | Progress = True,
+    scratch_dir: Path | None = None,
 ) -> MothState:
     """Harden pair after pair; arguments and result as in `moth.harden`.
 
@@ -32,4 +34,5 @@ def harden(
         state=state,
         on_round=on_round,
         progress=progress,
+        scratch_dir=scratch_dir,
     )

@@ -19,6 +19,7 @@ from moth_jax.baselines.base import (
 )
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, Variables
+from moth_jax.sharding import constrain_replicated
 from moth_jax.training import TrainState, make_update
 
 
@@ -89,7 +90,7 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: UapCon
         )
         perturbed = jnp.clip(images + perturbation[None], 0.0, 1.0)
         train, loss = update(train, perturbed, batch.labels)
-        return train, perturbation, loss
+        return train, constrain_replicated(perturbation), loss
 
     def begin(state: BaselineState) -> BaselineState:
         return dataclasses.replace(

@@ -12,7 +12,7 @@ from moth_jax.inversion import Inversion, LogitsFn, Variables, advance, begin
 from moth_jax.measurement import chunk_size, direction_key
 from moth_jax.scanning.base import Suspect, inversion_of
 from moth_jax.scanning.options import ScanOptions
-from moth_jax.sharding import num_devices, over_samples, replicate, spread
+from moth_jax.sharding import fetch, num_devices, over_samples, replicate, spread
 from moth_jax.triggers import Trigger, random_trigger
 
 _GIVE_UP_STEPS = 200  # an arm without a trigger after so many is hopeless, as published
@@ -171,7 +171,7 @@ class Bandit:
 
     def _keep(self, arms: Sequence[ArmOf], order: Sequence[ArmOf], states) -> None:
         """Store the states of `arms`, which stand in the `order` they were computed in."""
-        leaves = jax.tree.map(np.asarray, states)
+        leaves = fetch(states)
         for arm in arms:
             row = operator.itemgetter(order.index(arm))
             self._states[arm] = jax.tree.map(row, leaves)

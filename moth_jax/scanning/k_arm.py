@@ -26,6 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from moth_jax import preemption
 from moth_jax.progress import Progress
 from moth_jax.scanning.bandit import Bandit
 from moth_jax.scanning.base import Evidence, Suspect
@@ -51,6 +52,7 @@ def search(
         for chosen in bandit.turns():
             bandit.play(chosen)
             task.advance(1, arms=len(arms), smallest=float(bandit.sizes().min()))
+            preemption.stop_here()
     rows = [suspect.arm(*arm, bandit.size(arm), bandit.rate(arm)) for arm in arms]
     checked = _smallest_pairs(arms, bandit, suspect, options.num_checked)
     back = _way_back(suspect, options, bandit, checked, progress) if checked else None
@@ -110,4 +112,5 @@ def _way_back(
             for chosen in back.chunks(back.arms):
                 back.play(chosen)
             task.advance(1)
+            preemption.stop_here()
     return back

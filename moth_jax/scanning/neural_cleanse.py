@@ -10,16 +10,13 @@ Note: Sizes are of verified triggers. The published code takes the last mask who
 import functools
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from moth_jax.chunks import ChunkStore
 from moth_jax.measurement import chunk_size, measure_all, measure_chunk
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of
 from moth_jax.scanning.options import ScanOptions
-from moth_jax.sharding import num_devices, over_samples, replicate
+from moth_jax.sharding import replicate
 
 
 def search(
@@ -38,10 +35,9 @@ def search(
     }
     measure = functools.partial(
         measure_chunk,
-        suspect.logits_fn if size >= num_devices() else over_samples(suspect.logits_fn),
+        suspect.logits_fn,
         replicate(suspect.variables),
         functools.partial(suspect.draw, options, int(counts.max())),
-        size=size,
         inversion=inversion,
         **budget,
     )
@@ -49,18 +45,15 @@ def search(
     model = suspect.seen if suspect.variables is None else suspect.variables
     store = ChunkStore(resume_dir, asked, (suspect.images, suspect.labels, model))
     with progress.task("universal triggers", total=len(arms), unit="targets") as task:
-        chunks = measure_all(arms, size, measure, store, task)
+        found = measure_all(arms, size, measure, store, task)
     rows = [
         suspect.arm(*arm, sizes[0], rates[0])
-        for chunk in chunks
-        for arm, sizes, rates in zip(
-            chunk.directions.tolist(), chunk.sizes, chunk.rates, strict=True
-        )
+        for arm, sizes, rates in zip(arms, found.sizes, found.rates, strict=True)
     ]
     rows, reason = with_anomaly_indices(rows)
     return Evidence(
         rows,
-        jax.tree.map(lambda *parts: np.concatenate(parts), *(chunk.trigger for chunk in chunks)),
+        found.trigger,
         int(options.num_steps * counts.sum()),
         reason,
     )

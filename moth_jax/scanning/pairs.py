@@ -16,7 +16,6 @@ from moth_jax.scanning.anomaly import MIN_CLASSES, with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import Arm
-from moth_jax.triggers import Trigger
 
 
 def search(suspect: Suspect, options: ScanOptions, resume_dir, progress: Progress) -> Evidence:
@@ -70,8 +69,5 @@ def evidence(matrix: DistanceMatrix, image_shape: tuple[int, int, int]) -> Evide
         for a, b in measured
     ]
     rows, reason = with_anomaly_indices(rows)
-    triggers = matrix.triggers
-    if triggers is not None:
-        kept = tuple(measured.T)
-        triggers = Trigger(np.asarray(triggers.mask)[kept], np.asarray(triggers.pattern)[kept])
+    triggers = None if matrix.triggers is None else matrix.triggers.at(measured)
     return Evidence(rows, triggers, 0, reason)
