@@ -9,6 +9,8 @@ import hashlib
 import json
 import shutil
 import textwrap
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,9 @@ import numpy as np
 import optax
 
 from moth_jax.addon import AddOnState
+from moth_jax.distributed import by_writer, from_writer, is_writer, stored
 from moth_jax.errors import InputError
+from moth_jax.helper_process import helper
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.models import Classifier, ModelSpec, Variables, outline
 from moth_jax.models.functional import describe_mismatch
@@ -50,14 +54,14 @@ def save_model(
       InputError: it cannot be written, as on a full disk.
     """
     metadata = {"format": _FORMAT, "spec": classifier.spec.to_json()}
-    _save(Path(path), {"variables": variables}, metadata)
+    by_writer(_save, Path(path), {"variables": variables}, metadata)
     if distances is not None:
         save_distances(path, distances)
 
 
 def save_distances(path: str | Path, distances: DistanceMatrix) -> None:
     """Put class distances into a model's checkpoint that is there, whose weights stay untouched."""
-    distances.save(Path(path) / _DISTANCES)
+    by_writer(distances.save, Path(path) / _DISTANCES)
 
 
 def load_model(path: str | Path) -> SavedModel:
@@ -67,7 +71,7 @@ def load_model(path: str | Path) -> SavedModel:
       InputError: the folder is missing, damaged, or no checkpoint of a model, or its weights are
         not finite.
     """
-    tree, metadata = _load(Path(path))
+    tree, metadata = from_writer(_load, Path(path))
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no model checkpoint of this package")
     classifier, expected = outline(ModelSpec.from_json(metadata["spec"]))
@@ -81,8 +85,7 @@ def load_model(path: str | Path) -> SavedModel:
         raise InputError(
             f"{path} holds NaN or infinite weights: its training diverged; lower the learning rate"
         )
-    measured = Path(path) / _DISTANCES
-    distances = DistanceMatrix.load(measured) if measured.exists() else None
+    distances = stored(DistanceMatrix.load, Path(path) / _DISTANCES)
     return SavedModel(classifier, variables, distances)
 
 
@@ -100,13 +103,31 @@ def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
 
 
 class RunCheckpoints:
-    """The latest states of one phase of a run, in a folder; only the newest is kept."""
+    """The latest states of one phase of a run, in a folder; only the newest is kept.
+
+    They are written in the background, one at a time. What went wrong with one is raised by the
+    next call, whichever it is, as `InputError`.
+    """
 
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
+        # Not Orbax's own saving in the background, which leaves a third of the time, and the
+        # checksum, to the caller.
+        self._background = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._writing: futures.Future | None = None
 
     def save(self, step: int, arrays: dict, metadata: dict) -> None:
-        """Keep a state; earlier ones are removed once it is on disk."""
+        """Keep a state; earlier ones are removed once it is on disk.
+
+        Returns when there is a copy of the arrays, whose memory may then be used again.
+        """
+        if not is_writer():
+            return
+        self.wait()
+        arrays = jax.tree.map(np.array, jax.device_get(arrays))
+        self._writing = self._background.submit(self._write, step, arrays, metadata)
+
+    def _write(self, step: int, arrays: dict, metadata: dict) -> None:
         newest = self._folder / f"{step:08d}"
         _save(newest, arrays, metadata)
         # Also what a kill or a full disk has left half-written.
@@ -114,25 +135,51 @@ class RunCheckpoints:
             if other != newest:
                 shutil.rmtree(other)
 
+    def wait(self) -> None:
+        """Return once the last state is on disk."""
+        writing = self._writing
+        if writing is not None:
+            futures.wait([writing])  # Ctrl-C may come here, and it is to be waited for again
+            self._writing = None
+            writing.result()
+
     def latest(self) -> tuple[dict, dict] | None:
         """Return (arrays, metadata) of the newest state; None if there is none."""
-        steps = self._steps()
-        return _load(steps[-1]) if steps else None
+        self.wait()
+        return from_writer(self._load_newest)
+
+    def _load_newest(self) -> tuple[dict, dict] | None:
+        newest = self.newest()
+        return None if newest is None else _load(newest)
+
+    def newest(self) -> Path | None:
+        """Return where the newest state is on disk; None if there is none."""
+        steps = (path for path in self._folder.glob("*") if path.name.isdigit())
+        return max(steps, default=None)
 
     def clear(self) -> None:
         """Remove all states: the phase is done."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _steps(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("*") if path.name.isdigit())
+        self.wait()
+        by_writer(shutil.rmtree, self._folder, True)
 
 
 def _save(path: Path, tree: dict, metadata: dict) -> None:
+    # Host arrays, so that any number of devices can read them.
+    _by_orbax(_save_tree, path.absolute(), jax.tree.map(np.asarray, tree), metadata)
+
+
+def _load(path: Path) -> tuple[dict, dict]:
+    return _by_orbax(_load_tree, path.absolute())
+
+
+def _by_orbax(function: Callable, *arguments):
+    """Return `function(*arguments)`; Orbax must not wait for processes that do not call it."""
+    return function(*arguments) if jax.process_count() == 1 else helper()(function, *arguments)
+
+
+def _save_tree(path: Path, tree: dict, metadata: dict) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    path = path.absolute()
-    # Host arrays, so that any number of devices can read them.
-    tree = jax.tree.map(np.asarray, tree)
     metadata = {**metadata, "sha256": _digest(tree, metadata)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,10 +191,9 @@ def _save(path: Path, tree: dict, metadata: dict) -> None:
         ) from error
 
 
-def _load(path: Path) -> tuple[dict, dict]:
+def _load_tree(path: Path) -> tuple[dict, dict]:
     from orbax.checkpoint import v1 as ocp
 
-    path = path.absolute()
     if not path.is_dir():
         raise InputError(f"there is no checkpoint folder {path}")
     # TensorStore, JSON and Orbax each have their own words for a damaged file.

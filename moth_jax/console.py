@@ -1,25 +1,51 @@
 """What the commands say, and keep libraries from saying, on the console."""
 
 import logging
+import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import absl.logging
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+# EX_TEMPFAIL of sysexits.h, "try again later": no fault, and not what a kill (137, 143) gives.
+EXIT_PREEMPTED = 75
+_SHOW_CURSOR = "\x1b[?25h"
 _PACKAGE = Path(__file__).parent
+_leave: list[Callable[[int], None]] = []
 
 
 def fail(message: str, *, code: int = EXIT_BAD_INPUT) -> NoReturn:
     """Say one line and end the process."""
     _say(message)
+    for leave in _leave:
+        leave(code)
     sys.exit(code)
 
 
+def at_failure(leave: Callable[[int], None]) -> None:
+    """Have `leave(exit code)` called when `fail` ends the process."""
+    _leave.append(leave)
+
+
+def end_at_once(message: str, *, code: int) -> NoReturn:
+    """Say one line and end the process from any thread, whatever the others are doing."""
+    if sys.stderr.isatty():  # a bar may have hidden it
+        message = f"{message}{_SHOW_CURSOR}"
+    # Not through sys.stderr, whose lock the main thread may hold.
+    os.write(2, f"{_line(message)}\n".encode())
+    os._exit(code)
+
+
 def _say(message: str) -> None:
-    print(f"moth_jax: {' '.join(message.split())}", file=sys.stderr)
+    print(_line(message), file=sys.stderr)
+
+
+def _line(message: str) -> str:
+    return f"moth_jax: {' '.join(message.split())}"
 
 
 def prepare_console() -> None:

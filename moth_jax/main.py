@@ -3,7 +3,7 @@
     python -m moth_jax.main --config=configs/digits.py --workdir=DIR
 
 Any field of the configuration can be set: --config.harden.epochs=4. The same command again goes on
-where an earlier one was interrupted.
+where an earlier one was interrupted. On SIGTERM or SIGUSR1 it saves and ends with exit code 75.
 """
 
 import difflib
@@ -13,13 +13,30 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from moth_jax.console import EXIT_INTERRUPTED, fail, prepare_console
+from moth_jax import preemption
+from moth_jax.console import EXIT_INTERRUPTED, EXIT_PREEMPTED, fail, prepare_console
 from moth_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/digits.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.")
+_GRACE = flags.DEFINE_float(
+    "grace_seconds",
+    preemption.GRACE_SECONDS,
+    "After SIGTERM or SIGUSR1: seconds to reach a point where a checkpoint can be written.",
+    lower_bound=0.0,
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, where a run of several processes is not started by something that JAX "
+    "knows (TPU, SLURM, Open MPI, Kubernetes).",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of the run; 1 to stay alone in a cluster."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's: 0, 1, ...")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run that is in --workdir first.")
 
 _WHEN = ("before", "after")
@@ -30,7 +47,8 @@ def main(argv: list[str]) -> None:
     del argv  # parse_flags has seen to it
     prepare_console()
     try:
-        _run()
+        with preemption.watch(grace_seconds=_GRACE.value):
+            _run()
     except InputError as error:
         fail(str(error))
     except OSError as error:
@@ -39,17 +57,22 @@ def main(argv: list[str]) -> None:
             f"{error.filename or _WORKDIR.value}: {error.strerror or error}; free some space or "
             "check the permissions, then run the same command again"
         )
+    except preemption.Preempted as end:
+        fail(str(end), code=EXIT_PREEMPTED)
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on from here", code=EXIT_INTERRUPTED)
 
 
 def _run() -> None:
-    from moth_jax import sharding
-    from moth_jax.progress import console_progress
+    from moth_jax import distributed, sharding
+    from moth_jax.compilations import keep_compilations
+    from moth_jax.progress import console_progress, silent_progress
     from moth_jax.run import run
 
     sharding.use_all_cores()
-    progress = console_progress()
+    keep_compilations()
+    distributed.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    progress = console_progress() if distributed.is_writer() else silent_progress()
     workdir = Path(_WORKDIR.value).expanduser()
     summary = run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value, progress=progress)
     for line in describe(summary, workdir):
@@ -78,7 +101,15 @@ def describe(summary: dict, workdir: Path) -> list[str]:
         row("attack success", "%", *of_attack("")),
         row("- other classes", "%", *of_attack("_others")),
         row("class distance", "pixels", *(summary[f"distance_{w}"] for w in _WHEN)),
+        row(
+            "- 95 % interval",
+            "pixels",
+            *(_interval(summary, f"distance_interval_{w}") for w in _WHEN),
+            "{}",
+        ),
+        _chosen(summary),
         row("increase", "%", None, _percent(summary["increase"]), "{:+.2f}"),
+        row("- 95 % interval", "%", None, _interval(summary, "increase_interval", 100), "{}"),
         row("none found in", "directions", before, after, "{}") if before or after else None,
     ]
     if summary["harden_stopped"] == "accuracy":
@@ -97,6 +128,18 @@ def describe(summary: dict, workdir: Path) -> list[str]:
     if (workdir / "report.html").exists():
         lines.append(f"{'report':16} {workdir / 'report.html'}")
     return [line for line in lines if line is not None]
+
+
+def _interval(summary: dict, name: str, unit: float = 1) -> str | None:
+    ends = summary.get(name)
+    return None if ends is None else " to ".join(f"{unit * end:.2f}" for end in ends)
+
+
+def _chosen(summary: dict) -> str | None:
+    """Return which directions were measured, unless all were."""
+    chosen = summary.get("directions")
+    is_whole = not chosen or re.fullmatch(r"all [\d,]+ directions", chosen)
+    return None if is_whole else f"{'- mean of':16} {chosen}"
 
 
 def _percent(share: float | None) -> float | None:

@@ -3,15 +3,18 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import ml_collections
+import numpy as np
 
 from moth_jax import backdoors, checkpoints, configuration, models, training
 from moth_jax.data import ImageDataset
+from moth_jax.distributed import from_writer
 from moth_jax.errors import InputError
 from moth_jax.metrics import MetricWriter
 from moth_jax.models import Classifier, Variables
 from moth_jax.models.sources import head_is_fixed, load_source, with_classes
-from moth_jax.pacing import Pacer
+from moth_jax.pacing import Pacer, Saver
 from moth_jax.phases import check_hardening
 from moth_jax.progress import Progress
 from moth_jax.selection import chosen_backdoor
@@ -27,7 +30,7 @@ def original_model(
 ) -> tuple[Classifier, Variables]:
     """Return the model to measure and harden: imported, trained here, or both."""
     folder = workdir / "original"
-    if not folder.exists():
+    if not from_writer(folder.exists):
         source = config.model.checkpoint
         classifier, variables = (
             import_model(config, dataset) if source else new_model(config, dataset)
@@ -127,29 +130,42 @@ def _train(
     options = configuration.training_config(config)
     tx = training.optimiser(options, len(dataset.train))
     saved = checkpoints.RunCheckpoints(workdir / "training")
-    state, first_epoch, earlier = None, 0, None
+    state, first_epoch, losses, earlier = None, 0, (), None
     latest = saved.latest()
     if latest is not None:
         arrays, metadata = latest
         state = checkpoints.train_state_from_arrays(arrays, tx)
         first_epoch, earlier = metadata["epoch"], metadata["spent"]
+        losses = arrays.get("losses", ())
     metrics.rewind({"training": first_epoch})
-    save = Pacer(config.checkpoint_seconds, earlier)
+    pacer = Pacer(config.checkpoint_seconds, earlier)
+    saver = Saver(saved, pacer)
+    steps = training.steps_per_epoch(options, len(dataset.train))
+
+    def on_step(epoch: int, state, losses: tuple) -> None:
+        def parts() -> tuple[dict, dict]:
+            arrays = checkpoints.train_state_arrays(state)
+            if losses:  # Orbax keeps no empty arrays
+                arrays["losses"] = np.asarray(jax.device_get(losses))
+            return arrays, {"epoch": epoch}
+
+        saver.offer(epoch * steps + len(losses), parts)
 
     def on_epoch(epoch: int, state, figures: dict) -> None:
         metrics.write("training", epoch, **figures)
-        if save.due():
-            arrays = checkpoints.train_state_arrays(state)
-            saved.save(epoch, arrays, {"epoch": epoch, "spent": save.spent()})
+        on_step(epoch, state, ())
 
-    variables = training.train(
-        classifier,
-        variables,
-        dataset,
-        options,
-        state=state,
-        first_epoch=first_epoch,
-        on_epoch=on_epoch,
-        progress=progress,
-    )
-    return variables, save.spent()["seconds"]
+    with saver:
+        variables = training.train(
+            classifier,
+            variables,
+            dataset,
+            options,
+            state=state,
+            first_epoch=first_epoch,
+            first_losses=losses,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            progress=progress,
+        )
+    return variables, pacer.spent()["seconds"]

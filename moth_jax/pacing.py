@@ -1,6 +1,17 @@
 """When a phase saves a checkpoint, and how long it took in all the processes it needed."""
 
+import contextlib
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+from moth_jax import preemption
+from moth_jax.checkpoints import RunCheckpoints
+from moth_jax.distributed import is_writer
+from moth_jax.errors import InputError
+
+State = Callable[[], tuple[dict, dict]]
 
 
 class Pacer:
@@ -29,3 +40,58 @@ class Pacer:
             "seconds": self._earlier["seconds"] + time.perf_counter() - self._started,
             "cpu_seconds": self._earlier["cpu_seconds"] + time.process_time() - self._cpu_started,
         }
+
+
+class Saver:
+    """Saves the states of a phase when that is due, and when the process is to end.
+
+        with Saver(checkpoints, pacer) as saver:
+            for ...:
+                saver.offer(step, lambda: (arrays, metadata))
+
+    After the block all that was saved is on disk. The metadata get "spent", of the pacer.
+    """
+
+    def __init__(self, checkpoints: RunCheckpoints, pacer: Pacer):
+        self._checkpoints, self._pacer = checkpoints, pacer
+        self._unsaved: tuple[int, State] | None = None
+        self._lock = threading.Lock()
+
+    def offer(self, step: int, state: State) -> None:
+        """Take note of a state at a safe point; `state()` stays what it is until the next one.
+
+        Raises:
+          Preempted: the process is to end; the state is on disk.
+          InputError: a state before it could not be written.
+        """
+        ends = preemption.requested()
+        with self._lock:
+            self._unsaved = step, state
+        if ends:
+            raise preemption.Preempted(self._save_now())
+        if self._pacer.due():
+            self._save()
+
+    def _save(self) -> None:
+        with self._lock:
+            if self._unsaved is not None and is_writer():
+                step, state = self._unsaved
+                arrays, metadata = state()
+                metadata = {**metadata, "spent": self._pacer.spent()}
+                self._checkpoints.save(step, arrays, metadata)
+                self._unsaved = None
+
+    def _save_now(self) -> Path | None:
+        self._save()
+        self._checkpoints.wait()
+        return self._checkpoints.newest()
+
+    def __enter__(self) -> "Saver":
+        preemption.save_before_giving_up(self._save_now)
+        return self
+
+    def __exit__(self, fault, *_) -> None:
+        preemption.save_before_giving_up(None)
+        # Where the block has failed, that is what is told.
+        with contextlib.suppress(InputError) if fault else contextlib.nullcontext():
+            self._checkpoints.wait()

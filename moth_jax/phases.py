@@ -16,13 +16,16 @@ from moth_jax import checkpoints, configuration, distance
 from moth_jax.addon import PHASES, AddOnState, check_fit
 from moth_jax.data import ImageDataset
 from moth_jax.data.splitting import split_validation
-from moth_jax.inversion import INVERSIONS
+from moth_jax.direction_choice import DirectionChoice
+from moth_jax.distributed import by_writer, from_writer, stored
+from moth_jax.inversion import create as create_inversion
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.methods import METHODS
 from moth_jax.metrics import MetricWriter
 from moth_jax.models import Classifier, Variables
 from moth_jax.moth import MothState
-from moth_jax.pacing import Pacer
+from moth_jax.nearest import nearest_directions
+from moth_jax.pacing import Pacer, Saver
 from moth_jax.progress import Progress
 from moth_jax.selection import chosen_classes, directions
 from moth_jax.training import check_batch_norm
@@ -40,25 +43,36 @@ def measure(
 ) -> DistanceMatrix:
     """Measure the class distances "before" or "after", and put them into the model's checkpoint."""
     path = workdir / f"distance_{when}.npz"
-    if path.exists():
-        return DistanceMatrix.load(path)
+    measured = stored(DistanceMatrix.load, path)
+    if measured is not None:
+        return measured
     options = config.distance.to_dict()
-    del options["victims"], options["num_directions"]  # read by `directions`
+    for field in ("victims", "targets", "num_directions", "nearest"):
+        del options[field]  # read by `directions`
     split = getattr(dataset, options.pop("split"))
     classes = chosen_classes(config, dataset)
     # No other image is used, and all of them may be more than fit in memory.
     used = np.sort(np.concatenate([split.of_class(k, options["num_images"]) for k in classes]))
-    inversion = INVERSIONS[options.pop("inversion")](
-        patience=options.pop("patience"), success_bound=options.pop("success_bound")
+    inversion = create_inversion(
+        options.pop("inversion"),
+        precision=options.pop("precision"),
+        patience=options.pop("patience"),
+        success_bound=options.pop("success_bound"),
     )
+    images, labels = split.batch(used), split.labels[used]
+    chosen = directions(config, dataset)
+    if config.distance.nearest:
+        chosen = _nearest(
+            config, workdir, classifier, variables, images, labels, chosen, classes, progress
+        )
     matrix = distance.distance_matrix(
         classifier.predict,
-        split.batch(used),
-        split.labels[used],
+        images,
+        labels,
         variables=variables,
         class_names=dataset.class_names,
         classes=classes,
-        directions=directions(config, dataset),
+        directions=chosen,
         directions_per_chunk=options.pop("directions_per_chunk") or None,
         inversion=inversion,
         resume_dir=workdir / "distances",
@@ -68,9 +82,42 @@ def measure(
     )
     folder = workdir / {"before": "original", "after": "hardened"}[when]
     checkpoints.save_distances(folder, matrix)
-    matrix.save(path)
-    shutil.rmtree(workdir / "distances")
+    by_writer(matrix.save, path)
+    by_writer(shutil.rmtree, workdir / "distances")
     return matrix
+
+
+def _nearest(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    classifier: Classifier,
+    variables: Variables,
+    images: np.ndarray,
+    labels: np.ndarray,
+    candidates: DirectionChoice,
+    classes: tuple[int, ...],
+    progress: Progress,
+) -> DirectionChoice:
+    """Return the nearest of the candidates: those of the given model, after hardening too."""
+    before = stored(DistanceMatrix.load, workdir / "distance_before.npz")
+    if before is not None:
+        pairs = np.asarray(classes)[np.argwhere(~np.isnan(before.values))]
+        return DirectionChoice(list(map(tuple, pairs.tolist())), before.details["selection"])
+    given = {name: candidates.details.get(name, ()) for name in ("victims", "targets")}
+    return nearest_directions(
+        classifier.predict,
+        images,
+        labels,
+        config.distance.nearest,
+        variables=variables,
+        classes=classes,
+        **given,
+        num_images=config.distance.num_images,
+        success_bound=config.distance.success_bound,
+        seed=config.seed,
+        resume_dir=workdir / "distances" / "universal",
+        progress=progress,
+    )
 
 
 def harden(
@@ -89,8 +136,10 @@ def harden(
     """
     folder = workdir / "hardened"
     saved = checkpoints.RunCheckpoints(workdir / "hardening")
-    if folder.exists():
+    scratch = workdir / "hardening_triggers"
+    if from_writer(folder.exists):
         saved.clear()
+        by_writer(shutil.rmtree, scratch, True)
         return checkpoints.load_model(folder).variables
     method = METHODS[config.method]
     dataset = clean_part(config, dataset)
@@ -102,26 +151,33 @@ def harden(
         tx = method.tx(options, dataset)
         state = checkpoints.state_from_arrays(method.state, arrays, metadata, tx)
     metrics.rewind(dict.fromkeys(PHASES, -1) if state is None else state.positions())
-    save = Pacer(config.checkpoint_seconds, earlier)
+    pacer = Pacer(config.checkpoint_seconds, earlier)
+    saver = Saver(saved, pacer)
 
     def on_round(state: AddOnState, records: list[dict]) -> None:
         for record in records:
             figures = dict(record)
             metrics.write(figures.pop("phase"), figures.pop("step"), **figures)
         if watch is not None:
-            watch(state, save.spent())
-        if save.due():
-            arrays, metadata = checkpoints.state_arrays(state)
-            done = sum(last + 1 for last in state.positions().values())
-            saved.save(done, arrays, {**metadata, "spent": save.spent()})
+            watch(state, pacer.spent())
+        done = sum(last + 1 for last in state.positions().values())
+        saver.offer(done, lambda: checkpoints.state_arrays(state))
 
-    state = method.harden(
-        classifier, variables, dataset, options, state=state, on_round=on_round, progress=progress
-    )
+    with saver:
+        state = method.harden(
+            classifier,
+            variables,
+            dataset,
+            options,
+            state=state,
+            on_round=on_round,
+            progress=progress,
+            scratch_dir=scratch,
+        )
     write_json(
         workdir / "hardening.json",
         {
-            **save.spent(),
+            **pacer.spent(),
             "steps": state.kept_step,
             "stopped": state.stopped,
             "validation_accuracy_before": state.initial_accuracy,
@@ -131,6 +187,7 @@ def harden(
     )
     checkpoints.save_model(folder, classifier, state.kept)
     saved.clear()
+    by_writer(shutil.rmtree, scratch, True)
     return state.kept
 
 

@@ -139,6 +139,7 @@ class CommandServer:
         Args:
           arguments: of the command line.
           options: `send` a signal when there are `count` files that match the pattern `when`;
+            `hold` the command for it at a call of a method (`command_server._hold`);
             `file_size` limits the bytes of a file that is written; `nobody` takes the rights away.
 
         Returns:

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from runs import ROOT, contents
 from toys import linear_classifier, row_dataset, row_variables
 
-from moth_jax import models
+from moth_jax import checkpoints, models
 from moth_jax.checkpoints import (
     RunCheckpoints,
     load_model,
@@ -194,7 +195,9 @@ def folder_of_something_else(path):
 
 
 def checkpoint_of_a_run(path):
-    RunCheckpoints(path.parent).save(7, {"a": np.zeros(2)}, {"epoch": 7})
+    states = RunCheckpoints(path.parent)
+    states.save(7, {"a": np.zeros(2)}, {"epoch": 7})
+    states.wait()
     (path.parent / "00000007").rename(path)
 
 
@@ -265,7 +268,7 @@ def test_there_is_no_state_before_the_first_and_none_after_clearing(tmp_path):
     states.clear()
     states.save(3, tree(3), {"epoch": 3})
     states.clear()
-    assert states.latest() is None
+    assert (states.latest(), states.newest()) == (None, None)
     assert os.listdir(tmp_path) == []
 
 
@@ -282,10 +285,12 @@ def test_only_the_newest_state_is_kept_and_found(tmp_path):
 def test_a_state_that_was_not_written_whole_is_passed_over_and_removed_with_the_next(tmp_path):
     states = RunCheckpoints(tmp_path)
     states.save(4, tree(4), {"epoch": 4})
+    states.wait()
     half = shutil.copytree(tmp_path / "00000004", tmp_path / "00000009.orbax-checkpoint-tmp")
     shutil.rmtree(half / "state")
     assert_same_arrays(states.latest()[0], tree(4))
     states.save(5, tree(5), {"epoch": 5})
+    states.wait()
     assert os.listdir(tmp_path) == ["00000005"]
 
 
@@ -293,9 +298,10 @@ def test_a_kill_while_states_are_written_leaves_a_whole_one(tmp_path):
     program = (
         "import sys, numpy as np\n"
         "from moth_jax.checkpoints import RunCheckpoints\n"
+        "states = RunCheckpoints(sys.argv[1])\n"
         "for step in range(10**6):\n"
         "    tree = {'weights': np.full((300, 300), step, np.float32)}\n"
-        "    RunCheckpoints(sys.argv[1]).save(step, tree, {'epoch': step})\n"
+        "    states.save(step, tree, {'epoch': step})\n"
     )
     writer = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path], env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -320,8 +326,9 @@ def test_a_full_disk_is_an_input_error_and_the_last_state_stays(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
+        states.save(2, noise, {"epoch": 2})
         with pytest.raises(InputError, match=r"cannot write .*00000002.*free some space") as raised:
-            states.save(2, noise, {"epoch": 2})
+            states.save(3, noise, {"epoch": 3})  # says what became of the one before
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(raised.value)
@@ -331,13 +338,65 @@ def test_a_full_disk_is_an_input_error_and_the_last_state_stays(tmp_path):
     assert os.listdir(tmp_path) == ["00000002"]
 
 
+def slow_writing(monkeypatch):
+    """Let no state be written before the event is set that this returns."""
+    may_write, write = threading.Event(), checkpoints._save
+
+    def wait_and_write(*arguments):
+        may_write.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoints, "_save", wait_and_write)
+    return may_write
+
+
+def test_a_state_is_copied_before_it_is_written_in_the_background(tmp_path, monkeypatch):
+    may_write = slow_writing(monkeypatch)
+    states = RunCheckpoints(tmp_path)
+    host, device = np.ones(5), jnp.ones(5)
+    states.save(1, {"host": host, "device": device}, {"epoch": 1})
+    assert os.listdir(tmp_path) == []
+    host[:] = 2
+    device.delete()  # as of a donated buffer
+    may_write.set()
+    assert_same_arrays(states.latest()[0], {"host": np.ones(5), "device": np.ones(5, np.float32)})
+
+
+def test_states_are_written_one_after_the_other(tmp_path, monkeypatch):
+    may_write = slow_writing(monkeypatch)
+    states = RunCheckpoints(tmp_path)
+    states.save(1, tree(1), {"epoch": 1})
+    second = threading.Thread(target=states.save, args=(2, tree(2), {"epoch": 2}))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()
+    may_write.set()
+    second.join()
+    states.wait()
+    assert os.listdir(tmp_path) == ["00000002"]
+
+
+@pytest.mark.parametrize("then", ["save", "wait", "latest", "clear"])
+def test_a_fault_in_the_background_is_raised_by_whatever_comes_next(tmp_path, monkeypatch, then):
+    def fail(*_):
+        raise InputError("no space left")
+
+    monkeypatch.setattr(checkpoints, "_save", fail)
+    states = RunCheckpoints(tmp_path)
+    states.save(1, tree(1), {"epoch": 1})
+    arguments = (2, tree(2), {"epoch": 2}) if then == "save" else ()
+    with pytest.raises(InputError, match="no space left"):
+        getattr(states, then)(*arguments)
+    states.wait()  # it is told once
+
+
 def moth_state(config, *, warmed_up):
     """A state as in the middle of a hardening, every part of it with numbers of its own."""
     rng = np.random.default_rng(0)
     variables = row_variables()
     tx = moth_optimiser(config, row_dataset())
     opt_state = jax.tree.map(lambda v: v + 0.5, tx.init(variables["params"]))
-    bank = TriggerBank(3, (4, 4, 1), 4)
+    bank = TriggerBank()
     for target in range(2):
         trigger = Trigger(rng.random((4, 4, 1), np.float32), rng.random((4, 4, 1), np.float32))
         bank.keep(2, target, trigger, 3.5 + target)

@@ -27,6 +27,7 @@ from moth_jax.checkpoints import RunCheckpoints
 from moth_jax.chunks import ChunkStore
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.metrics import MetricWriter
+from moth_jax.pacing import Saver
 
 
 class StoppedError(Exception):
@@ -94,6 +95,7 @@ def interrupt(monkeypatch, owner, name, call):
 
 # (where in the run, what is not called any more, at which call of one process)
 MOMENTS = [
+    ("in the middle of the first epoch", RunCheckpoints, "save", 3),
     ("before the first record", MetricWriter, "write", 1),
     ("between the first epoch's record and its checkpoint", RunCheckpoints, "save", 1),
     ("after the first epoch's checkpoint", MetricWriter, "write", 2),
@@ -139,43 +141,73 @@ def test_a_hardening_that_left_no_checkpoint_is_done_again_and_recorded_once(
     assert_same_run(measured, reference)
 
 
-def test_a_run_killed_while_measuring_and_while_hardening_ends_like_one_in_one_go(
+def hold_at(owner, name, call, file):
+    """Let the command wait for its signal at the `call`-th call of a method."""
+    hold = {"module": owner.__module__, "owner": owner.__name__, "name": name, "call": call}
+    return {"hold": {**hold, "file": str(file)}, "when": str(file)}
+
+
+def said(err):
+    """What is said besides the progress."""
+    return [line for line in err.splitlines() if not PROGRESS_LINE.match(line)]
+
+
+def test_ctrl_c_is_one_line_and_an_exit_code_of_its_own_and_the_run_goes_on(command, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = (*FLAGS, f"--workdir={workdir}", "--config.phase=train")
+    second = hold_at(MetricWriter, "write", 2, tmp_path / "held")
+    code, out, err = command(*arguments, send=signal.SIGINT, **second)
+    assert (code, out) == (130, "")
+    assert said(err) == ["moth_jax: interrupted; the same command goes on from here"]
+    assert not (workdir / "original").exists()
+
+    code, _, err = command(*arguments)
+    assert code == 0
+    assert "training: 1 of 2 epochs done, continuing" in err
+    assert steps(workdir) == [("training", 1), ("training", 2)]
+
+
+# How a run ends again and again: signal, at which call of a method, and where it is saved then.
+SIGNALS = [
+    (signal.SIGTERM, (Saver, "offer", 2), "training/00000002"),
+    (signal.SIGKILL, (ChunkStore, "save", 2), ""),
+    (signal.SIGUSR1, (Saver, "offer", 12), "hardening/00000016"),
+]
+
+
+def test_a_run_that_is_killed_or_asked_to_end_again_and_again_ends_like_one_in_one_go(
     command, reference, tmp_path
 ):
     workdir = tmp_path / "run"
-    arguments = (*FLAGS, f"--workdir={workdir}")
-    kill = {"send": signal.SIGKILL}
-
-    code, _, _ = command(*arguments, **kill, when=f"{workdir}/distances/*.npz", count=2)
-    assert code == -signal.SIGKILL
-    assert not (workdir / "distance_before.npz").exists()
-
-    code, _, _ = command(*arguments, **kill, when=f"{workdir}/hardening/0000001[1-9]")
-    assert code == -signal.SIGKILL
-    assert (workdir / "distance_before.npz").exists()
-    assert not (workdir / "hardened").exists()
-
+    # Only signals save.
+    arguments = (*FLAGS, f"--workdir={workdir}", "--config.checkpoint_seconds=1e6")
+    for i, (number, call, saved) in enumerate(SIGNALS):
+        code, out, err = command(*arguments, send=number, **hold_at(*call, tmp_path / f"held{i}"))
+        assert (code, out) == (75 if saved else -number, ""), err
+        where = f"saved in {workdir / saved}; the same command goes on from there"
+        assert said(err) == ([f"moth_jax: ended by a signal; {where}"] if saved else [])
     code, out, err = command(*arguments)
     assert (code, out) == (0, ""), err
     assert_same_run(workdir, reference)
 
 
-def test_ctrl_c_is_one_line_and_an_exit_code_of_its_own_and_the_run_goes_on(command, tmp_path):
-    epochs = 80  # more than can pass before the signal arrives on a busy machine
-    arguments = (*FLAGS, f"--workdir={tmp_path}", "--config.phase=train")
-    arguments += (f"--config.training.epochs={epochs}",)
-    # Any checkpoint but the first: only the newest is there, and each for a moment.
-    some = f"{tmp_path}/training/000000[0-9][2-9]"
-    code, out, err = command(*arguments, send=signal.SIGINT, when=some)
-    assert (code, out) == (130, "")
-    said = [line for line in err.splitlines() if not PROGRESS_LINE.match(line)]
-    assert said == ["moth_jax: interrupted; the same command goes on from here"]
-    assert not (tmp_path / "original").exists()
-
-    code, _, err = command(*arguments)
-    assert code == 0
-    assert re.search(rf"training: \d+ of {epochs} epochs done, continuing", err)
-    assert steps(tmp_path) == [("training", epoch) for epoch in range(1, epochs + 1)]
+def test_a_process_that_passes_no_safe_point_in_time_saves_its_last_state_and_ends(
+    command, tmp_path
+):
+    workdir = tmp_path / "run"
+    arguments = (*FLAGS, f"--workdir={workdir}", "--config.checkpoint_seconds=1e6")
+    hold = hold_at(MetricWriter, "write", 2, tmp_path / "held")
+    hold["hold"]["forever"] = True
+    code, out, err = command(*arguments, "--grace_seconds=0.2", send=signal.SIGTERM, **hold)
+    assert (code, out) == (75, ""), err
+    states = RunCheckpoints(workdir / "training")
+    assert said(err)[-1].endswith(
+        f"saved in {states.newest()}; the same command goes on from there"
+    )
+    # The second epoch is about to be recorded: all of its steps but the last.
+    arrays, metadata = states.latest()
+    assert metadata["epoch"] == 1
+    assert int(states.newest().name) == 2 * len(arrays["losses"]) + 1
 
 
 # Disks
@@ -184,10 +216,9 @@ def test_ctrl_c_is_one_line_and_an_exit_code_of_its_own_and_the_run_goes_on(comm
 def assert_refused(answer, *, says):
     """Exit code 2, and one line besides those of the progress."""
     code, out, err = answer
-    said = [line for line in err.splitlines() if not PROGRESS_LINE.match(line)]
-    assert (code, out, len(said)) == (2, "", 1), err
-    assert said[0].startswith("moth_jax: ")
-    assert says in said[0]
+    assert (code, out, len(said(err))) == (2, "", 1), err
+    assert said(err)[0].startswith("moth_jax: ")
+    assert says in said(err)[0]
 
 
 @pytest.mark.parametrize(
