@@ -1,5 +1,6 @@
 """Finished parts of a measurement in a folder, so that an interrupted one goes on from there."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from moth_jax.distributed import by_writer, from_writer, is_writer
 from moth_jax.matrix import load_npz, save_npz
 from moth_jax.triggers import Trigger
 
@@ -35,8 +37,8 @@ class Chunk(NamedTuple):
 class ChunkStore:
     """Chunks in a folder, each a file that is there whole or not at all.
 
-    A file's name is a digest of all that its numbers depend on. One that was written with other
-    settings or inputs has another name, and is not found.
+    A file's name is a digest of all that its numbers depend on and of its directions. One that was
+    written with other settings or inputs has another name, and is not found.
 
     Args:
       folder: where the files are; None keeps nothing.
@@ -47,28 +49,40 @@ class ChunkStore:
     def __init__(self, folder: str | Path | None, settings: dict, inputs):
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            by_writer(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for leaf in jax.tree.leaves(inputs):
                 digest.update(np.ascontiguousarray(leaf).data)
             self._digest = digest.hexdigest()
 
-    def load(self, directions: Directions) -> Chunk | None:
-        """Return the chunk of these directions, measured with the same inputs; None if absent."""
-        if self._folder is None or not self._path(directions).exists():
-            return None
-        arrays = load_npz(self._path(directions))
-        return Chunk(
-            directions=arrays["directions"],
-            sizes=arrays["sizes"],
-            rates=arrays["rates"],
-            trigger=Trigger(arrays["mask"], arrays["pattern"]),
-            seconds=float(arrays["seconds"]),
-        )
+    @property
+    def folder(self) -> Path | None:
+        """Where the files are."""
+        return self._folder
+
+    def load(self, directions: Directions) -> list[Chunk]:
+        """Return what is known of `directions`, each of them once, in chunks of any size.
+
+        They were measured with the same inputs, perhaps together with others.
+        """
+        return from_writer(self._load, directions)
+
+    def _load(self, directions: Directions) -> list[Chunk]:
+        missing, chunks = set(directions), []
+        for path in [] if self._folder is None else sorted(self._folder.glob("*.npz")):
+            arrays = load_npz(path)
+            stored = list(map(tuple, arrays.get("directions", np.zeros((0, 2))).tolist()))
+            if path != self._path(stored):
+                continue  # of another measurement
+            rows = [i for i, direction in enumerate(stored) if direction in missing]
+            missing -= set(stored)
+            if rows:
+                chunks.append(_rows(arrays, rows))
+        return chunks
 
     def save(self, chunk: Chunk) -> None:
         """Keep a finished chunk."""
-        if self._folder is not None:
+        if self._folder is not None and is_writer():
             fields = chunk._asdict()
             trigger = fields.pop("trigger")
             save_npz(
@@ -79,3 +93,14 @@ class ChunkStore:
     def _path(self, directions: Directions | np.ndarray) -> Path:
         named = hashlib.sha256(f"{self._digest} {np.asarray(directions).tolist()}".encode())
         return self._folder / f"{named.hexdigest()[:24]}.npz"
+
+
+def _rows(arrays: dict[str, np.ndarray], rows: list[int]) -> Chunk:
+    """Return the chunk of some of the directions of a file."""
+    return Chunk(
+        directions=arrays["directions"][rows],
+        sizes=arrays["sizes"][rows],
+        rates=arrays["rates"][rows],
+        trigger=Trigger(arrays["mask"][rows], arrays["pattern"][rows]),
+        seconds=float(arrays["seconds"]) * len(rows) / len(arrays["directions"]),
+    )

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from moth_jax import backdoors, data
 from moth_jax.addon import AddOnConfig
 from moth_jax.errors import InputError, require_choice
-from moth_jax.inversion import INVERSIONS
+from moth_jax.inversion import DEFAULT, create
 from moth_jax.methods import METHODS
 from moth_jax.models import MODELS
 from moth_jax.models.sources import AUTO, TRUST
@@ -51,9 +51,12 @@ def default_config() -> ml_collections.ConfigDict:
         the original model is trained on poisoned images; measuring and hardening see the clean
         ones.
       training: `training.TrainingConfig`.
-      distance: `distance.distance_matrix`, with patience and success_bound of the inversion, the
-        split whose images are used, victims: names of classes to measure from (() for all), and
-        num_directions: so many directions, drawn at random by the run's seed (0 for all).
+      distance: `distance.distance_matrix`, with the inversion's name (`inversion.INVERSIONS`), its
+        patience, success_bound and precision; None for what the inversion was made for; the
+        split whose images are used, and which directions: victims, targets: names of classes to
+        measure from and to (() for all); of these num_directions, drawn at random by the run's seed
+        (0 for all), or the nearest so many as universal triggers of the given model find them
+        (`nearest.nearest_directions`; 0 for all).
       scan: `scanning.ScanOptions`, with the method (`scanning.SCANNERS`), the split whose images
         are used, and the threshold of its statistic (`scanning.calibrate`; 0 for the method's own).
       robustness: the attack under which accuracy is measured as well (`evaluation.pgd_accuracy`):
@@ -65,6 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
         (`methods.METHODS`, `baselines/`).
       clean_share: share of each class's training images that hardening may use; published 0.05 for
         the removal of backdoors.
+      mesh: devices: how many to compute on, of every process as many (0 for all).
       checkpoint_seconds: least time between two checkpoints within a phase.
     """
     config = ml_collections.ConfigDict(
@@ -96,14 +100,17 @@ def default_config() -> ml_collections.ConfigDict:
             "distance": {
                 "split": "test",
                 "victims": (),
+                "targets": (),
                 "num_directions": 0,
+                "nearest": 0,
                 "num_images": 100,
-                "num_steps": 1000,
-                "minibatch_size": 32,
-                "mask_weight": 1e-3,
+                "num_steps": config_dict.placeholder(int),
+                "minibatch_size": config_dict.placeholder(int),
+                "mask_weight": config_dict.placeholder(float),
                 "seeds": (0,),
-                "inversion": "neural_cleanse",
-                "patience": 10,
+                "inversion": DEFAULT,
+                "precision": "float32",
+                "patience": config_dict.placeholder(int),
                 "success_bound": 0.9,
                 "directions_per_chunk": 0,
             },
@@ -119,6 +126,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "num_steps": 20,
                 "num_images": 1000,
             },
+            "mesh": {"devices": 0},
             "clean_share": 1.0,
             **{_node(name): _fields(method.config) for name, method in METHODS.items()},
             "checkpoint_seconds": 30.0,
@@ -187,13 +195,18 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if config.backdoor.kind:
         require_choice("backdoor", config.backdoor.kind, backdoors.ATTACKS)
-    require_choice("inversion", config.distance.inversion, INVERSIONS)
     require_choice("split", config.distance.split, SPLITS)
     require_choice("scan.method", config.scan.method, SCANNERS)
     require_choice("scan.split", config.scan.split, SPLITS)
     for part in ("training", *map(_node, METHODS)):
         require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
     check_ranges(config, RANGES)
+    create(
+        config.distance.inversion,
+        precision=config.distance.precision,
+        patience=config.distance.patience,
+        success_bound=config.distance.success_bound,
+    )
     for part in map(_node, METHODS):
         fields = {name: METHOD_RANGES[name] for name in config[part] if name in METHOD_RANGES}
         check_ranges(config, {part: fields})

@@ -19,6 +19,7 @@ from jax import Array
 
 from moth_jax.chunks import ChunkStore
 from moth_jax.data.dataset import check_images
+from moth_jax.direction_choice import DirectionChoice, choose_directions
 from moth_jax.distance_checks import (
     check_at_least_one,
     check_classes,
@@ -29,16 +30,18 @@ from moth_jax.distance_checks import (
 )
 from moth_jax.errors import InputError
 from moth_jax.inversion import (
+    DEFAULT,
     Inversion,
     InversionResult,
     LogitsFn,
     Variables,
+    create,
     invert,
-    neural_cleanse,
 )
 from moth_jax.matrix import DistanceMatrix, increase_per_direction, relative_increase
 from moth_jax.measurement import (
     assemble,
+    chunk_bytes,
     chunk_size,
     measure_all,
     measure_chunk,
@@ -46,11 +49,12 @@ from moth_jax.measurement import (
     victims_images,
 )
 from moth_jax.progress import Progress, as_progress
-from moth_jax.sharding import num_devices, over_samples, replicate
-from moth_jax.triggers import random_trigger
+from moth_jax.sharding import over_samples, replicate
 
 __all__ = [
+    "DirectionChoice",
     "DistanceMatrix",
+    "choose_directions",
     "class_distance",
     "distance_matrix",
     "increase_per_direction",
@@ -66,11 +70,11 @@ def distance_matrix(
     variables: Variables | None = None,
     class_names: Sequence[str] | None = None,
     classes: Sequence[int] | None = None,
-    directions: Sequence[tuple[int, int]] | None = None,
+    directions: Sequence[tuple[int, int]] | DirectionChoice | None = None,
     num_images: int = 100,
-    num_steps: int = 1000,
-    minibatch_size: int = 32,
-    mask_weight: float = 1e-3,
+    num_steps: int | None = None,
+    minibatch_size: int | None = None,
+    mask_weight: float | None = None,
     seeds: Sequence[int] = (0,),
     inversion: Inversion | None = None,
     directions_per_chunk: int | None = None,
@@ -89,13 +93,17 @@ def distance_matrix(
       class_names: K names, or those of the chosen classes; "0", "1", ... if not given.
       classes: the label numbers of the classes to measure among, in the order of the matrix; all K
         if not given. A trigger still has to send its victims to the target among all K.
-      directions: (victim, target) label numbers to measure; all between `classes` if not given.
+      directions: (victim, target) label numbers to measure, or a choice of them, by
+        `choose_directions` or `nearest.nearest_directions`; all between `classes` if not given.
       num_images: the first so many images of each victim class are used.
-      num_steps, minibatch_size, mask_weight: budget of an inversion (`inversion.invert`).
+      num_steps, minibatch_size, mask_weight: budget of an inversion (`inversion.invert`); that
+        which the method was made for (`inversion.Budget`) if not given.
       seeds: one inversion per seed and direction; the smallest trigger counts. The published
         matrices are the smallest of three.
-      inversion: the method; the published one if not given.
-      directions_per_chunk: how many directions run in one compiled call.
+      inversion: the method (`inversion.create`); `inversion.trimmed()` if not given. The published
+        one is `inversion.neural_cleanse()`.
+      directions_per_chunk: how many directions run in one compiled call; as many as are fast and
+        fit in memory if not given. Where memory runs out it is halved, with a warning.
       resume_dir: a folder for finished chunks; a measurement that was interrupted and is called
         again with the same arguments goes on from there.
       label: what the progress bar says.
@@ -118,42 +126,61 @@ def distance_matrix(
     >>> matrix.num_failures(), bool(7.1 < matrix.values[0, 1] < 7.5)   # (0.5-0.1) * 16 / (1-0.1)
     (0, True)
     """
-    inversion = neural_cleanse() if inversion is None else inversion
+    inversion = create(DEFAULT) if inversion is None else inversion
     call = with_variables(logits_fn, variables)
     seen = check_classifier(call, variables, images, labels)
     settings = {
         "num_images": num_images,
-        "num_steps": num_steps,
-        "minibatch_size": minibatch_size,
-        "mask_weight": mask_weight,
+        **_budget(inversion, num_steps, minibatch_size, mask_weight),
         "seeds": [int(seed) for seed in seeds],
     }
     _check_settings(settings, directions_per_chunk)
     num_classes = seen.shape[1]
     classes = check_classes(classes, num_classes)
     names = names_of(classes, class_names, num_classes)
-    directions = check_directions(directions, classes, names, labels, num_classes)
+    chosen = _choice(directions)
+    directions = check_directions(chosen.directions, classes, names, labels, num_classes)
     size = chunk_size(directions_per_chunk, len(directions), len(seeds))
-    if size < num_devices():
-        call = over_samples(call)
-    measure = functools.partial(
-        measure_chunk,
+    inputs = (
         call,
         replicate(variables),
         functools.partial(victims_images, images, labels, num_images),
-        size=size,
-        inversion=inversion,
-        **{name: value for name, value in settings.items() if name != "num_images"},
+    )
+    options = {name: value for name, value in settings.items() if name != "num_images"}
+    measure, needed = (
+        functools.partial(function, *inputs, inversion=inversion, **options)
+        for function in (measure_chunk, chunk_bytes)
     )
     details = {**settings, "inversion": inversion.name}
     # Logits tell functions apart that hold their weights themselves.
     model = seen if variables is None else variables
     store = ChunkStore(resume_dir, details, (images, labels, model))
     with as_progress(progress).task(label, total=len(directions), unit="directions") as task:
-        chunks = measure_all(directions, size, measure, store, task)
+        needed = needed if directions_per_chunk is None else None
+        measured = measure_all(directions, size, measure, store, task, needed=needed)
+    if chosen.details:
+        details["selection"] = chosen.details
     if classes != tuple(range(num_classes)):
         details["classes"] = list(classes)
-    return assemble(chunks, classes, names, details)
+    return assemble(measured, classes, names, details)
+
+
+def _choice(directions: Sequence[tuple[int, int]] | DirectionChoice | None) -> DirectionChoice:
+    return (
+        directions if isinstance(directions, DirectionChoice) else DirectionChoice(directions, {})
+    )
+
+
+def _budget(
+    inversion: Inversion,
+    num_steps: int | None,
+    minibatch_size: int | None,
+    mask_weight: float | None,
+) -> dict:
+    """Return the budget that was asked for; what was not is the method's."""
+    asked = {"num_steps": num_steps, "minibatch_size": minibatch_size, "mask_weight": mask_weight}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return inversion.budget._replace(**given)._asdict()
 
 
 def _check_settings(settings: dict, directions_per_chunk: int | None) -> None:
@@ -185,9 +212,9 @@ def class_distance(
     target: int,
     *,
     variables: Variables | None = None,
-    num_steps: int = 1000,
-    minibatch_size: int = 32,
-    mask_weight: float = 1e-3,
+    num_steps: int | None = None,
+    minibatch_size: int | None = None,
+    mask_weight: float | None = None,
     seed: int = 0,
     inversion: Inversion | None = None,
 ) -> InversionResult:
@@ -199,7 +226,9 @@ def class_distance(
     check_images(images)
     call = with_variables(logits_fn, variables)
     num_classes = first_logits(call, variables, images).shape[1]
-    check_at_least_one(num_steps=num_steps, minibatch_size=minibatch_size)
+    inversion = create(DEFAULT) if inversion is None else inversion
+    budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
+    check_at_least_one(**{name: budget[name] for name in ("num_steps", "minibatch_size")})
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
     start_key, key = jax.random.split(jax.random.key(seed))
@@ -209,12 +238,10 @@ def class_distance(
         unit_images(images),
         jnp.ones(len(images)),
         jnp.asarray(target, jnp.int32),
-        random_trigger(start_key, images.shape[1:]),
+        inversion.start(start_key, images.shape[1:]),
         key,
-        num_steps=num_steps,
-        mask_weight=mask_weight,
-        minibatch_size=minibatch_size,
-        inversion=neural_cleanse() if inversion is None else inversion,
+        inversion=inversion,
+        **budget,
     )
 
 

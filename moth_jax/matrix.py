@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moth_jax.direction_choice import describe_choice, mean_interval
 from moth_jax.errors import InputError
+from moth_jax.found_triggers import FoundTriggers
 from moth_jax.triggers import Trigger
 
 
@@ -26,18 +28,22 @@ class DistanceMatrix:
         found, NaN where nothing was measured.
       class_names: K names.
       values_per_seed: [S, K, K], the same of each seed; `values` is their minimum.
-      triggers: mask [K, K, h, w, 1] and pattern [K, K, h, w, c], zeros where there is none; None
-        if they were not kept.
+      triggers: those found; None if they were not kept. May be given as a `Trigger` [K, K, ...].
       details: how it was measured (seeds, num_steps, num_images, seconds, ...); `classes` are the
-        labels of chosen ones.
+        labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.
     """
 
     values: np.ndarray
     success_rate: np.ndarray
     class_names: tuple[str, ...]
     values_per_seed: np.ndarray | None = None
-    triggers: Trigger | None = None
+    triggers: FoundTriggers | None = None
     details: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if isinstance(self.triggers, Trigger):
+            triggers = FoundTriggers.of_dense(self.triggers, self.found)
+            object.__setattr__(self, "triggers", triggers)
 
     @property
     def num_classes(self) -> int:
@@ -52,6 +58,33 @@ class DistanceMatrix:
     def average(self) -> float:
         """Return the mean distance of the directions where a trigger was found; NaN if none was."""
         return float(self.values[self.found].mean()) if self.found.any() else float("nan")
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return the 95 % confidence interval of the mean of all directions; None if not a sample.
+
+        It is the interval of chance in which directions were drawn, not of the inversions.
+        """
+        chosen = self.details.get("selection", {})
+        if chosen.get("kind") != "sample":
+            return None
+        return mean_interval(self.values[self.found], self.num_measured(), chosen["of"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every direction was measured."""
+        return self.num_measured() == self.num_classes * (self.num_classes - 1)
+
+    def choice(self) -> str:
+        """Return which directions were measured, in words."""
+        count = self.num_measured()
+        known = {"kind": "all" if self.is_whole else "", "of": count}
+        return describe_choice(self.details.get("selection", known), count)
+
+    def summary(self) -> str:
+        """Return the mean distance in a line: of which directions, and how sure."""
+        interval = self.interval()
+        sure = "" if interval is None else " (95 % interval {:.1f}-{:.1f})".format(*interval)
+        return f"mean of {self.choice()}: {self.average():.1f}{sure}"
 
     def num_failures(self) -> int:
         """Return in how many measured directions no trigger was found."""
@@ -71,7 +104,8 @@ class DistanceMatrix:
         """Return the trigger of one direction; None if none was found or kept."""
         if self.triggers is None or not self.found[victim, target]:
             return None
-        return Trigger(self.triggers.mask[victim, target], self.triggers.pattern[victim, target])
+        one = self.triggers.at(np.array([[victim, target]]))
+        return Trigger(one.mask[0], one.pattern[0])
 
     def compare(self, after: "DistanceMatrix") -> str:
         """Return a few lines that set this matrix (before) against another of the same classes."""
@@ -105,6 +139,7 @@ class DistanceMatrix:
         if self.values_per_seed is not None:
             arrays["values_per_seed"] = self.values_per_seed
         if self.triggers is not None:
+            arrays["trigger_directions"] = self.triggers.directions
             arrays["masks"] = self.triggers.mask
             arrays["patterns"] = self.triggers.pattern
         save_npz(path, arrays)
@@ -121,12 +156,17 @@ class DistanceMatrix:
         if missing:
             names = ", ".join(sorted(missing))
             raise InputError(f"{path} is no distance matrix: it has no {names}")
+        triggers = None
+        if "masks" in arrays:
+            triggers = Trigger(arrays["masks"], arrays["patterns"])  # [K, K, ...] of version 0.1.0
+            if "trigger_directions" in arrays:
+                triggers = FoundTriggers(arrays["trigger_directions"], *vars(triggers).values())
         return cls(
             values=arrays["values"],
             success_rate=arrays["success_rate"],
             class_names=tuple(str(name) for name in arrays["class_names"]),
             values_per_seed=arrays.get("values_per_seed"),
-            triggers=Trigger(arrays["masks"], arrays["patterns"]) if "masks" in arrays else None,
+            triggers=triggers,
             details=json.loads(str(arrays["details"])) if "details" in arrays else {},
         )
 
@@ -181,6 +221,15 @@ def relative_increase(before: DistanceMatrix, after: DistanceMatrix) -> float:
     """
     change = increase_per_direction(before, after)
     return float(np.nanmean(change)) if np.isfinite(change).any() else float("nan")
+
+
+def increase_interval(before: DistanceMatrix, after: DistanceMatrix) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of the increase; None if it is not of a sample."""
+    chosen = before.details.get("selection", {})
+    if chosen.get("kind") != "sample":
+        return None
+    change = increase_per_direction(before, after)
+    return mean_interval(change[np.isfinite(change)], before.num_measured(), chosen["of"])
 
 
 # What zipfile, zlib and NumPy raise for files that are no npz, damaged, or of pickled objects.

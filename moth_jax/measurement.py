@@ -8,12 +8,27 @@ import jax
 import numpy as np
 from jax import Array
 
+from moth_jax import preemption
 from moth_jax.chunks import Chunk, ChunkStore, Directions
+from moth_jax.distributed import smallest
+from moth_jax.found_triggers import FoundTriggers
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, invert
 from moth_jax.matrix import DistanceMatrix
+from moth_jax.memory import fitting_size, free_bytes, halving, program_bytes
 from moth_jax.progress import Task
-from moth_jax.sharding import num_devices, replicate, spread
-from moth_jax.triggers import random_trigger
+from moth_jax.sharding import (
+    fetch,
+    from_my_rows,
+    my_rows,
+    num_devices,
+    over_directions,
+    over_samples,
+    replicate,
+    spread,
+)
+
+Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+_LOWER = "lower num_images, minibatch_size or the number of seeds"
 
 
 def unit_images(images: np.ndarray) -> np.ndarray:
@@ -36,60 +51,73 @@ def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
 def measure_all(
     directions: list[tuple[int, int]],
     size: int,
-    measure: Callable[[list[tuple[int, int]]], Chunk],
+    measure: Callable[[Directions, int], Chunk],
     store: ChunkStore,
     task: Task,
-) -> list[Chunk]:
-    """Return the chunks of all `directions`, `size` of them in each: stored before, or measured."""
+    *,
+    needed: Callable[[Directions, int], float] | None = None,
+) -> Chunk:
+    """Return the results of all `directions`: stored before, or measured, `size` together.
+
+    `measure` and `needed` take directions and how many to run together; with `needed`, the bytes on
+    each device, the size is made to fit. Where memory runs out all the same it is halved.
+    """
     chunks: list[Chunk] = []
-    for first in range(0, len(directions), size):
-        wanted = directions[first : first + size]
-        chunk, advance = store.load(wanted), task.skip
-        if chunk is None:
-            chunk, advance = measure(wanted), task.advance
-            store.save(chunk)
+
+    def add(chunk: Chunk, advance: Callable[..., None]) -> None:
         chunks.append(chunk)
         sizes = np.concatenate([c.sizes.min(1) for c in chunks])
         found = sizes[np.isfinite(sizes)]
         average = float(found.mean()) if found.size else float("nan")
-        advance(len(wanted), average=average, failures=int(np.isinf(sizes).sum()))
-    return chunks
+        advance(len(chunk.sizes), average=average, failures=int(np.isinf(sizes).sum()))
+
+    for chunk in store.load(directions):
+        add(chunk, task.skip)
+    known = {tuple(direction) for chunk in chunks for direction in chunk.directions.tolist()}
+    left = [direction for direction in directions if direction not in known]
+    if left and needed is not None:
+        size = smallest(fitting_size(size, lambda n: needed(left[:n], n), free_bytes()))
+    while left:
+        chunk, size = halving(lambda n: measure(left[:n], n), size, advice=_LOWER)  # noqa: B023
+        store.save(chunk)
+        add(chunk, task.advance)
+        preemption.stop_here(store.folder)
+        left = left[len(chunk.sizes) :]
+    return _in_order(chunks, directions)
+
+
+def _in_order(chunks: list[Chunk], directions: Directions) -> Chunk:
+    """Return the results of all chunks as one, in the order of `directions`."""
+    rows = [tuple(direction) for chunk in chunks for direction in chunk.directions.tolist()]
+    place = {direction: i for i, direction in enumerate(rows)}
+    order = np.array([place[tuple(direction)] for direction in directions])
+    parts = [(chunk.directions, chunk.sizes, chunk.rates, chunk.trigger) for chunk in chunks]
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+    return Chunk(*whole, seconds=sum(chunk.seconds for chunk in chunks))
 
 
 def measure_chunk(
     logits_fn: LogitsFn,
     variables: Variables,
-    draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    draw: Draw,
     directions: Directions,
-    *,
     size: int,
-    num_steps: int,
-    minibatch_size: int,
-    mask_weight: float,
+    *,
     seeds: list[int],
-    inversion: Inversion,
+    **options,
 ) -> Chunk:
     """Measure `directions` in one compiled call, filled up to `size` of them with repeats.
 
-    `draw` returns the images [D, n, h, w, c] and the weights [D, n] of directions [D, 2].
+    `draw` returns the images [D, n, h, w, c] and the weights [D, n] of directions [D, 2]: of those
+    that are on this process's devices. `options` are num_steps, minibatch_size, mask_weight and
+    inversion, as of `invert`.
     """
     started = time.perf_counter()
-    filled = np.resize(np.asarray(directions, np.int32), (size, 2))
-    samples, weights = draw(filled)
-    victims, targets = filled.T
-    result = _invert_directions(
-        logits_fn,
-        variables,
-        *spread((samples, weights, victims, targets)),
-        replicate(np.asarray(seeds, np.uint32)),
-        num_steps=num_steps,
-        mask_weight=mask_weight,
-        minibatch_size=minibatch_size,
-        inversion=inversion,
-    )
+    inputs = _inputs(variables, draw, directions, size, seeds)
+    result = _invert_directions(logits_fn, *inputs, **options)
     sizes, rates, trigger = jax.tree.map(
-        lambda v: np.asarray(v)[: len(directions)],
-        (result.size, result.success_rate, result.trigger),
+        lambda v: v[: len(directions)],
+        fetch((result.size, result.success_rate, result.trigger)),
     )
     rows = np.arange(len(directions)), sizes.argmin(1)
     return Chunk(
@@ -99,6 +127,34 @@ def measure_chunk(
         trigger=jax.tree.map(lambda v: v[rows], trigger),
         seconds=time.perf_counter() - started,
     )
+
+
+def chunk_bytes(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    draw: Draw,
+    directions: Directions,
+    size: int,
+    *,
+    seeds: list[int],
+    **options,
+) -> float:
+    """Return the bytes that `measure_chunk` with the same arguments needs on each device.
+
+    The compilation is the one that it then uses.
+    """
+    inputs = _inputs(variables, draw, directions, size, seeds)
+    return program_bytes(_invert_directions.lower(logits_fn, *inputs, **options).compile())
+
+
+def _inputs(
+    variables: Variables, draw: Draw, directions: Directions, size: int, seeds: list[int]
+) -> tuple:
+    """Return the variables, images, weights, victims, targets and seeds of a chunk, on devices."""
+    filled = np.resize(np.asarray(directions, np.int32), (size, 2))
+    samples, weights = from_my_rows(draw(filled[my_rows(size)]), size)
+    victims, targets = spread(tuple(filled.T))
+    return variables, samples, weights, victims, targets, replicate(np.asarray(seeds, np.uint32))
 
 
 def victims_images(
@@ -141,6 +197,7 @@ def _invert_directions(
     inversion: Inversion,
 ) -> InversionResult:
     """Invert D directions with S seeds each: images [D, n, h, w, c] -> result [D, S]."""
+    logits_fn = over_samples(logits_fn, len(images))
 
     def one(images, weights, victim, target, seed) -> InversionResult:
         start_key, key = jax.random.split(direction_key(seed, victim, target))
@@ -150,7 +207,7 @@ def _invert_directions(
             images,
             weights,
             target,
-            random_trigger(start_key, images.shape[1:]),
+            inversion.start(start_key, images.shape[1:]),
             key,
             num_steps=num_steps,
             mask_weight=mask_weight,
@@ -158,10 +215,10 @@ def _invert_directions(
             inversion=inversion,
         )
 
-    over_seeds = jax.vmap(one, in_axes=(None, None, None, None, 0))
-    return jax.vmap(over_seeds, in_axes=(0, 0, 0, 0, None))(
-        images, weights, victims, targets, seeds
-    )
+    def over_seeds(*direction) -> InversionResult:
+        return jax.vmap(lambda seed: one(*direction, seed))(seeds)
+
+    return over_directions(over_seeds)(images, weights, victims, targets)
 
 
 def direction_key(seed: Array, victim: Array, target: Array) -> Array:
@@ -174,25 +231,27 @@ def direction_key(seed: Array, victim: Array, target: Array) -> Array:
 
 
 def assemble(
-    chunks: list[Chunk], classes: tuple[int, ...], names: tuple[str, ...], details: dict
+    measured: Chunk, classes: tuple[int, ...], names: tuple[str, ...], details: dict
 ) -> DistanceMatrix:
-    """Return the matrix over `classes` (label numbers, called `names`) of all chunks."""
+    """Return the matrix over `classes` (label numbers, called `names`) of what was measured."""
     shape = (len(classes), len(classes))
     position = {label: i for i, label in enumerate(classes)}
-    per_seed = np.full((chunks[0].sizes.shape[1], *shape), np.nan, np.float32)
+    places = np.array([[position[k] for k in d] for d in measured.directions.tolist()])
+    rows, columns = places.T
+    best = np.arange(len(places)), measured.sizes.argmin(1)
+    per_seed = np.full((measured.sizes.shape[1], *shape), np.nan, np.float32)
+    per_seed[:, rows, columns] = measured.sizes.T
     rate = np.full(shape, np.nan, np.float32)
-    kept = jax.tree.map(lambda v: np.zeros((*shape, *v.shape[1:]), np.float32), chunks[0].trigger)
-    for chunk in chunks:
-        rows, columns = np.array([[position[k] for k in d] for d in chunk.directions.tolist()]).T
-        per_seed[:, rows, columns] = chunk.sizes.T
-        rate[rows, columns] = chunk.rates[np.arange(len(rows)), chunk.sizes.argmin(1)]
-        kept.mask[rows, columns] = chunk.trigger.mask
-        kept.pattern[rows, columns] = chunk.trigger.pattern
+    rate[rows, columns] = measured.rates[best]
+    found = np.flatnonzero(np.isfinite(measured.sizes[best]))
+    found = found[np.lexsort(places[found].T[::-1])]
     return DistanceMatrix(
         values=per_seed.min(0),
         success_rate=rate,
         class_names=names,
         values_per_seed=per_seed,
-        triggers=kept,
-        details={**details, "seconds": sum(chunk.seconds for chunk in chunks)},
+        triggers=FoundTriggers(
+            places[found], measured.trigger.mask[found], measured.trigger.pattern[found]
+        ),
+        details={**details, "seconds": measured.seconds},
     )

@@ -10,6 +10,7 @@ until the budget is spent or the accuracy has dropped by the bound:
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +21,6 @@ from moth_jax.addon import SCHEDULES, check_accuracy, check_fit, initial_fields
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import StepConfig, make_harden_step, make_stamped_update
-from moth_jax.inversion import neural_cleanse
 from moth_jax.models import Classifier, Variables
 from moth_jax.moth_config import SCHEDULERS, MothConfig
 from moth_jax.moth_rounds import Programs, Records, Setting, harden_round, warm_up_class
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 OnRound = Callable[[MothState, Records], None]
+_MEGABYTE = 2**20
 
 
 def harden(
@@ -54,6 +55,7 @@ def harden(
     state: MothState | None = None,
     on_round: OnRound | None = None,
     progress: bool | Progress = True,
+    scratch_dir: Path | None = None,
 ) -> MothState:
     """Enlarge the class distances of a trained classifier.
 
@@ -67,6 +69,8 @@ def harden(
         (a dict of figures) for each training step it made. The state it is given is not changed
         later.
       progress: as in `distance.distance_matrix`.
+      scratch_dir: a folder of this hardening's own, for triggers that do not fit in memory; it has
+        to be there when it goes on. A temporary one if not given.
 
     Returns:
       The final state; its `kept` are the hardened variables: those of the last check within the
@@ -77,6 +81,8 @@ def harden(
     setting = _setting(classifier, dataset, config)
     num_targets = num_warmups(config, dataset)
     state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
+    max_bytes = config.trigger_memory_mb * _MEGABYTE
+    state = dataclasses.replace(state, bank=state.bank.copy(max_bytes, scratch_dir))
     report = (lambda state, records: None) if on_round is None else on_round
     progress = as_progress(progress)
     if not state.stopped and state.warmed_up < num_targets:
@@ -114,6 +120,7 @@ def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
         classes=classes,
         members=class_indices(dataset.train.labels, dataset.num_classes),
         total=config.num_steps(len(dataset.train)),
+        sums=scheduler.PairSums(),
     )
 
 
@@ -150,8 +157,8 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
         shift=dataset.shift if config.augment else 0,
         adversary=config.adversary,
     )
-    pairwise = neural_cleanse(success_bound=config.success_bound, patience=config.patience)
-    universal = neural_cleanse(success_bound=config.warmup_success_bound, patience=config.patience)
+    pairwise = config.inversion_at(config.success_bound)
+    universal = config.inversion_at(config.warmup_success_bound)
     return Programs(
         tx=tx,
         invert_towards=jax.jit(
@@ -178,7 +185,7 @@ def _start(setting: Setting, classifier: Classifier, variables: Variables) -> Mo
     return MothState(
         **initial_fields(classifier, train, dataset),
         scheduler=None if warms_up else scheduler.init_state(prior, sizes),
-        bank=TriggerBank(num_classes, dataset.image_shape, setting.config.trigger_capacity),
+        bank=TriggerBank(),
         warmed_up=0,
         warmup_sizes=sizes,
         warmup_prior=prior,

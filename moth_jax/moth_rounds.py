@@ -16,9 +16,11 @@ from jax import Array
 from moth_jax import scheduler
 from moth_jax.addon import key_of, rng_of
 from moth_jax.data.sampling import batch_for_classes, pair_batch
+from moth_jax.distributed import by_writer, from_writer
 from moth_jax.hardening import HardenInfo, random_triggers
 from moth_jax.moth_config import MothConfig
 from moth_jax.moth_state import MothState
+from moth_jax.sharding import fetch, read_batch
 from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
 from moth_jax.triggers import Trigger
@@ -49,6 +51,7 @@ class Setting(NamedTuple):
       classes: labels of the K classes that are hardened among each other.
       members: indices of the training images of each label.
       total: steps of the main training.
+      sums: of the scheduler, kept between rounds to save time.
     """
 
     programs: Programs
@@ -57,6 +60,7 @@ class Setting(NamedTuple):
     classes: tuple[int, ...]
     members: list[np.ndarray]
     total: int
+    sums: scheduler.PairSums
 
     def name(self, position: int) -> str:
         """Return the name of a chosen class."""
@@ -77,7 +81,7 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
         classes=setting.classes,
     )
     invert_key, update_key = jax.random.split(key_of(config, WARM_UP, position))
-    result = jax.device_get(
+    result = fetch(
         setting.programs.invert_towards(
             state.train.variables,
             samples,
@@ -125,7 +129,7 @@ def _train_on_warm_up(
     labels = dataset.train.labels[indices]
     return setting.programs.stamped_update(
         state.train,
-        dataset.train.batch(indices),
+        read_batch(dataset.train, indices),
         labels,
         jax.tree.map(lambda v: v[row[labels]], result.trigger),
         found[labels] & (rng.random(len(indices)) < 0.5),
@@ -141,7 +145,7 @@ def _after_warm_up(setting: Setting, state: MothState, result: WarmUpResult) -> 
     sizes[victims, position] = result.sizes
     prior[victims, position] = result.prior
     bank = state.bank.copy()
-    _keep_warm_up(bank, victims, position, result)
+    by_writer(_keep_warm_up, bank, victims, position, result)
     arms = state.scheduler
     if position + 1 == num_classes:
         pairwise = not setting.config.approximate_warmup
@@ -176,7 +180,9 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
     for step in range(state.step, min(state.step + config.steps_per_round, setting.total)):
         key, start_key = jax.random.split(key_of(config, BATCH, step))
         afresh = found_trigger is None or not config.dynamic
-        start = _start_triggers(setting, bank, directions, start_key) if afresh else found_trigger
+        start = found_trigger
+        if afresh:  # the bank of the writer is the one that is kept
+            start = from_writer(_start_triggers, setting, bank, directions, start_key)
         batch = pair_batch(
             setting.members,
             labels,
@@ -187,7 +193,7 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
         num_steps = config.first_steps if afresh else config.next_steps
         train, info = setting.programs.step(
             train,
-            setting.dataset.train.batch(batch.indices),
+            read_batch(setting.dataset.train, batch.indices),
             setting.dataset.train.labels[batch.indices],
             batch.weights,
             np.asarray([setting.classes[target] for _, target in directions]),
@@ -196,15 +202,15 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
             num_steps=num_steps,
             mask_weight=config.first_mask_weight if afresh else config.next_mask_weight,
         )
-        info = jax.device_get(info)
+        info = fetch(info)
         for i, direction in enumerate(directions):
             sizes[direction].append(float(info.sizes[i]))
             if np.isfinite(info.sizes[i]):
                 trigger = jax.tree.map(lambda v, i=i: v[i], info.trigger)
-                bank.keep(*direction, trigger, float(info.sizes[i]))
+                by_writer(bank.keep, *direction, trigger, float(info.sizes[i]))
         found_trigger = info.trigger if np.isfinite(info.sizes).all() else None
         records.append(_record(setting, step, directions, info, num_steps))
-    arms = scheduler.record(state.scheduler, sizes, pairs)
+    arms = scheduler.record(state.scheduler, sizes, pairs, sums=setting.sums)
     step = state.step + len(records)
     return dataclasses.replace(state, train=train, bank=bank, scheduler=arms, step=step), records
 
@@ -223,6 +229,7 @@ def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[D
             rng,
             num_pairs=config.pairs_per_step,
             random_share=1.0 if config.scheduler == "uniform" else config.random_share,
+            sums=setting.sums,
         )
     if config.symmetric:
         return pairs, [direction for a, b in pairs for direction in ((a, b), (b, a))]
@@ -234,7 +241,8 @@ def _start_triggers(
     setting: Setting, bank: TriggerBank, directions: list[Direction], key: Array
 ) -> Trigger:
     """Return where the inversions of a round start: from the bank, or from random triggers."""
-    triggers = random_triggers(key, len(directions), setting.dataset.image_shape)
+    start = setting.config.inversion_at(setting.config.success_bound).start
+    triggers = random_triggers(key, len(directions), setting.dataset.image_shape, start)
     triggers = jax.tree.map(np.array, triggers)
     if not setting.config.dynamic:
         return triggers

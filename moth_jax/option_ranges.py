@@ -29,6 +29,7 @@ RANGES = {
     "seed": _SEED,
     "checkpoint_seconds": _NOT_NEGATIVE,
     "clean_share": _POSITIVE_SHARE,
+    "mesh": {"devices": _NOT_NEGATIVE},
     "backdoor": {"rate": _POSITIVE_SHARE, "cover_rate": _SHARE, "seed": _SEED},
     "robustness": {
         "epsilon": _SHARE,
@@ -46,6 +47,7 @@ RANGES = {
     },
     "distance": {
         "num_directions": _NOT_NEGATIVE,
+        "nearest": _NOT_NEGATIVE,
         "num_images": _AT_LEAST_1,
         "num_steps": _AT_LEAST_1,
         "minibatch_size": _AT_LEAST_1,
@@ -107,7 +109,7 @@ METHOD_RANGES = {
     "momentum": _BELOW_1,
     "weight_decay": _NOT_NEGATIVE,
     "adversary": _ADVERSARY_RANGES,
-    "trigger_capacity": _AT_LEAST_1,
+    "trigger_memory_mb": _AT_LEAST_1,
     "num_images": _AT_LEAST_1,
     "epsilon": _POSITIVE_SHARE,
     "step_size": _POSITIVE,
@@ -122,9 +124,12 @@ METHOD_RANGES = {
 
 
 def check_ranges(config: ml_collections.ConfigDict, ranges: dict, prefix: str = "") -> None:
-    """Raise `InputError` at the first field of `config` that is out of its range."""
+    """Raise `InputError` at the first field of `config` that is out of its range.
+
+    A field without a value (None) is what the method that it belongs to has for it.
+    """
     for name, allowed in ranges.items():
         if isinstance(allowed, dict):
             check_ranges(config[name], allowed, f"{prefix}{name}.")
-        elif not allowed.contains(config[name]):
+        elif config[name] is not None and not allowed.contains(config[name]):
             raise InputError(f"{prefix}{name} must be {allowed.name}, got {config[name]}")

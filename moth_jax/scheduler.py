@@ -6,6 +6,7 @@ distances grew when it was last hardened). Pure functions on NumPy arrays, on th
 O(K^2) small numbers and is saved with the model.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +61,59 @@ def rewards(state: KArmState, num_steps: int) -> np.ndarray:
 
     The diagonal is -inf: it is no arm. `num_steps` is t, the main training steps so far.
     """
-    alpha = min(0.1 * num_steps / 100, 1.0)
-    reward = (1 - alpha) * (state.prior + state.prior.T) + alpha * (state.post + state.post.T)
+    reward = _mix(state.prior + state.prior.T, state.post + state.post.T, num_steps)
     return np.where(np.eye(len(reward), dtype=bool), -np.inf, reward)
+
+
+def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
+    alpha = min(0.1 * num_steps / 100, 1.0)
+    return (1 - alpha) * prior + alpha * post
+
+
+class PairSums:
+    """Each pair's two entries of prior and post added up, kept from one round to the next.
+
+    Of many classes all pairs are a million sums, of which a round changes a few. `select_pairs` and
+    `record` work without it, too, and give the same.
+    """
+
+    def __init__(self):
+        self._prior = self._post = None  # the arrays whose sums are known
+        self._sums = None
+
+    def of(self, state: KArmState) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sums of prior and post, each [K(K-1)/2], the pairs (a, b), a < b, in order."""
+        if self._prior is not state.prior or self._post is not state.post:
+            upper = np.triu_indices(len(state.prior), 1)
+            self._sums = tuple((m + m.T)[upper] for m in (state.prior, state.post))
+            self._prior, self._post = state.prior, state.post
+        return self._sums
+
+    def follow(self, before: KArmState, after: KArmState, changed: list[tuple[int, int]]) -> None:
+        """Go on from `before` to `after`, whose post differs at the `changed` directions."""
+        if self._prior is before.prior and self._post is before.post:
+            for a, b in changed:
+                place = _place(len(after.post), min(a, b), max(a, b))
+                self._sums[1][place] = after.post[a, b] + after.post[b, a]
+            self._post = after.post
+
+
+def _place(num_classes: int, a, b):
+    """Return the number of a pair (a, b), a < b, in the order of rows."""
+    return a * num_classes - a * (a + 1) // 2 + b - a - 1
+
+
+def _pair(num_classes: int, place: int) -> tuple[int, int]:
+    """Return the pair of that number."""
+    rows = np.arange(num_classes)
+    a = int(np.searchsorted(_place(num_classes, rows, rows + 1), place, side="right")) - 1
+    return a, place - _place(num_classes, a, a + 1) + a + 1
+
+
+def _places_of(num_classes: int, k: int) -> np.ndarray:
+    """Return the numbers of all pairs of class `k`."""
+    below, above = np.arange(k), np.arange(k + 1, num_classes)
+    return np.concatenate([_place(num_classes, below, k), _place(num_classes, k, above)])
 
 
 def select_pairs(
@@ -72,11 +123,13 @@ def select_pairs(
     *,
     num_pairs: int = 1,
     random_share: float = 0.3,
+    sums: PairSums | None = None,
 ) -> list[tuple[int, int]]:
     """Return `num_pairs` disjoint pairs (a, b), a < b, for the next round.
 
     Each is a random arm with probability `random_share`, else the arm with the largest reward among
-    those that share no class with the pairs chosen before it.
+    those that share no class with the pairs chosen before it. `sums` are those kept from the round
+    before.
 
     Note: The paper takes one pair a round. More are an extension for many classes.
     """
@@ -86,17 +139,19 @@ def select_pairs(
             f"pairs per step must be in 1..{num_classes // 2} for {num_classes} classes, "
             f"got {num_pairs}"
         )
-    reward = rewards(state, num_steps)
-    pairs = []
+    pairs, taken, reward = [], [], None
     for _ in range(num_pairs):
         if rng.random() < random_share:
-            free = np.flatnonzero(np.isfinite(reward).any(1))
+            free = np.delete(np.arange(num_classes), taken)
             a, b = sorted(rng.choice(free, size=2, replace=False).tolist())
         else:
-            a, b = sorted(divmod(int(reward.argmax()), num_classes))
+            if reward is None:
+                reward = _mix(*(sums or PairSums()).of(state), num_steps)
+            for k in taken:
+                reward[_places_of(num_classes, k)] = -np.inf
+            a, b = _pair(num_classes, int(reward.argmax()))
         pairs.append((a, b))
-        reward[[a, b], :] = -np.inf
-        reward[:, [a, b]] = -np.inf
+        taken += [a, b]
     return pairs
 
 
@@ -105,13 +160,22 @@ def sweep_pair(num_classes: int, turn: int, seed: int) -> tuple[int, int]:
 
     The order is random, and another one each time round.
     """
-    pairs = [(a, b) for a in range(num_classes) for b in range(a + 1, num_classes)]
-    time_round, place = divmod(turn, len(pairs))
-    return pairs[np.random.default_rng([seed, time_round]).permutation(len(pairs))[place]]
+    num_pairs = num_classes * (num_classes - 1) // 2
+    time_round, place = divmod(turn, num_pairs)
+    return _pair(num_classes, int(_order(num_pairs, seed, time_round)[place]))
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_pairs: int, seed: int, time_round: int) -> np.ndarray:
+    return np.random.default_rng([seed, time_round]).permutation(num_pairs)
 
 
 def record(
-    state: KArmState, sizes: dict[tuple[int, int], list[float]], pairs: list[tuple[int, int]]
+    state: KArmState,
+    sizes: dict[tuple[int, int], list[float]],
+    pairs: list[tuple[int, int]],
+    *,
+    sums: PairSums | None = None,
 ) -> KArmState:
     """Return the state after a round.
 
@@ -120,6 +184,7 @@ def record(
       sizes: per direction (victim, target), the trigger sizes of the round's steps; inf for a step
         whose inversion failed, which is left out.
       pairs: the pairs that were selected.
+      sums: follow the state.
 
     Note: The first size of a direction's own trigger is set against nothing: a trigger for one
       victim class is smaller than a universal one, and their ratio is no improvement.
@@ -139,4 +204,7 @@ def record(
     for a, b in pairs:
         num_selected[a, b] += 1
         num_selected[b, a] += 1
-    return KArmState(state.prior, post, size, pairwise, num_selected)
+    after = KArmState(state.prior, post, size, pairwise, num_selected)
+    if sums is not None:
+        sums.follow(state, after, list(sizes))
+    return after

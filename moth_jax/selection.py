@@ -1,10 +1,10 @@
 """Which classes, directions and backdoor a run is about, as labels instead of names."""
 
 import ml_collections
-import numpy as np
 
 from moth_jax import backdoors, configuration
 from moth_jax.data import ImageDataset
+from moth_jax.direction_choice import DirectionChoice, choose_directions
 from moth_jax.errors import InputError
 
 _MAX_NAMES = 50
@@ -33,24 +33,37 @@ def is_subset(classes: tuple[int, ...], dataset: ImageDataset) -> bool:
     return not set(dataset.present) <= set(classes)
 
 
-def directions(config: ml_collections.ConfigDict, dataset: ImageDataset) -> list[tuple[int, int]]:
-    """Return the directions to measure, pairs of labels: the same before and after."""
-    classes = chosen_classes(config, dataset)
-    victims = _numbers("distance.victims", config.distance.victims, dataset) or classes
-    outside = [dataset.class_names[k] for k in victims if k not in classes]
-    if outside:
+def directions(config: ml_collections.ConfigDict, dataset: ImageDataset) -> DirectionChoice:
+    """Return the directions to measure, the same before and after.
+
+    With `distance.nearest` they are those among which the nearest are to be found.
+
+    Raises:
+      InputError: there are no such classes or not so many directions, or two ways to choose them.
+    """
+    classes, options = chosen_classes(config, dataset), config.distance
+    ends = {}
+    for name in ("victims", "targets"):
+        ends[name] = _numbers(f"distance.{name}", options[name], dataset)
+        outside = [dataset.class_names[k] for k in ends[name] if k not in classes]
+        if outside:
+            raise InputError(
+                f"distance.{name} must be among the chosen classes, got {', '.join(outside)}; add "
+                "them to classes"
+            )
+    if options.nearest and options.num_directions:
         raise InputError(
-            f"distance.victims must be among the chosen classes, got {', '.join(outside)}; add "
-            "them to classes"
+            "distance.nearest and distance.num_directions are two ways to choose directions: "
+            f"leave one of them at 0, got {options.nearest} and {options.num_directions}"
         )
-    pairs = [(a, b) for a in classes if a in victims for b in classes if a != b]
-    count = config.distance.num_directions
-    if not 0 <= count <= len(pairs):
-        raise InputError(f"distance.num_directions must be in 0..{len(pairs)}, got {count}")
-    if count == 0:
-        return pairs
-    chosen = np.random.default_rng(config.seed).choice(len(pairs), count, replace=False)
-    return [pairs[i] for i in sorted(chosen)]
+    choice = choose_directions(
+        classes, **ends, num_directions=options.num_directions, seed=config.seed
+    )
+    if not 0 <= options.nearest <= choice.details["of"]:
+        raise InputError(
+            f"distance.nearest must be in 0..{choice.details['of']}, got {options.nearest}"
+        )
+    return choice
 
 
 def chosen_backdoor(

@@ -61,6 +61,7 @@ def another_value(field):
         "betas": (1.0, 2.0),
         "batch_norm": "frozen",
         "classes": (4, 2),
+        "inversion": "trimmed",
         "schedule": "cosine",
         "scheduler": "uniform",
     }

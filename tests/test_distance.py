@@ -123,7 +123,7 @@ def test_a_direction_without_a_trigger_is_infinite_counted_and_not_averaged_in()
     assert np.isposinf(found.values[0, 2])
     assert found.success_rate[0, 2] == 0
     assert found.trigger(0, 2) is None
-    assert not found.triggers.mask[0, 2].any()
+    assert found.trigger(0, 2) is None
     assert found.num_failures() == 1
     assert found.num_measured() == 2
     assert found.average() == pytest.approx(found.values[0, 1])
@@ -273,6 +273,17 @@ def test_an_interrupted_measurement_goes_on_and_equals_an_uninterrupted_one(tmp_
     assert finished.figures == again.figures
 
 
+def test_an_interrupted_measurement_goes_on_with_chunks_of_another_size(tmp_path, matrix):
+    interrupted = RecordedProgress(interrupt_after=3)
+    with pytest.raises(StoppedError):
+        measure(resume_dir=tmp_path, progress=interrupted)
+    again = RecordedProgress()
+    resumed = measure(resume_dir=tmp_path, progress=again, directions_per_chunk=1)
+    assert again.skipped == [2, 2]
+    assert again.advanced == [1, 1]
+    np.testing.assert_allclose(resumed.values, matrix.values, rtol=1e-4)
+
+
 @pytest.fixture
 def instant(monkeypatch):
     """Inversions that take no time: every direction gets a trigger of size 1."""
@@ -290,6 +301,7 @@ def instant(monkeypatch):
         )
 
     monkeypatch.setattr(measurement, "_invert_directions", invert)
+    monkeypatch.setattr(distance, "chunk_bytes", lambda *inputs, **options: 0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moth_jax import matrix as matrix_module
+from moth_jax.direction_choice import mean_interval
 from moth_jax.errors import InputError
 from moth_jax.matrix import DistanceMatrix, increase_per_direction, load_npz, relative_increase
 from moth_jax.triggers import Trigger
@@ -20,16 +21,19 @@ def make(values, names=NAMES, **fields):
     return DistanceMatrix(values, rate.astype(np.float32), names, **fields)
 
 
+def dense():
+    """A trigger in every place of a matrix of three classes."""
+    rng = np.random.default_rng(0)
+    return Trigger(rng.random((3, 3, 2, 2, 1), np.float32), rng.random((3, 3, 2, 2, 3), np.float32))
+
+
 def full():
     """A matrix with every field, one failure and one direction that was not measured."""
     values = [[NAN, 10, 20], [30, NAN, INF], [NAN, 40, NAN]]
-    rng = np.random.default_rng(0)
     return make(
         values,
         values_per_seed=np.stack([np.add(values, 1), values]).astype(np.float32),
-        triggers=Trigger(
-            rng.random((3, 3, 2, 2, 1), np.float32), rng.random((3, 3, 2, 2, 3), np.float32)
-        ),
+        triggers=dense(),
         details={"seeds": [0, 1], "num_steps": 5, "seconds": 1.5},
     )
 
@@ -58,11 +62,72 @@ def test_the_smallest_distances_come_first_and_failures_not_at_all():
 
 def test_a_trigger_is_given_for_found_directions_only():
     matrix = full()
-    np.testing.assert_array_equal(matrix.trigger(0, 2).mask, matrix.triggers.mask[0, 2])
-    np.testing.assert_array_equal(matrix.trigger(0, 2).pattern, matrix.triggers.pattern[0, 2])
+    np.testing.assert_array_equal(matrix.trigger(0, 2).mask, dense().mask[0, 2])
+    np.testing.assert_array_equal(matrix.trigger(0, 2).pattern, dense().pattern[0, 2])
     assert matrix.trigger(1, 2) is None
     assert matrix.trigger(2, 0) is None
     assert make(matrix.values).trigger(0, 1) is None
+
+
+def test_triggers_are_kept_of_found_directions_only():
+    matrix = full()
+    assert matrix.triggers.directions.tolist() == [[0, 1], [0, 2], [1, 0], [2, 1]]
+    assert len(matrix.triggers.mask) == len(matrix.triggers.pattern) == 4
+    some = matrix.triggers.at(np.array([[2, 1], [1, 2], [0, 1]]))
+    np.testing.assert_array_equal(some.pattern[[0, 2]], dense().pattern[[2, 0], [1, 1]])
+    assert not some.pattern[1].any()
+
+
+# Which directions, and how sure the mean of all is.
+
+
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        (None, "mean of 5 directions: 25.0"),
+        ({"kind": "all", "of": 5}, "mean of all 5 directions: 25.0"),
+        ({"kind": "all", "of": 5, "targets": [0]}, "mean of all 5 directions into 1 class: 25.0"),
+        (
+            {"kind": "all", "of": 5, "victims": [0, 1], "targets": [0, 2]},
+            "mean of all 5 directions out of 2 classes into 2 classes: 25.0",
+        ),
+        (
+            {"kind": "sample", "of": 2000},
+            "mean of 5 sampled of 2,000 directions: 25.0 (95 % interval 4.5-45.5)",
+        ),
+        (
+            {"kind": "nearest", "of": 6},
+            "mean of 5 nearest of 6 directions, as universal triggers find them: 25.0",
+        ),
+    ],
+)
+def test_a_matrix_says_which_directions_its_mean_is_of_and_how_sure_it_is(selection, said):
+    details = {} if selection is None else {"selection": selection}
+    assert make(full().values, details=details).summary() == said
+    every = make(np.where(np.eye(3, dtype=bool), NAN, 7.0))
+    assert every.summary() == "mean of all 6 directions: 7.0"
+
+
+def test_the_interval_is_students_shrinks_with_the_sample_and_is_nothing_for_the_whole():
+    rng = np.random.default_rng(0)
+    population = rng.gamma(2.0, 10.0, 2450)
+    low, high = mean_interval(population[:30], 30, 10**9)
+    reach = 2.0452 * population[:30].std(ddof=1) / np.sqrt(30)  # t of 29 degrees of freedom
+    assert (high - low) / 2 == pytest.approx(reach, rel=1e-4)
+    assert (high + low) / 2 == pytest.approx(population[:30].mean())
+    narrow = mean_interval(population[:30], 30, 60)
+    assert narrow[1] - narrow[0] == pytest.approx((high - low) * np.sqrt(0.5))
+    assert mean_interval(population, 2450, 2450) == pytest.approx((population.mean(),) * 2)
+    assert mean_interval(population[:1], 1, 10) is None
+
+
+def test_the_interval_holds_the_mean_of_all_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    population = rng.gamma(2.0, 10.0, 380)
+    draws = [rng.choice(population, 100, replace=False) for _ in range(1000)]
+    intervals = [mean_interval(draw, 100, 380) for draw in draws]
+    held = np.mean([low <= population.mean() <= high for low, high in intervals])
+    assert held == pytest.approx(0.95, abs=0.03)
 
 
 # Before and after.
@@ -167,6 +232,21 @@ def test_a_matrix_without_triggers_and_seeds_is_read_back_without_them(tmp_path)
     assert read.triggers is None
     assert read.values_per_seed is None
     assert read.details == {}
+
+
+def test_a_file_with_a_trigger_for_every_place_as_of_version_0_1_0_is_still_read(tmp_path):
+    saved = full()
+    arrays = {
+        "values": saved.values,
+        "success_rate": saved.success_rate,
+        "class_names": np.asarray(NAMES),
+        "masks": dense().mask,
+        "patterns": dense().pattern,
+    }
+    matrix_module.save_npz(tmp_path / "distance.npz", arrays)
+    read = DistanceMatrix.load(tmp_path / "distance.npz")
+    for one, other in zip(read.triggers, saved.triggers, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_file_has_the_documented_arrays_and_needs_no_unpickling(tmp_path):

@@ -13,11 +13,13 @@ from toys import (
     row_variables,
 )
 
-from moth_jax import addon, moth, scheduler
+from moth_jax import addon, moth, moth_config, scheduler
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
+from moth_jax.inversion import trimmed
 from moth_jax.moth import MothConfig, harden
 from moth_jax.training import Adversary, make_update
+from moth_jax.trigger_bank import TriggerBank
 
 K = 4
 CLASSIFIER = linear_classifier(K)
@@ -43,7 +45,7 @@ HOST_FIELDS = {
     name: getattr(MothConfig(), name)
     for name in (
         *("epochs", "max_steps", "max_accuracy_drop", "validate_every", "steps_per_round"),
-        *("pairs_per_step", "random_share", "scheduler", "dynamic", "trigger_capacity", "seed"),
+        *("pairs_per_step", "random_share", "scheduler", "dynamic", "trigger_memory_mb", "seed"),
         *("first_steps", "first_mask_weight", "next_steps", "next_mask_weight"),
         *("warmup_steps", "warmup_mask_weight"),
     )
@@ -172,6 +174,28 @@ def test_a_run_resumed_from_any_round_equals_an_uninterrupted_one(index):
     assert [records for _, records in more] == [records for _, records in rounds[index + 1 :]]
 
 
+def test_a_run_whose_triggers_went_to_disk_and_that_was_resumed_equals_one_in_memory(
+    tmp_path, monkeypatch
+):
+    final, _ = whole_run()
+    monkeypatch.setattr(moth, "_MEGABYTE", 300 / CONFIG.trigger_memory_mb)  # two triggers
+    interrupted = Rounds(stop_after=K + 2)
+    options = {"on_round": interrupted, "progress": False, "scratch_dir": tmp_path}
+    with pytest.raises(StoppedError):
+        harden(CLASSIFIER, VARIABLES, DATASET, CONFIG, **options)
+    state, _ = interrupted[-1]
+    assert state.bank.num_held == 2
+    assert len(list(tmp_path.iterdir())) > K
+    options["on_round"] = None
+    saved = dataclasses.replace(state, bank=TriggerBank.from_arrays(state.bank.arrays))
+    resumed = harden(CLASSIFIER, VARIABLES, DATASET, CONFIG, state=saved, **options)
+    for a in range(K):
+        for b in set(range(K)) - {a}:
+            one, other = resumed.bank.copy().start(a, b), final.bank.copy().start(a, b)
+            np.testing.assert_array_equal(one.pattern, other.pattern)
+    assert_same_state(dataclasses.replace(resumed, bank=final.bank), final)
+
+
 def test_a_state_that_was_handed_out_does_not_change_later():
     seen = []
     rounds = Rounds()
@@ -252,10 +276,11 @@ def test_the_warm_up_trains_with_the_trigger_on_half_of_the_other_classes_and_tr
         zip(updates, inversions, strict=True)
     ):
         state, images, labels, _, where, _ = args
+        images = np.asarray(images)
         assert not where[labels == target].any()
         assert len(images) == CONFIG.batch_size
         mask, pattern = np.array(found.trigger.mask[0]), np.array(found.trigger.pattern[0])
-        stamped = np.array(images)
+        stamped = images.copy()
         stamped[where] = (1 - mask) * images[where] + mask * pattern
         expected, expected_loss = update(state, stamped, labels)
         jax.tree.map(
@@ -279,7 +304,7 @@ def test_without_approximation_the_warm_up_inverts_every_direction_by_itself(cal
             np.testing.assert_array_equal(start.mask, result.trigger.mask[i])
             assert state.warmup_sizes[victim, target] == result.sizes[i]
     assert len(set(state.warmup_sizes[1:, 0].tolist())) == K - 1
-    assert not state.bank.arrays["universal_found"].any()
+    assert (state.bank.arrays["direction"] >= 0).all()  # no universal one
     assert (state.scheduler.pairwise == ~np.eye(K, dtype=bool)).all()
 
 
@@ -388,13 +413,13 @@ def test_the_scheduler_is_told_the_sizes_of_the_round():
 def test_the_switches_decide_how_often_a_pair_is_random(monkeypatch, options, random_share):
     given = []
 
-    def select_pairs(state, num_steps, rng, **selection):
-        given.append((num_steps, selection))
+    def select_pairs(state, num_steps, rng, *, num_pairs, random_share, sums):
+        given.append((num_steps, num_pairs, random_share))
         return [(1, 2)]
 
     monkeypatch.setattr(scheduler, "select_pairs", select_pairs)
     run(state=warmed_up(), **options)
-    assert given == [(t, {"num_pairs": 1, "random_share": random_share}) for t in (0, 3)]
+    assert given == [(0, 1, random_share), (3, 1, random_share)]
 
 
 def test_without_the_symmetric_step_one_direction_is_hardened_at_a_time():
@@ -536,15 +561,22 @@ def test_augmentation_is_what_the_data_set_allows_and_can_be_turned_off(
 def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(monkeypatch):
     given = []
 
-    def neural_cleanse(**options):
-        given.append(options)
-        return original(**options)
+    def create(name, **options):
+        given.append((name, options["success_bound"], options["patience"]))
+        return original(name, **options)
 
-    original = moth.neural_cleanse
-    monkeypatch.setattr(moth, "neural_cleanse", neural_cleanse)
+    original = moth_config.create
     config = dataclasses.replace(CONFIG, success_bound=0.8, warmup_success_bound=0.95, patience=4)
+    monkeypatch.setattr(moth_config, "create", create)
     compile_once.__wrapped__(CLASSIFIER, DATASET, config)
-    assert {(o["success_bound"], o["patience"]) for o in given} == {(0.8, 4), (0.95, 4)}
+    assert set(given) == {("neural_cleanse", 0.8, 4), ("neural_cleanse", 0.95, 4)}
+
+
+def test_another_inversion_can_be_chosen_and_has_no_patience():
+    config = dataclasses.replace(CONFIG, inversion="trimmed", patience=4)
+    assert config.inversion_at(0.8) is trimmed(success_bound=0.8)
+    with pytest.raises(InputError, match=r"unknown inversion 'guess'.*neural_cleanse, trimmed"):
+        dataclasses.replace(CONFIG, inversion="guess")
 
 
 @pytest.mark.parametrize(
@@ -558,7 +590,8 @@ def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(mon
         ({"validate_every": 0}, "validate_every must be at least 1, got 0"),
         ({"victims_per_class": 0}, "victims_per_class must be at least 1, got 0"),
         ({"pairs_per_step": 0}, "pairs_per_step must be at least 1, got 0"),
-        ({"trigger_capacity": 0}, "trigger_capacity must be at least 1, got 0"),
+        ({"success_bound": 90}, r"success_bound must be in \(0, 1\], got 90"),
+        ({"trigger_memory_mb": 0}, "trigger_memory_mb must be at least 1, got 0"),
         ({"warmup_images_per_class": 0}, "warmup_images_per_class must be at least 1, got 0"),
         ({"minibatch_size": -1}, "minibatch_size must be at least 1, got -1"),
         ({"batch_size": 16}, "batch_size 16 has no room for 16 samples of each of 2 classes"),
@@ -576,9 +609,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
         (DATASET, {"batch_norm": "train"}, "unknown batch_norm mode 'train'"),
         (DATASET, {"pairs_per_step": 3, "batch_size": 24}, "pairs"),
         (row_dataset([4] * K), {"batch_size": 20}, "batch_size"),
-        (DATASET, {"success_bound": 90}, "success_bound"),
     ],
-    ids=["batch norm", "pairs", "batch larger than the data", "bound"],
+    ids=["batch norm", "pairs", "batch larger than the data"],
 )
 def test_a_run_that_cannot_work_is_refused_before_the_warm_up(
     monkeypatch, dataset, options, message

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -466,3 +467,18 @@ def test_importing_the_package_loads_neither_matplotlib_nor_tensorboard():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "set()"
+
+
+def test_the_mean_of_a_sample_is_shown_with_its_interval_and_what_it_is_of(tmp_path):
+    selection, values = {"kind": "sample", "of": 999_000}, _values(4)
+    values[1, 2] = np.nan
+    before, after = (
+        dataclasses.replace(_matrix(scale * values), details={"selection": selection})
+        for scale in (1.0, 2.0)
+    )
+    summary = {**SUMMARY, "increase": 1.0, "increase_interval": [0.91, 1.09]}
+    page = _report(tmp_path, summary=summary, before=before, after=after, selections=None)
+    low, high = before.interval()
+    assert f"95 % interval {low:.1f} to {high:.1f} → {2 * low:.1f} to {2 * high:.1f}" in page.text
+    assert "95 % interval +91.0 % to +109.0 %" in page.text
+    assert "mean class distance (11 sampled of 999,000 directions) from" in page.text

@@ -47,13 +47,17 @@ def test_a_part_of_the_classes_is_one_only_if_there_are_images_of_others():
 
 def test_directions_are_those_among_the_chosen_classes():
     config = tiny_config(classes=CHOSEN, distance__victims=())
-    assert selection.directions(config, DIGITS) == [
+    assert selection.directions(config, DIGITS).directions == [
         (a, b) for a in LABELS for b in LABELS if a != b
     ]
     config = tiny_config(classes=CHOSEN, distance__victims=("4", "1"))
-    assert selection.directions(config, DIGITS) == [(1, 7), (1, 4), (4, 7), (4, 1)]
+    assert selection.directions(config, DIGITS).directions == [(1, 7), (1, 4), (4, 7), (4, 1)]
+    config = tiny_config(classes=CHOSEN, distance__victims=(), distance__targets=("4", "1"))
+    assert selection.directions(config, DIGITS).directions == [(7, 1), (7, 4), (1, 4), (4, 1)]
     config = tiny_config(classes=CHOSEN, distance__victims=(), distance__num_directions=2)
-    assert set(selection.directions(config, DIGITS)) < {(a, b) for a in LABELS for b in LABELS}
+    assert set(selection.directions(config, DIGITS).directions) < {
+        (a, b) for a in LABELS for b in LABELS
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,15 @@ def test_directions_are_those_among_the_chosen_classes():
         ({"classes": ("7", "x")}, r"unknown classes in classes: x; the classes are: 0, 1,"),
         ({"classes": ("7",)}, "classes must name at least 2 different classes, got 7"),
         ({"classes": ("7", "7")}, "classes must name at least 2 different classes, got 7, 7"),
+        (
+            {"classes": CHOSEN, "distance__victims": (), "distance__targets": ("2",)},
+            "distance.targets must be among the chosen classes, got 2; add them",
+        ),
+        (
+            {"distance__nearest": 1, "distance__num_directions": 1, "classes": ("0", "1")},
+            "nearest and distance.num_directions are two ways .* got 1 and 1",
+        ),
+        ({"classes": ("0", "1"), "distance__nearest": 3}, r"nearest must be in 0\.\.2, got 3"),
         ({"classes": ("1", "7")}, "victims must be among the chosen classes, got 0; add them"),
         ({"classes": ("0", "1", "3")}, "no training images of '3'"),
         (
@@ -113,6 +126,26 @@ def test_the_matrices_are_over_the_chosen_classes_and_agree_with_the_whole_ones(
         np.testing.assert_allclose(
             before.values[i, j], whole.values[LABELS[i], LABELS[j]], rtol=1e-4
         )
+
+
+def test_the_nearest_directions_of_the_given_model_are_measured_before_and_after(tmp_path):
+    changes = {
+        "model__checkpoint": str(finished_run() / "original"),
+        "distance__victims": (),
+        "distance__targets": ("1", "3"),
+        "distance__nearest": 3,
+        "harden__max_steps": 3,
+    }
+    do(tiny_config(classes=("0", "1", "3", "8"), **changes), tmp_path)
+    before, after = (
+        DistanceMatrix.load(tmp_path / f"distance_{when}.npz") for when in ("before", "after")
+    )
+    np.testing.assert_array_equal(np.isnan(before.values), np.isnan(after.values))
+    assert before.num_measured() == 3
+    assert np.isnan(before.values[:, [0, 3]]).all()
+    said = "3 nearest of 6 directions into 2 classes, as universal triggers find them"
+    assert json.loads((tmp_path / "summary.json").read_text())["directions"] == said
+    assert said in (tmp_path / "report.html").read_text()
 
 
 def test_hardening_was_among_the_chosen_classes(workdir):

@@ -64,6 +64,39 @@ def test_selected_pairs_are_ordered_disjoint_and_never_on_the_diagonal(
     assert len({k for pair in pairs for k in pair}) == 2 * num_pairs
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    arrays(np.float32, (6, 6), elements=st.floats(-1, 1, width=32)),
+    st.integers(1, 3),
+    st.integers(0, 1200),
+    st.integers(0, 100),
+)
+def test_sums_that_follow_the_rounds_change_no_selection(prior, num_pairs, num_steps, seed):
+    sums, state = scheduler.PairSums(), scheduler.init_state(prior, np.abs(prior) + 1)
+    options = {"num_pairs": num_pairs, "random_share": 0.3}
+    for turn in range(8):
+        rngs = [np.random.default_rng([seed, turn]) for _ in range(3)]
+        pairs = scheduler.select_pairs(state, num_steps, rngs[0], sums=sums, **options)
+        assert pairs == scheduler.select_pairs(state, num_steps, rngs[1], **options)
+        reward = scheduler.rewards(state, num_steps)
+        if rngs[2].random() >= 0.3:
+            assert pairs[0] == divmod(int(reward.argmax()), 6)
+        sizes = {(a, b): [1.0 + turn + a] for pair in pairs for a, b in (pair, pair[::-1])}
+        older, state = state, scheduler.record(state, sizes, pairs, sums=sums)
+        if turn == 5:  # goes on from an older state
+            state = older
+
+
+def test_every_pair_has_a_number_and_every_class_its_pairs():
+    for num_classes in (2, 3, 7):
+        pairs = [(a, b) for a in range(num_classes) for b in range(a + 1, num_classes)]
+        assert [scheduler._pair(num_classes, i) for i in range(len(pairs))] == pairs
+        assert [scheduler._place(num_classes, *pair) for pair in pairs] == list(range(len(pairs)))
+        for k in range(num_classes):
+            expected = [i for i, pair in enumerate(pairs) if k in pair]
+            assert scheduler._places_of(num_classes, k).tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("prior", "num_pairs", "expected"),
     [

@@ -66,8 +66,8 @@ def pair_batch(class_indices, classes, *, per_class: int, batch_size: int, rng) 
         start = i * per_class
         indices[start : start + count] = rng.choice(class_indices[k], count, replace=False)
         weights[i, :count] = 1
-    empty = np.flatnonzero(indices < 0)
-    others = [members for k, members in enumerate(class_indices) if k not in set(classes)]
+    empty, chosen = np.flatnonzero(indices < 0), set(classes)
+    others = [members for k, members in enumerate(class_indices) if k not in chosen]
     indices[empty] = _fill(others, class_indices, indices[indices >= 0], len(empty), rng)
     return PairBatch(indices, weights)
 
@@ -148,8 +148,9 @@ def _draw(pools, count, rng):
     """`count` of the pools' members, without joining the pools: they may hold a million indices."""
     if count == 0:
         return np.zeros(0, np.int64)
-    ends = np.cumsum([len(pool) for pool in pools])
+    sizes = np.fromiter(map(len, pools), np.int64, len(pools))
+    ends = np.cumsum(sizes)
     positions = rng.choice(ends[-1], count, replace=False)
     which = np.searchsorted(ends, positions, side="right")
-    starts = ends - [len(pool) for pool in pools]
+    starts = ends - sizes
     return np.array([pools[p][i - starts[p]] for p, i in zip(which, positions, strict=True)])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES_WITH_NUMBERS = 15
 _MAX_CLASSES_WITH_MARKS = 50
+_MAX_CLASSES_WITH_NAMES = 250  # of more the names cannot be read, and take minutes to draw
 _MAX_NAME = 22
 _POINT = 1 / 72  # inches
 _DIAGONAL = (0.5, 0.5, 0.5, 0.12)
@@ -135,7 +136,7 @@ def _layout(class_names: Sequence[str]) -> _Layout:
     """Cells of one size for all maps of K classes, and the room that the names need."""
     k = len(class_names)
     side = k * _cell_inches(k)
-    longest = max(len(_short(name)) for name in class_names)
+    longest = max(len(_short(name)) for name in class_names) if k <= _MAX_CLASSES_WITH_NAMES else 0
     room = 0.4 + 0.62 * longest * _name_points(k) * _POINT
     width, height = room + side + 0.75, side + room + 0.1
     parts = (room / width, room / height, side / width, side / height)
@@ -146,7 +147,9 @@ def _layout(class_names: Sequence[str]) -> _Layout:
 def _cell_inches(num_classes: int) -> float:
     if num_classes <= MAX_CLASSES_WITH_NUMBERS:
         return max(0.42, 2.1 / num_classes)
-    return max(0.145, 10.0 / num_classes)
+    if num_classes <= _MAX_CLASSES_WITH_NAMES:
+        return max(0.145, 10.0 / num_classes)
+    return 0.145 * _MAX_CLASSES_WITH_NAMES / num_classes
 
 
 def _name_points(num_classes: int) -> float:
@@ -162,8 +165,9 @@ def _draw_heat_map(
     style = {"fontsize": _name_points(k), "color": theme.ink, "parse_math": False}
     # Upright where the longest name fits into its column.
     fits = 0.62 * max(map(len, names)) * _name_points(k) * _POINT < 0.9 * _cell_inches(k)
-    ax.set_xticks(range(k), names, rotation=0 if fits else 90, **style)
-    ax.set_yticks(range(k), names, **style)
+    shown = k <= _MAX_CLASSES_WITH_NAMES
+    ax.set_xticks(range(k * shown), names * shown, rotation=0 if fits else 90, **style)
+    ax.set_yticks(range(k * shown), names * shown, **style)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if k <= _MAX_CLASSES_WITH_MARKS:

@@ -1,6 +1,7 @@
 """The top of the report: the result in a sentence, the figures, and what they mean."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,8 @@ def verdict(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatr
         return f"No trigger was found in any of {before.num_measured()} directions."
     if after is None:
         known = f", and its test accuracy is {fmt.percent(accuracy)}" if accuracy else ""
-        return f"The mean class distance of this model is {fmt.size(before.average())}{known}."
+        of = _of(before)
+        return f"The mean class distance of this model{of} is {fmt.size(before.average())}{known}."
     start, end = before.average(), after.average()
     verb = "raised" if end > start else "lowered" if end < start else "took"
     cost = ""
@@ -31,7 +33,7 @@ def verdict(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatr
             f"{fmt.percent(accuracy_after)}"
         )
     change = f"from {average(before)} to {average(after)}"
-    return f"{_hardening(summary)} {verb} the mean class distance {change}{cost}."
+    return f"{_hardening(summary)} {verb} the mean class distance{_of(before)} {change}{cost}."
 
 
 def _hardening(summary: dict) -> str:
@@ -59,6 +61,30 @@ def _without_distances(summary: dict) -> str:
     return f"The test accuracy of this model is {known}."
 
 
+def _of(matrix: "DistanceMatrix") -> str:
+    """Which directions a mean is of, unless of all."""
+    return "" if matrix.is_whole else f" ({matrix.choice()})"
+
+
+def _sure(matrices: list["DistanceMatrix"]) -> str:
+    """The confidence intervals of the mean distances of samples."""
+    intervals = [matrix.interval() for matrix in matrices]
+    if not intervals or None in intervals:
+        return ""
+    return f"; 95 % interval {' → '.join(_ends(*interval) for interval in intervals)}"
+
+
+def _ends(low: float, high: float, show: Callable[[float], str] = fmt.size) -> str:
+    return f"{show(low)} to {show(high)}"
+
+
+def _increase_note(interval) -> str:
+    note = "mean over directions of (after − before) / before"
+    if interval is None:
+        return note
+    return f"{note}; 95 % interval {_ends(*interval, lambda v: fmt.percent(v, sign=True))}"
+
+
 def average(matrix: "DistanceMatrix") -> str:
     """The average distance, or that there is none."""
     return fmt.size(matrix.average()) if matrix.found.any() else "none found"
@@ -80,8 +106,8 @@ def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix
         _accuracy_tile("Attack success", "attack_success", summary, hardened),
         _accuracy_tile("Attack success on others", "attack_success_others", summary, hardened),
         _scan_tile(summary.get("scan")),
-        ("Mean class distance", fmt.arrow(*averages), "aggregated pixels"),
-        ("Increase", increase, "mean over directions of (after − before) / before"),
+        ("Mean class distance", fmt.arrow(*averages), f"aggregated pixels{_sure(matrices)}"),
+        ("Increase", increase, _increase_note(summary.get("increase_interval"))),
         ("No trigger found", fmt.arrow(*failures), f"in {measured} directions"),
         ("Training took", fmt.duration(summary.get("training_seconds")), None),
         _time_tile(summary.get("harden_seconds"), _times(summary.get("distance_seconds"))),
@@ -142,12 +168,12 @@ def _times(seconds) -> str:
 
 def explanation(before: "DistanceMatrix", examples: np.ndarray | None) -> str:
     """What a class distance is, and how to read it."""
-    images = before.triggers.pattern[0, 0] if before.triggers is not None else None
-    images = images if examples is None else examples[0]
+    images = before.triggers.pattern if before.triggers is not None else None
+    images = images if examples is None else examples
     largest = ""
     if images is not None:
-        shape = "×".join(map(str, images.shape))
-        largest = f"; a trigger that replaces a whole image of {shape} has size {images.size:,}"
+        shape, pixels = "×".join(map(str, images.shape[1:])), math.prod(images.shape[1:])
+        largest = f"; a trigger that replaces a whole image of {shape} has size {pixels:,}"
     return (
         "The class distance from a victim class to a target class is the size of the smallest "
         "trigger – one mask and one pattern for every image – that makes the model take nearly all "

@@ -1,0 +1,164 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from test_distance import IMAGES, LABELS, assert_same_matrix, measure
+from toys import RecordedProgress
+
+from moth_jax import distance, measurement, memory
+from moth_jax.errors import InputError
+
+GIB = 2.0**30
+
+
+# What a program needs, and what there is
+
+
+def test_a_program_needs_its_arguments_results_and_what_is_between():
+    def program(x):
+        return jax.numpy.linalg.inv(x @ x.T), x + 1
+
+    compiled = jax.jit(program).lower(np.zeros((100, 50), np.float32)).compile()
+    assert 2 * 4 * 100 * 50 + 4 * 100 * 100 <= memory.program_bytes(compiled) < 500_000
+
+
+def test_the_bytes_of_a_chunk_are_those_of_its_images_and_of_the_inversions(monkeypatch):
+    asked = []
+
+    def fitting(wanted, needed, free):
+        asked.append(needed(2))
+        return 2
+
+    monkeypatch.setattr(measurement, "fitting_size", fitting)
+    compiled = measurement._invert_directions._cache_size()
+    measure(directions_per_chunk=None)
+    images = 2 * 8 * 4 * 4 * 4
+    assert images < asked[0] < 100 * images
+    assert measurement._invert_directions._cache_size() <= compiled + 1
+
+
+def test_the_free_memory_of_the_host_is_the_least_that_anything_allows(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    assert memory.host_free_bytes(meminfo, tmp_path) == np.inf
+    meminfo.write_text("MemTotal:       16000000 kB\nMemAvailable:    8388608 kB\n")
+    assert memory.host_free_bytes(meminfo, tmp_path) == 8 * GIB
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{int(GIB)}\n")
+    assert memory.host_free_bytes(meminfo, tmp_path) == 8 * GIB
+    (tmp_path / "memory.max").write_text(f"{int(4 * GIB)}\n")
+    assert memory.host_free_bytes(meminfo, tmp_path) == 3 * GIB
+    assert 0 < memory.free_bytes() < np.inf
+
+
+def test_the_free_memory_of_accelerators_is_that_of_the_fullest(monkeypatch):
+    class Device:
+        def __init__(self, used):
+            self._used = used
+
+        def memory_stats(self):
+            return {"bytes_limit": 10 * GIB, "bytes_in_use": self._used * GIB}
+
+    monkeypatch.setattr(memory.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device(1), Device(6), Device(2)])
+    assert memory.free_bytes() == pytest.approx(0.9 * 4 * GIB)
+
+
+# Sizes that fit
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "size"),
+    [(96, 1000, 96), (96, 960, 96), (96, 200, 20), (96, 5, 1), (1, 5, 1), (3, 29, 1)],
+)
+def test_the_size_is_the_wanted_one_if_it_fits_and_else_as_many_as_do(wanted, free, size):
+    assert memory.fitting_size(wanted, lambda n: 10 * n, free) == size
+
+
+def test_a_size_that_cannot_even_be_compiled_does_not_fit():
+    def needed(size):
+        if size > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: while tuning a convolution")
+        return size
+
+    assert memory.fitting_size(32, needed, 100.0) == 4
+
+
+@pytest.mark.parametrize(("devices", "sizes"), [(4, [16, 8, 4, 2, 1]), (3, [12, 6, 3, 1])])
+def test_a_smaller_size_is_a_multiple_of_the_devices_while_there_are_enough(
+    monkeypatch, devices, sizes
+):
+    monkeypatch.setattr(memory, "num_devices", lambda: devices)
+    for larger, smaller in itertools.pairwise(sizes):
+        assert memory.smaller(larger) == smaller
+
+
+# Memory that runs out all the same
+
+
+def limited(monkeypatch, most, error=jax.errors.JaxRuntimeError):
+    """Let chunks of more than `most` directions exhaust the memory; return the sizes tried."""
+    tried, whole = [], measurement.measure_chunk
+
+    def measure_chunk(logits_fn, variables, draw, directions, size, **options):
+        tried.append(size)
+        if size > most:
+            raise error("RESOURCE_EXHAUSTED: Out of memory allocating 64424509440 bytes.")
+        return whole(logits_fn, variables, draw, directions, size, **options)
+
+    monkeypatch.setattr(distance, "measure_chunk", measure_chunk)
+    return tried
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, MemoryError])
+def test_where_memory_runs_out_the_chunk_is_halved_with_a_warning_and_nothing_is_lost(
+    monkeypatch, error
+):
+    whole = measure(directions_per_chunk=2)
+    tried, progress = limited(monkeypatch, 2, error), RecordedProgress()
+    with pytest.warns(UserWarning, match="out of memory with 4 at a time, going on with 2") as seen:
+        matrix = measure(directions_per_chunk=4, progress=progress)
+    assert len(seen) == 1
+    assert tried == [4, 2, 2, 2]
+    assert progress.advanced == [2, 2, 2]
+    assert_same_matrix(matrix, whole)
+
+
+def test_what_was_measured_before_memory_ran_out_is_not_measured_again(monkeypatch, tmp_path):
+    measure(directions=[(0, 1), (0, 2), (1, 0), (1, 2)], resume_dir=tmp_path)
+    tried = limited(monkeypatch, 1)
+    with pytest.warns(UserWarning, match="going on with 1"):
+        matrix = measure(directions_per_chunk=2, resume_dir=tmp_path)
+    assert tried == [2, 1, 1]
+    assert matrix.num_measured() == 6
+
+
+def test_memory_that_does_not_hold_one_direction_is_an_error_that_says_what_to_lower(monkeypatch):
+    limited(monkeypatch, 0)
+    with (
+        pytest.warns(UserWarning, match="going on with 1"),
+        pytest.raises(InputError, match="with 1 at a time; lower num_images, minibatch_size or"),
+    ):
+        measure()
+
+
+def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def measure_chunk(*inputs, **options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RESOURCE_EXHAUSTED is not what this is")
+
+    monkeypatch.setattr(distance, "measure_chunk", measure_chunk)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        measure()
+
+
+def test_the_chunks_of_a_measurement_are_as_large_as_the_memory_allows(monkeypatch):
+    tried = limited(monkeypatch, 99)
+    monkeypatch.setattr(distance, "chunk_size", lambda wanted, *counts: wanted or 6)
+    monkeypatch.setattr(distance, "chunk_bytes", lambda *inputs, **options: 10 * inputs[4])
+    monkeypatch.setattr(measurement, "free_bytes", lambda: 25)
+    matrix = measure(IMAGES, LABELS, directions_per_chunk=None)
+    assert tried == [2, 2, 2]
+    assert matrix.num_measured() == 6
+    tried.clear()
+    measure(directions_per_chunk=3)  # as asked for
+    assert tried == [3, 3]
