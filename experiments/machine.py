@@ -1,12 +1,21 @@
 """What the benchmarks say of the machine they ran on, and how they make it comparable."""
 
 import platform
+import subprocess
 from pathlib import Path
 
 # PyTorch gets memory for every activation from malloc. glibc by default returns blocks of this size
 # to the system at once, and each step then faults in all of its pages anew, which can double
 # PyTorch's time. Both sides run with the same setting, so that the kernel is not what is compared.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+
+
+def commit() -> str:
+    """Return the commit of the code, with a + where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
+    return head.stdout.strip() + ("+" if changed.stdout else "")
 
 
 def processor() -> str:

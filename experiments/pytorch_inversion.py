@@ -1,6 +1,6 @@
 """The published inversion as a plain PyTorch loop, and the authors' ResNet20 as a PyTorch module.
 
-What `benchmark_pytorch.py` compares this package with. It knows nothing of `moth_jax`.
+What `benchmark.py` compares this package with. It knows nothing of `moth_jax`.
 """
 
 import math
@@ -96,11 +96,19 @@ def load_keras(weights: dict[str, np.ndarray], mean, std) -> PreactResNet20:
 
 
 class Result(NamedTuple):
-    """The smallest trigger found: its size (inf if none) and loss, and what was computed for it."""
+    """The smallest trigger found: size (inf if none), mean loss, and what was computed for it.
+
+    Mask and pattern are those of the size, the start's if none was found; the losses [n] are each
+    image's in the first pass, and in the pass that kept the trigger.
+    """
 
     size: float
     cross_entropy: float
     image_gradients: int
+    mask: Tensor
+    pattern: Tensor
+    losses_before: Tensor
+    losses_after: Tensor
 
 
 def invert(
@@ -113,29 +121,38 @@ def invert(
     mask_weight: float = 1e-3,
     success_bound: float = 0.9,
     patience: int = 10,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> Result:
     """Search the smallest trigger that sends `images` [n, c, h, w] to `target`, as published."""
     generator = torch.Generator().manual_seed(seed)
     num_images, channels, height, width = images.shape
-    labels = torch.full((num_images,), target)
-    start = [torch.rand(c, height, width, generator=generator) for c in (1, channels)]
-    theta = [torch.atanh((v - 0.5) * SPAN).requires_grad_() for v in start]
+    labels = torch.full((num_images,), target, device=images.device)
+    if start is None:
+        start = tuple(
+            torch.rand(c, height, width, generator=generator).to(images.device)
+            for c in (1, channels)
+        )
+    theta = [to_theta(value).requires_grad_() for value in start]
     optimizer = torch.optim.Adam(theta, lr=0.1, betas=(0.5, 0.9), eps=1e-7)
-    best_size, best_loss = math.inf, math.nan
+    best_size, best = math.inf, start
+    losses = torch.zeros(num_images, device=images.device)
+    losses_before = losses_after = None
     above = below = image_gradients = 0
 
     for _ in range(num_steps):
-        hits = loss_sum = 0.0
+        hits = 0.0
         for chosen in torch.randperm(num_images, generator=generator).split(32):
-            mask, pattern = (torch.tanh(v) / SPAN + 0.5 for v in theta)
+            mask, pattern = map(to_unit, theta)
             logits = model((1 - mask) * images[chosen] + mask * pattern)
-            cross_entropy = F.cross_entropy(logits, labels[chosen])
+            cross_entropy = F.cross_entropy(logits, labels[chosen], reduction="none")
             optimizer.zero_grad()
-            (cross_entropy + mask_weight * mask.sum()).backward()
+            (cross_entropy.mean() + mask_weight * mask.sum()).backward()
             optimizer.step()
             hits += (logits.argmax(1) == target).sum().item()
-            loss_sum += cross_entropy.item() * len(chosen)
+            losses[chosen] = cross_entropy.detach()
             image_gradients += len(chosen)
+        if losses_before is None:
+            losses_before = losses_after = losses.clone()
 
         reached = hits / num_images >= success_bound
         above, below = (above + 1, 0) if reached else (0, below + 1)
@@ -145,11 +162,21 @@ def invert(
             mask_weight, below = mask_weight / 1.5**1.5, 0
 
         with torch.no_grad():
-            trigger = [torch.tanh(v) / SPAN + 0.5 for v in theta]
+            trigger = tuple(map(to_unit, theta))
             size = channels * trigger[0].sum().item()
             if reached and size < best_size:
-                best_size, best_loss = size, loss_sum / num_images
+                best_size, best, losses_after = size, trigger, losses.clone()
                 for variable, value in zip(theta, trigger, strict=True):
                     noise = 0.02 * torch.rand(value.shape, generator=generator) - 0.01
-                    variable.copy_(torch.atanh(((value + noise).clamp(0, 1) - 0.5) * SPAN))
-    return Result(best_size, best_loss, image_gradients)
+                    variable.copy_(to_theta((value + noise.to(value.device)).clamp(0, 1)))
+    mean_loss = losses_after.mean().item() if math.isfinite(best_size) else math.nan
+    return Result(best_size, mean_loss, image_gradients, *best, losses_before, losses_after)
+
+
+def to_unit(theta: Tensor) -> Tensor:
+    """Return what the free variables stand for, in [0, 1]."""
+    return torch.tanh(theta) / SPAN + 0.5
+
+
+def to_theta(value: Tensor) -> Tensor:
+    return torch.atanh((value - 0.5) * SPAN)

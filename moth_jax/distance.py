@@ -44,7 +44,7 @@ from moth_jax.measurement import (
     chunk_bytes,
     chunk_size,
     measure_all,
-    measure_chunk,
+    measure_chunks,
     unit_images,
     victims_images,
 )
@@ -149,7 +149,7 @@ def distance_matrix(
     options = {name: value for name, value in settings.items() if name != "num_images"}
     measure, needed = (
         functools.partial(function, *inputs, inversion=inversion, **options)
-        for function in (measure_chunk, chunk_bytes)
+        for function in (measure_chunks, chunk_bytes)
     )
     details = {**settings, "inversion": inversion.name}
     # Logits tell functions apart that hold their weights themselves.

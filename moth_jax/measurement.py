@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from moth_jax.chunks import Chunk, ChunkStore, Directions
 from moth_jax.distributed import smallest
 from moth_jax.found_triggers import FoundTriggers
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, invert
+from moth_jax.lanes import direction_key, measure_in_lanes
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.memory import fitting_size, free_bytes, halving, program_bytes
 from moth_jax.progress import Task
@@ -51,7 +52,7 @@ def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
 def measure_all(
     directions: list[tuple[int, int]],
     size: int,
-    measure: Callable[[Directions, int], Chunk],
+    measure: Callable[[Directions, int], Iterable[Chunk]],
     store: ChunkStore,
     task: Task,
     *,
@@ -59,8 +60,9 @@ def measure_all(
 ) -> Chunk:
     """Return the results of all `directions`: stored before, or measured, `size` together.
 
-    `measure` and `needed` take directions and how many to run together; with `needed`, the bytes on
-    each device, the size is made to fit. Where memory runs out all the same it is halved.
+    `measure` and `needed` take directions and how many to run together. What is measured comes in
+    chunks of any size. With `needed`, the bytes on each device, the size is made to fit; where
+    memory runs out all the same it is halved.
     """
     chunks: list[Chunk] = []
 
@@ -77,12 +79,16 @@ def measure_all(
     left = [direction for direction in directions if direction not in known]
     if left and needed is not None:
         size = smallest(fitting_size(size, lambda n: needed(left[:n], n), free_bytes()))
-    while left:
-        chunk, size = halving(lambda n: measure(left[:n], n), size, advice=_LOWER)  # noqa: B023
-        store.save(chunk)
-        add(chunk, task.advance)
-        preemption.stop_here(store.folder)
-        left = left[len(chunk.sizes) :]
+
+    def measure_left(size: int) -> None:
+        for chunk in measure(tuple(left), size):
+            store.save(chunk)
+            add(chunk, task.advance)
+            for direction in chunk.directions.tolist():
+                left.remove(tuple(direction))
+            preemption.stop_here(store.folder)
+
+    halving(measure_left, size, advice=_LOWER)
     return _in_order(chunks, directions)
 
 
@@ -96,7 +102,37 @@ def _in_order(chunks: list[Chunk], directions: Directions) -> Chunk:
     return Chunk(*whole, seconds=sum(chunk.seconds for chunk in chunks))
 
 
-def measure_chunk(
+def measure_chunks(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    draw: Draw,
+    directions: Directions,
+    size: int,
+    *,
+    seeds: list[int],
+    inversion: Inversion,
+    **budget,
+) -> Iterator[Chunk]:
+    """Yield the results of `directions`, `size` of them together in each compiled call.
+
+    `draw` returns the images [D, n, h, w, c] and the weights [D, n] of directions [D, 2]: of those
+    that are on this process's devices. `budget` is that of `invert`. Directions of a method whose
+    searches settle leave when they do (`lanes.py`).
+    """
+    if inversion.settled is not None:
+        inputs = functools.partial(_inputs, variables, draw, seeds=seeds)
+        yield from measure_in_lanes(
+            logits_fn, inputs, directions, size, inversion=inversion, **budget
+        )
+        return
+    for first in range(0, len(directions), size):
+        chosen = directions[first : first + size]
+        yield _measure_chunk(
+            logits_fn, variables, draw, chosen, size, seeds=seeds, inversion=inversion, **budget
+        )
+
+
+def _measure_chunk(
     logits_fn: LogitsFn,
     variables: Variables,
     draw: Draw,
@@ -106,12 +142,7 @@ def measure_chunk(
     seeds: list[int],
     **options,
 ) -> Chunk:
-    """Measure `directions` in one compiled call, filled up to `size` of them with repeats.
-
-    `draw` returns the images [D, n, h, w, c] and the weights [D, n] of directions [D, 2]: of those
-    that are on this process's devices. `options` are num_steps, minibatch_size, mask_weight and
-    inversion, as of `invert`.
-    """
+    """Measure `directions` in one compiled call, filled up to `size` of them with repeats."""
     started = time.perf_counter()
     inputs = _inputs(variables, draw, directions, size, seeds)
     result = _invert_directions(logits_fn, *inputs, **options)
@@ -139,7 +170,7 @@ def chunk_bytes(
     seeds: list[int],
     **options,
 ) -> float:
-    """Return the bytes that `measure_chunk` with the same arguments needs on each device.
+    """Return the bytes that `measure_chunks` with the same arguments needs on each device.
 
     The compilation is the one that it then uses.
     """
@@ -219,15 +250,6 @@ def _invert_directions(
         return jax.vmap(lambda seed: one(*direction, seed))(seeds)
 
     return over_directions(over_seeds)(images, weights, victims, targets)
-
-
-def direction_key(seed: Array, victim: Array, target: Array) -> Array:
-    """Return the key of a direction.
-
-    Named by seed and classes, not by position: a direction's number does not depend on which others
-    are measured with it.
-    """
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), victim), target)
 
 
 def assemble(

@@ -371,6 +371,26 @@ def test_a_candidate_that_does_not_hold_is_forgotten_and_the_earlier_result_stay
     assert float(state.candidate_size) == float(kept.size)
 
 
+def test_a_direction_has_settled_after_so_many_steps_without_a_fall_of_its_size():
+    inversion = neural_cleanse(settle_after=4)
+
+    def after(state, steps, size, rate=1.0):
+        smaller = state_of(inversion, size=size)
+        state = after_steps(inversion, state.replace(theta=smaller.theta), [rate] * steps)
+        return compiled_verify(inversion)(state, score(rate))
+
+    state = after(state_of(inversion), 9, 8.0, rate=0.5)
+    assert not inversion.settled(state)  # nothing was found yet
+    state = after(state, 5, 6.0)
+    assert not inversion.settled(state)  # it has just fallen
+    state = after(state, 3, 5.97)  # by less than 1 %
+    assert not inversion.settled(state)
+    state = after(state, 1, 5.97)
+    assert inversion.settled(state)
+    assert not inversion.settled(after(state, 1, 5.0))
+    assert neural_cleanse().settled is None
+
+
 @pytest.mark.parametrize(
     ("hits", "num_samples", "bound", "reached"),
     [
@@ -401,6 +421,7 @@ def test_a_success_rate_of_exactly_the_bound_is_enough(hits, num_samples, bound,
         ({"success_bound": 90}, r"success_bound must be in \(0, 1\], got 90"),
         ({"patience": 0}, "patience and verify_every must be at least 1, got 0"),
         ({"verify_every": 0}, "patience and verify_every must be at least 1, got 10 and 0"),
+        ({"settle_after": -1}, "settle_after must be 0 or more, got -1"),
         ({"increase": 1.0}, "increase and decrease must be above 1, got 1.0"),
         ({"decrease": 0.5}, "increase and decrease must be above 1, got 1.5 and 0.5"),
     ],

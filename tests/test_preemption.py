@@ -157,14 +157,16 @@ def test_a_measurement_ends_between_two_chunks_and_goes_on_from_there(tmp_path, 
     measured = []
 
     def measure(directions, size):
-        measured.append(directions)
         found = Trigger(np.ones((1, 2, 2, 1), np.float32), np.ones((1, 2, 2, 1), np.float32))
-        return Chunk(np.array(directions), np.ones((1, 1)), np.ones((1, 1)), found, seconds=1.0)
+        for direction in directions:
+            measured.append(direction)
+            ones = np.ones((1, 1))
+            yield Chunk(np.array([direction]), ones, ones, found, seconds=1.0)
 
     def all_of_them():
         store = ChunkStore(tmp_path, {}, np.zeros(1))
         with silent_progress().task("distances", total=3) as task:
-            return measure_all(directions, 1, lambda left, n: measure(left[:n], n), store, task)
+            return measure_all(directions, 1, measure, store, task)
 
     answers = iter([False, True])
     with monkeypatch.context() as patch:
@@ -172,4 +174,4 @@ def test_a_measurement_ends_between_two_chunks_and_goes_on_from_there(tmp_path, 
         with pytest.raises(Preempted, match=f"saved in {tmp_path}"):
             all_of_them()
     assert all_of_them().directions.tolist() == [list(direction) for direction in directions]
-    assert measured == [[direction] for direction in directions]
+    assert measured == directions

@@ -99,6 +99,8 @@ class Inversion(NamedTuple):
       verify_every: steps between two verifications.
       budget: what it was made for.
       start: (key, image shape) -> trigger. Where it starts from if there is nothing better.
+      settled: state -> bool, whether going on is no use; None if only the budget ends a search.
+        Settled directions make room for others while measuring (`lanes.py`).
       precision: "float32" or "bfloat16": of the model in `update` (`precision.with_precision`);
         `init` and `verify` are always in float32.
     """
@@ -112,6 +114,7 @@ class Inversion(NamedTuple):
     verify_every: int
     budget: Budget
     start: Callable[[Array, tuple[int, int, int]], Trigger] = random_trigger
+    settled: Callable[[State], Array] | None = None
     precision: str = "float32"
 
 

@@ -16,6 +16,8 @@ from moth_jax.inversion.candidates import checked_bound, no_candidate, nominate,
 from moth_jax.inversion.free_variables import to_theta, to_trigger
 from moth_jax.triggers import Trigger, jitter
 
+SETTLED_SHARE = 0.99  # of a size: a fall to more than that counts as none
+
 
 @flax.struct.dataclass
 class NeuralCleanseState:
@@ -27,6 +29,8 @@ class NeuralCleanseState:
       mask_weight: λ, the weight of the mask's sum in the loss.
       above, below: consecutive steps with a success rate at or above, and below, the bound.
       hits, count: weighted hits and samples of the minibatches of the present step.
+      settled_size: verified size at the last fall of `SETTLED_SHARE` or more; inf before any.
+      stale: steps since then.
       candidate, candidate_size: smallest trigger whose step reached the bound, not yet verified.
       result: the smallest verified trigger.
     """
@@ -38,6 +42,8 @@ class NeuralCleanseState:
     below: Array
     hits: Array
     count: Array
+    settled_size: Array
+    stale: Array
     candidate: Trigger
     candidate_size: Array
     result: InversionResult
@@ -55,6 +61,7 @@ def neural_cleanse(
     eps: float = 1e-7,
     jitter_scale: float = 0.01,
     verify_every: int = 20,
+    settle_after: int = 0,
 ) -> Inversion:
     """Return the published schedule as an `Inversion`.
 
@@ -71,6 +78,8 @@ def neural_cleanse(
       learning_rate, b1, b2, eps: Adam's.
       jitter_scale: noise at every start and restart.
       verify_every: steps between two verifications of the candidate; one costs a forward pass.
+      settle_after: a direction is done after so many steps in which the verified size did not fall
+        by 1 %; 0, as published, for all steps of the budget. Only measuring heeds it.
 
     Note: The published code keeps a trigger on the success rate averaged over a pass in which it
       was still moving, and never measures it again. Here that rate only nominates a candidate;
@@ -93,6 +102,7 @@ def neural_cleanse(
         eps,
         jitter_scale,
         verify_every,
+        settle_after,
     )
     return _inversion(options)
 
@@ -110,6 +120,7 @@ class _Options(NamedTuple):
     eps: float
     jitter_scale: float
     verify_every: int
+    settle_after: int
 
     def check(self) -> None:
         checked_bound(self.success_bound)
@@ -118,6 +129,8 @@ class _Options(NamedTuple):
                 "patience and verify_every must be at least 1, "
                 f"got {self.patience} and {self.verify_every}"
             )
+        if self.settle_after < 0:
+            raise InputError(f"settle_after must be 0 or more, got {self.settle_after}")
         if self.increase <= 1 or self.decrease <= 1:
             raise InputError(
                 f"increase and decrease must be above 1, got {self.increase} and {self.decrease}"
@@ -140,9 +153,10 @@ def _inversion(options: _Options) -> Inversion:
         init=functools.partial(_init, options),
         update=functools.partial(_update, options),
         observe=functools.partial(_observe, options),
-        verify=functools.partial(verify, options.bound),
+        verify=functools.partial(_verify, options),
         result=operator.attrgetter("result"),
         verify_every=options.verify_every,
+        settled=functools.partial(_settled, options) if options.settle_after else None,
         budget=Budget(num_steps=1000, minibatch_size=32, mask_weight=1e-3),
     )
 
@@ -160,6 +174,8 @@ def _init(
         below=jnp.zeros((), jnp.int32),
         hits=zero,
         count=zero,
+        settled_size=jnp.full_like(zero, jnp.inf),
+        stale=jnp.zeros((), jnp.int32),
         **no_candidate(start, score),
     )
 
@@ -201,4 +217,20 @@ def _observe(options: _Options, state: NeuralCleanseState, key: Array) -> Neural
         below=jnp.where(shrink, 0, below),
         hits=jnp.zeros_like(state.hits),
         count=jnp.zeros_like(state.count),
+        stale=state.stale + 1,
     )
+
+
+def _verify(
+    options: _Options, state: NeuralCleanseState, objective: Objective
+) -> NeuralCleanseState:
+    state = verify(options.bound, state, objective)
+    fallen = state.result.size < SETTLED_SHARE * state.settled_size
+    return state.replace(
+        settled_size=jnp.where(fallen, state.result.size, state.settled_size),
+        stale=jnp.where(fallen, 0, state.stale),
+    )
+
+
+def _settled(options: _Options, state: NeuralCleanseState) -> Array:
+    return state.result.found & (state.stale >= options.settle_after)

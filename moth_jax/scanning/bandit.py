@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from moth_jax.inversion import Inversion, LogitsFn, Variables, advance, begin
-from moth_jax.measurement import chunk_size, direction_key
+from moth_jax.lanes import direction_key
+from moth_jax.measurement import chunk_size
 from moth_jax.scanning.base import Suspect, inversion_of
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.sharding import fetch, num_devices, over_samples, replicate, spread

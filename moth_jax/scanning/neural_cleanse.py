@@ -11,7 +11,7 @@ import functools
 from pathlib import Path
 
 from moth_jax.chunks import ChunkStore
-from moth_jax.measurement import chunk_size, measure_all, measure_chunk
+from moth_jax.measurement import chunk_size, measure_all, measure_chunks
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of
@@ -34,7 +34,7 @@ def search(
         "seeds": [options.seed],
     }
     measure = functools.partial(
-        measure_chunk,
+        measure_chunks,
         suspect.logits_fn,
         replicate(suspect.variables),
         functools.partial(suspect.draw, options, int(counts.max())),
