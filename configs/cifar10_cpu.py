@@ -25,9 +25,15 @@ def get_config():
     config.harden.learning_rate = 1.25e-3
     config.harden.schedule = "cosine"
     config.harden.validate_every = 33
-    config.harden.warmup_steps = 60
-    config.harden.first_steps = 80
-    config.harden.next_steps = 30
+    # As far as the published inversion's warm-up of 60 steps and 80 and 30 later, for half the time.
+    config.harden.inversion = "trimmed"
+    config.harden.minibatch_size = 8
+    config.harden.warmup_steps = 20
+    config.harden.warmup_mask_weight = 0.02
+    config.harden.first_steps = 40
+    config.harden.first_mask_weight = 0.02
+    config.harden.next_steps = 15
+    config.harden.next_mask_weight = 0.05
     config.harden.stamp_share = 0.25
     # The model was trained on the validation images too, and loses first what it knew by heart.
     config.harden.max_accuracy_drop = 0.05

@@ -121,11 +121,15 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
     config.distance.num_images = 50
     _same_steps(config, 120)
     # As configs/cifar10_cpu.py: fewer, stronger steps than published, a quarter of the victims.
-    config.harden.warmup_steps = 60
     config.harden.stamp_share = 0.25
     config.universal.stamp_share = 0.25
-    for part in (config.harden, config.universal):
-        part.first_steps, part.next_steps, part.patience = 80, 30, 5
+    config.harden.inversion = "trimmed"
+    config.harden.warmup_steps, config.harden.warmup_mask_weight = 20, 0.02
+    config.harden.first_steps, config.harden.first_mask_weight = 40, 0.02
+    config.harden.next_steps, config.harden.next_mask_weight = 15, 0.05
+    config.harden.minibatch_size = 8
+    config.universal.first_steps, config.universal.next_steps = 80, 30
+    config.universal.patience = 5
     config.nc.inversion_steps = 150
     config.nc.patience = 3
     # A tenth of the images have a tenth of the steps in an epoch: 0.1 would be all there is.

@@ -82,7 +82,7 @@ def test_a_distance_comes_close_to_the_optimum_for_nine_in_ten_samples_and_not_b
         assert found.success_rate[direction] == pytest.approx(0.9)
         mask = found.trigger(*direction).mask
         assert mask[1, 2, 0] == mask.max()
-        assert 3 * mask[1, 2, 0] == pytest.approx(best, rel=0.02)
+        assert 3 * mask[1, 2, 0] == pytest.approx(best, rel=0.03)
 
 
 # What is reported.
