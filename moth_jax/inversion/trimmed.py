@@ -24,8 +24,8 @@ from jax import Array
 
 from moth_jax.errors import InputError
 from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objective, Score
-from moth_jax.inversion.candidates import checked_bound, no_candidate, nominate, verify
-from moth_jax.triggers import Trigger, random_trigger
+from moth_jax.inversion.candidates import checked_bound, no_candidate, verify, where
+from moth_jax.triggers import Trigger, random_trigger, trigger_size
 
 
 @flax.struct.dataclass
@@ -38,7 +38,7 @@ class TrimmedState:
       mask_weight: λ, the weight of the mask's sum in the loss.
       margins: [n], of each sample when it was last visited.
       weights: [n], 1 for a sample, 0 for padding.
-      candidate, candidate_size: smallest trigger whose step reached the bound, not yet verified.
+      candidate, candidate_size: latest trigger whose step reached the bound, not yet verified.
       result: the smallest verified trigger.
     """
 
@@ -64,7 +64,7 @@ def trimmed(
     b2: float = 0.9,
     eps: float = 1e-7,
     start_mask: float = 0.1,
-    verify_every: int = 10,
+    verify_every: int = 5,
 ) -> Inversion:
     """Return the trimmed-margin inversion.
 
@@ -210,8 +210,14 @@ def _update(
 
 def _observe(options: _Options, state: TrimmedState, key: Array) -> TrimmedState:
     del key  # no restarts
-    state, _ = nominate(state, state.trigger, _reached(options.bound, state))
-    return state
+    # The latest trigger that reached the bound, not the smallest: of many, each judged by a pass in
+    # which it moved, the smallest is the one that is judged too well.
+    smaller = trigger_size(state.trigger) < state.result.size
+    nominated = _reached(options.bound, state) & smaller
+    return state.replace(
+        candidate=where(nominated, state.trigger, state.candidate),
+        candidate_size=jnp.where(nominated, trigger_size(state.trigger), state.candidate_size),
+    )
 
 
 def _reached(bound: float, state: TrimmedState) -> Array:
