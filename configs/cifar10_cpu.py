@@ -25,7 +25,7 @@ def get_config():
     config.harden.learning_rate = 1.25e-3
     config.harden.schedule = "cosine"
     config.harden.validate_every = 33
-    # As far as the published inversion's warm-up of 60 steps and 80 and 30 later, for half the time.
+    # As far as the published inversion with 60, 80 and 30 steps, for two thirds of the time.
     config.harden.inversion = "trimmed"
     config.harden.minibatch_size = 8
     config.harden.warmup_steps = 20
