@@ -522,6 +522,32 @@ def test_the_learning_rate_falls_over_the_budget():
     assert moved(1.0) == pytest.approx(0.001, rel=1e-3)
 
 
+def test_the_latest_trigger_that_reached_the_bound_is_verified_if_it_is_smaller_than_the_known():
+    def seen(state, size, margin=1.0):
+        mask = np.full((4, 4, 1), size / 16, np.float32)
+        state = state.replace(
+            trigger=state.trigger.replace(mask=mask), margins=np.full(10, margin, np.float32)
+        )
+        return jax.jit(trimmed().observe)(state, jax.random.key(0))
+
+    state = seen(seen(trimmed_state([0.0] * 10), 6.0), 8.0)
+    assert float(state.candidate_size) == 8.0
+    assert float(seen(state, 5.0, margin=-1.0).candidate_size) == 8.0
+    state = compiled_verify(trimmed())(state, score(1.0))
+    assert float(trimmed().result(state).size) == 8.0
+    assert float(seen(state, 9.0).candidate_size) == 8.0
+    assert float(seen(state, 7.0).candidate_size) == 7.0
+
+
+def test_padding_leaves_no_margin_behind():
+    def score_of(trigger):
+        weights = jnp.asarray([1.0, 1.0, 0.0])
+        return Score(weights, weights, weights, jnp.full(3, 7.0), jnp.asarray([2, 9, 10]))
+
+    after = trimmed_update(trimmed_state([0.0] * 10), score_of)
+    assert np.flatnonzero(np.asarray(after.margins)).tolist() == [2, 9]
+
+
 def test_the_trimmed_method_forgives_the_samples_that_no_trigger_sends():
     # One of ten images is of the target's opposite: its row outshines whatever is stamped.
     images = np.concatenate([row_images([0] * 18), row_images([2] * 2)])
