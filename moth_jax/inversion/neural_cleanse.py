@@ -137,6 +137,13 @@ class _Options(NamedTuple):
             )
 
     @property
+    def name(self) -> str:
+        # As before directions could settle, so that measurements begun then are found again.
+        *published, settle_after = self
+        settles = f" settling after {settle_after}" if settle_after else ""
+        return f"neural_cleanse{tuple(published)}{settles}"
+
+    @property
     def adam(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate, b1=self.b1, b2=self.b2, eps=self.eps)
 
@@ -149,7 +156,7 @@ class _Options(NamedTuple):
 def _inversion(options: _Options) -> Inversion:
     options.check()
     return Inversion(
-        name=f"neural_cleanse{tuple(options)}",
+        name=options.name,
         init=functools.partial(_init, options),
         update=functools.partial(_update, options),
         observe=functools.partial(_observe, options),
