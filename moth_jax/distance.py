@@ -122,7 +122,7 @@ def distance_matrix(
     ...     return 20 * jnp.stack([0.5 - level, level - 0.5], axis=1)
     >>> images = np.concatenate([np.full((4, 4, 4, 1), 0.1), np.full((4, 4, 4, 1), 0.9)])
     >>> images, labels = images.astype("float32"), np.repeat([0, 1], 4)
-    >>> matrix = distance_matrix(brightness, images, labels, num_steps=1000, progress=False)
+    >>> matrix = distance_matrix(brightness, images, labels, num_steps=400, progress=False)
     >>> matrix.num_failures(), bool(7.1 < matrix.values[0, 1] < 7.5)   # (0.5-0.1) * 16 / (1-0.1)
     (0, True)
     """

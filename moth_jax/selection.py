@@ -56,14 +56,16 @@ def directions(config: ml_collections.ConfigDict, dataset: ImageDataset) -> Dire
             "distance.nearest and distance.num_directions are two ways to choose directions: "
             f"leave one of them at 0, got {options.nearest} and {options.num_directions}"
         )
-    choice = choose_directions(
+    every = choose_directions(classes, **ends)
+    most = every.details["of"]
+    for name in ("num_directions", "nearest"):
+        if not 0 <= options[name] <= most:
+            raise InputError(f"distance.{name} must be in 0..{most}, got {options[name]}")
+    if not options.num_directions:
+        return every
+    return choose_directions(
         classes, **ends, num_directions=options.num_directions, seed=config.seed
     )
-    if not 0 <= options.nearest <= choice.details["of"]:
-        raise InputError(
-            f"distance.nearest must be in 0..{choice.details['of']}, got {options.nearest}"
-        )
-    return choice
 
 
 def chosen_backdoor(

@@ -510,6 +510,20 @@ def test_a_pass_moves_the_mask_weight_by_one_factor_however_it_is_cut(num_hits, 
         assert float(state.mask_weight) == pytest.approx(2.0 * factor, rel=1e-5)
 
 
+def test_the_mask_weight_moves_by_a_tenth_of_a_pass_at_most_at_the_end():
+    def moved(progress, num_samples):
+        def score_of(trigger):
+            ones = jnp.ones(num_samples)
+            return Score(ones, ones, ones, ones, jnp.arange(num_samples))
+
+        state = trimmed_state([1.0] * 20, mask_weight=1.0)
+        return float(trimmed_update(state, score_of, progress).mask_weight)
+
+    assert moved(0.0, 20) == pytest.approx(1.28, rel=1e-5)
+    assert moved(1.0, 20) == pytest.approx(1.28**0.1, rel=1e-5)
+    assert moved(0.0, 2) == moved(1.0, 2) == pytest.approx(1.28**0.1, rel=1e-5)
+
+
 def test_the_learning_rate_falls_over_the_budget():
     state = trimmed_state([0.0] * 10, mask_weight=1.0)
 

@@ -314,7 +314,7 @@ def test_a_folder_that_cannot_be_made_is_an_input_error(tmp_path):
             r"unknown classes in distance.victims: ten; .* 0, 1,",
         ),
         ({"distance__victims": (0, 10)}, "unknown classes in distance.victims: 10; "),
-        ({"distance__num_directions": 19}, r"num_directions must be in 0..18, got 19"),
+        ({"distance__num_directions": 19}, "distance.num_directions must be in 0..18, got 19"),
         ({"data__validation_fraction": 2.0}, "validation_fraction"),
         ({"model__mean": (0.1, 0.2, 0.3)}, r"mean must have one value per channel \(1\)"),
         ({"model__std": (64.0,)}, "divide by 255"),

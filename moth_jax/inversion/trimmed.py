@@ -27,6 +27,8 @@ from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objectiv
 from moth_jax.inversion.candidates import checked_bound, no_candidate, verify, where
 from moth_jax.triggers import Trigger, random_trigger, trigger_size
 
+LAST_PART = 0.1  # of a pass: what λ moves by at most with a minibatch at the end of the budget
+
 
 @flax.struct.dataclass
 class TrimmedState:
@@ -76,7 +78,8 @@ def trimmed(
       success_bound: share of the samples that must be sent to the target, in (0, 1].
       safety: margin (in logits) at which a sample counts half as much as one that is far off.
       increase, decrease: above 1; what λ is multiplied and divided by over a pass whose samples
-        reach, or miss, the bound. It changes with every minibatch by that minibatch's part.
+        reach, or miss, the bound. It changes with every minibatch by that minibatch's part, which
+        falls with the learning rate to a tenth where it is larger.
       learning_rate, last_learning_rate: Adam's first and last; between them it falls as a cosine
         over the budget.
       b1, b2, eps: Adam's.
@@ -205,6 +208,8 @@ def _update(
     trigger = jax.tree.map(lambda v, u: jnp.clip(v + u, 0.0, 1.0), state.trigger, updates)
     state = state.replace(trigger=trigger, opt_state=opt_state, margins=margins)
     factor = jnp.where(_reached(options.bound, state), options.increase, 1 / options.decrease)
+    # Few minibatches would leave λ, and with it the size, swinging at the end.
+    part = jnp.minimum(part, jnp.maximum(options.rate(progress), LAST_PART))
     return state.replace(mask_weight=state.mask_weight * factor**part)
 
 
