@@ -18,6 +18,7 @@ from tables import Row
 from moth_jax.workdir import read_json
 
 METHODS = ("nc", "nad", "uap", "universal", "pairwise", "moth")
+NUM_SNAPSHOTS = 3  # of MOTH and its ablations, the last one at the end
 
 
 def natural(problem: str, seed: int = 0) -> Model:
@@ -71,7 +72,7 @@ def compare(
     for method in methods:
         figures = []
         for seed in range(scale().num_seeds):
-            hardened = harden(given, f"{method}-{seed}", method, change=_seeded(seed))
+            hardened = hardened_by(given, method, seed)
             figures.append(
                 {
                     **quality(hardened, robust=adversarial),
@@ -83,8 +84,18 @@ def compare(
     return rows
 
 
-def _seeded(seed: int):
+def hardened_by(
+    given: Model, method: str, seed: int = 0, *, variant: str = "", options: dict | None = None
+) -> Model:
+    """Return the model hardened by a method: the same cell in every table that has it.
+
+    Of MOTH, models on the way are kept: with `options` of its own, as a `variant`, too.
+    """
+
     def change(config: ml_collections.ConfigDict) -> None:
         config.seed = seed
+        config.harden.update(options or {})
 
-    return change
+    kept = method == "moth" and scale().name != "full"
+    every = max(1, given.config.harden.max_steps // NUM_SNAPSHOTS) if kept else 0
+    return harden(given, f"{variant or method}-{seed}", method, change=change, every=every)

@@ -8,13 +8,14 @@ direction at a time, enlarging one may shrink the other.
 
 from absl import app
 from comparison import natural
-from lab import Model, distances_after, harden, scale, snapshots, start
+from lab import Model, distances_after, harden, problems, scale, snapshots, start
 from tables import Column, Row, figures_folder, write
 
 from moth_jax import checkpoints
 
 PAIRS = {"digits": ("4", "9"), "cifar10": ("cat", "dog"), "gtsrb": ("stop", "yield")}
 POINTS = 5
+CPU_STEPS = 60  # on one pair as many as 2,700 on all
 KINDS = ("symmetric", "one at a time")
 THERE, BACK = Column("there", "first direction"), Column("back", "second direction")
 
@@ -26,8 +27,11 @@ def hardened_pair(given: Model, kind: str) -> Model:
         config.classes = PAIRS[config.data.name]
         config.harden.symmetric = kind == "symmetric"
         config.distance.victims, config.distance.num_directions = (), 0
+        if scale().name == "cpu":
+            config.harden.max_steps = CPU_STEPS
 
-    every = max(1, given.config.harden.max_steps // POINTS)
+    steps = CPU_STEPS if scale().name == "cpu" else given.config.harden.max_steps
+    every = max(1, steps // POINTS)
     name = f"figure6-{kind.replace(' ', '_')}"
     return harden(given, name, "moth", change=change, every=every)
 
@@ -68,7 +72,7 @@ def draw(curves: dict[str, list[tuple[int, dict]]], pair: tuple[str, str], path)
 def main(argv) -> None:
     del argv
     start()
-    given = natural(scale().problems[0])
+    given = natural(problems()[0])
     pair = PAIRS[given.config.data.name]
     curves = {kind: points(given, kind) for kind in KINDS}
     rows = [

@@ -7,8 +7,8 @@ that were not measured stay blank.
 """
 
 from absl import app
-from comparison import natural
-from lab import distances, distances_after, harden, scale, start
+from comparison import hardened_by, natural
+from lab import distances, distances_after, problems, scale, start
 from tables import DISTANCE, FAILURES, INCREASE, Row, figures_folder, write
 
 from moth_jax.matrix import DistanceMatrix, relative_increase
@@ -41,17 +41,13 @@ def main(argv) -> None:
     del argv
     start()
     rows = []
-    for problem in scale().problems:
+    for problem in problems():
         given = natural(problem)
         before = distances(given)
         matrices = {"before": before}
         rows.append(Row((problem, "none"), [_figures(before)]))
         for method in METHODS:
-
-            def change(config) -> None:
-                config.seed = 0
-
-            after = distances_after(harden(given, f"{method}-0", method, change=change))
+            after = distances_after(hardened_by(given, method))
             matrices[method] = after
             figures = {**_figures(after), "increase": relative_increase(before, after)}
             rows.append(Row((problem, method), [figures]))

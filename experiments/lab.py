@@ -7,7 +7,7 @@ method. Each is a folder below --workdir, goes on where it was interrupted, and 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from moth_jax.backdoors import attack_success
 from moth_jax.configuration import check, data_options
 from moth_jax.console import prepare_console
 from moth_jax.data import ImageDataset
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd_accuracy
 from moth_jax.matrix import DistanceMatrix, relative_increase
 from moth_jax.metrics import MetricWriter
@@ -37,6 +37,7 @@ OUT = flags.DEFINE_string("out", "experiments/results", "Folder of the tables.")
 CIFAR10_DIR = flags.DEFINE_string("cifar10_dir", "~/tensorflow_datasets", "TFDS folder.")
 CIFAR10_MODEL = flags.DEFINE_string("cifar10_model", "", "ResNet20 weights; trained here if none.")
 GTSRB_DIR = flags.DEFINE_string("gtsrb_dir", "~/gtsrb", "Folder of the traffic signs.")
+PROBLEMS = flags.DEFINE_list("problems", [], "Only these of the script's models.")
 SEEDS = flags.DEFINE_integer("seeds", 0, "How many seeds; 0 for those of the scale.")
 
 
@@ -59,6 +60,18 @@ def scale() -> Scale:
     """Return what --scale asks for."""
     chosen = SCALES[SCALE.value]
     return dataclasses.replace(chosen, num_seeds=SEEDS.value or chosen.num_seeds)
+
+
+def problems(of_the_script: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the problems of a table: a script's own, or the scale's; some of them if asked for.
+
+    Raises:
+      InputError: one is asked for that the table does not have.
+    """
+    known = tuple(of_the_script) or scale().problems
+    for name in PROBLEMS.value:
+        require_choice("problem", name, known)
+    return tuple(name for name in known if name in (PROBLEMS.value or known))
 
 
 def start() -> None:

@@ -8,7 +8,7 @@ before and after, its increase, and what it cost. Goes on where it was interrupt
 
 from absl import app
 from comparison import METHODS, compare
-from lab import scale, start
+from lab import problems, start
 from tables import ACCURACY, CPU_SECONDS, DISTANCE, FAILURES, INCREASE, SECONDS, write
 
 # ResNet20 on CIFAR-10; of the other rows the paper's text gives no figures here.
@@ -27,7 +27,7 @@ def main(argv) -> None:
     del argv
     start()
     rows = []
-    for problem in scale().problems:
+    for problem in problems():
         rows += compare(problem, METHODS, published=PUBLISHED)
         columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table I: hardening of naturally trained models"

@@ -9,7 +9,7 @@ trains, the samples that it does not change are perturbed as in the model's trai
 
 from absl import app
 from comparison import METHODS, compare
-from lab import scale, start
+from lab import problems, start
 from tables import ACCURACY, CPU_SECONDS, DISTANCE, FAILURES, INCREASE, ROBUSTNESS, SECONDS, write
 
 
@@ -38,7 +38,7 @@ def main(argv) -> None:
     del argv
     start()
     rows = []
-    for problem in scale().problems:
+    for problem in problems():
         rows += compare(problem, METHODS, published=PUBLISHED, adversarial=True)
         columns = [ACCURACY, ROBUSTNESS, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table II: hardening of adversarially trained models"

@@ -11,14 +11,14 @@ import itertools
 
 import numpy as np
 from absl import app
-from comparison import natural
+from comparison import hardened_by, natural
 from lab import (
     Model,
     distances,
     distances_after,
-    harden,
     hardening_cost,
     increase,
+    problems,
     quality,
     scale,
     snapshots,
@@ -33,7 +33,6 @@ VARIANTS = {
     "w/o approx. warm-up": {"approximate_warmup": False},
     "w/o scheduler": {"scheduler": "uniform"},
 }
-NUM_SNAPSHOTS = 3
 UNTIL = Column("until", "CPU seconds to half of MOTH's increase", "{:.0f}")
 
 
@@ -54,23 +53,20 @@ PUBLISHED = {
 
 def hardened_without(given: Model, variant: str, seed: int) -> Model:
     """Return the model hardened by a variant."""
-
-    def change(config) -> None:
-        config.seed = seed
-        config.harden.update(VARIANTS[variant])
-
-    every = max(1, given.config.harden.max_steps // NUM_SNAPSHOTS) if scale().name != "full" else 0
     name = variant.replace("/", "").replace(" ", "_").replace(".", "")
-    return harden(given, f"ablation-{name}-{seed}", "moth", change=change, every=every)
+    options = VARIANTS[variant]
+    return hardened_by(given, "moth", seed, variant=name if options else "", options=options)
 
 
-def curve(given: Model, hardened: Model) -> list[tuple[float, float]]:
-    """Return (CPU seconds, increase) along the training."""
+def curve(given: Model, hardened: Model, end: dict) -> list[tuple[float, float]]:
+    """Return (CPU seconds, increase) along the training; `end` has the figures of its last step."""
     before = distances(given)
     points = [(0.0, 0.0)]
     for spent, model in snapshots(hardened):
-        points.append((spent["cpu_seconds"], increase(before, distances_after(model))["increase"]))
-    return points
+        if spent["step"] < end["steps"]:
+            grown = increase(before, distances_after(model))["increase"]
+            points.append((spent["cpu_seconds"], grown))
+    return [*points, (end["cpu_seconds"], end["increase"])]
 
 
 def seconds_until(points: list[tuple[float, float]], wanted: float) -> float | None:
@@ -84,7 +80,7 @@ def seconds_until(points: list[tuple[float, float]], wanted: float) -> float | N
 def main(argv) -> None:
     del argv
     start()
-    problem = scale().problems[0]
+    problem = problems()[0]
     published = PUBLISHED if problem == "cifar10-resnet20" else {}
     given = natural(problem)
     before = distances(given)
@@ -100,7 +96,7 @@ def main(argv) -> None:
                 **increase(before, distances_after(hardened)),
                 **hardening_cost(hardened),
             }
-            points = curve(given, hardened)
+            points = curve(given, hardened, figures)
             wanted.setdefault(seed, 0.5 * figures["increase"])
             figures |= {"curve": points, "until": seconds_until(points, wanted[seed])}
             seeds.append(figures)

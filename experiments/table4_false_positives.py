@@ -12,7 +12,7 @@ import functools
 import ml_collections
 from absl import app
 from lab import Model, harden, model, quality, scale, start, success
-from scales import PROBLEMS
+from scales import PROBLEMS, SIGNS
 from tables import ACCURACY, SUCCESS, Column, Row, write
 
 from moth_jax.progress import console_progress
@@ -20,31 +20,18 @@ from moth_jax.scan_phase import scan_model
 from moth_jax.scanning import SCANNERS
 
 PROBLEM = {"smoke": "digits-small_cnn", "cpu": "gtsrb-small_cnn", "full": "gtsrb-resnet20"}
-# At scale cpu, scanned and hardened among these: signs of one kind, easily confused.
-CLASSES = (
-    *("speed limit 30 km/h", "speed limit 50 km/h", "speed limit 70 km/h", "speed limit 80 km/h"),
-    *("speed limit 100 km/h", "speed limit 120 km/h", "no passing", "priority road", "yield"),
-    *("stop", "no entry", "keep right"),
-)
+TARGETS = {"digits": tuple("0123456789"), "gtsrb": SIGNS}  # of the backdoors, in turn
 COUNT = Column("count", "reported as poisoned", "{:.0f}")
 OF = Column("of", "of", "{:.0f}")
 STATISTIC = Column("statistic", "mean statistic")
-
-
-def _classes(name: str) -> tuple[str, ...]:
-    if name == "digits":
-        return tuple("0123456789")
-    return CLASSES
 
 
 def scanned(seed: int, *, poisoned: bool) -> Model:
     """Return one of the models: a seed of its own, and its own target if it is poisoned."""
 
     def change(config: ml_collections.ConfigDict) -> None:
-        classes = _classes(config.data.name)
-        if scale().name == "cpu":
-            config.classes = classes
         if poisoned:
+            classes = config.classes or TARGETS[config.data.name]
             config.backdoor.kind = "patch"
             config.backdoor.target = classes[seed % len(classes)]
             config.backdoor.seed = seed
