@@ -35,7 +35,8 @@ class MothConfig(AddOnConfig):
         warm-up's inversions.
       minibatch_size: of all inversions.
       patience: steps before λ changes (`inversion.neural_cleanse`).
-      stamp_share, max_trigger_share: `hardening.StepConfig`.
+      stamp_share, max_trigger_share: `hardening.StepConfig`; the limit holds in the warm-up, too,
+        where the published code has none (its default, as published, is rarely reached there).
       symmetric: harden both directions of a pair in one step; False takes one direction, drawn at
         random each round ("w/o symmetric").
       dynamic: start from triggers found before, with the smaller budgets; False starts every

@@ -119,11 +119,13 @@ def _train_on_warm_up(
     published code always hardens all classes.
     """
     dataset, config = setting.dataset, setting.config
-    # Of each label: the row of its trigger (0 for all where it is universal), and whether it has.
+    # Of each label: the row of its trigger (0 for all where it is universal), and whether it is
+    # there to stamp.
     row = np.zeros(dataset.num_classes, np.int64)
     row[victims] = np.arange(len(victims)) % len(result.trigger.mask)
-    found = np.zeros(dataset.num_classes, bool)
-    found[victims] = np.isfinite(result.sizes)
+    limit = config.max_trigger_share * np.prod(dataset.image_shape)
+    stampable = np.zeros(dataset.num_classes, bool)
+    stampable[victims] = result.sizes <= limit  # inf where none was found
     batch_size = min(config.batch_size, len(dataset.train))
     indices = batch_for_classes(setting.members, setting.classes, batch_size=batch_size, rng=rng)
     labels = dataset.train.labels[indices]
@@ -132,7 +134,7 @@ def _train_on_warm_up(
         read_batch(dataset.train, indices),
         labels,
         jax.tree.map(lambda v: v[row[labels]], result.trigger),
-        found[labels] & (rng.random(len(indices)) < 0.5),
+        stampable[labels] & (rng.random(len(indices)) < 0.5),
         key,
     )
 

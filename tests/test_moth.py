@@ -294,6 +294,17 @@ def test_the_warm_up_trains_with_the_trigger_on_half_of_the_other_classes_and_tr
     assert 0.3 < share / others < 0.7
 
 
+def test_the_warm_up_stamps_no_trigger_above_the_limit(calls):
+    sizes = run(stop_after=K)[1][-1][0].warmup_sizes
+    sizes = np.where(np.eye(K), 0, sizes).max(0)
+    limit = float(np.sort(sizes)[1])  # two of the targets' triggers are not above it
+    run(stop_after=K, max_trigger_share=limit / np.prod(DATASET.image_shape))
+    stamped = [args[4].any() for args, _, _ in calls.of("stamped_update")[K:]]
+    found = [np.asarray(result.sizes).max() for _, _, result in calls.of("invert_towards")[K:]]
+    assert stamped == [size <= limit for size in found]
+    assert {True, False} == set(stamped)
+
+
 def test_without_approximation_the_warm_up_inverts_every_direction_by_itself(calls):
     state = run(stop_after=K, approximate_warmup=False)[1][-1][0]
     for target, (_, _, result) in enumerate(calls.of("invert_towards")):
