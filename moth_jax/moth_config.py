@@ -6,7 +6,7 @@ from moth_jax.addon import AddOnConfig
 from moth_jax.errors import InputError, require_choice
 from moth_jax.inversion import Inversion, create
 
-SCHEDULERS = ("k_arm", "uniform", "sweep")
+SCHEDULERS = ("k_arm", "nearest", "uniform", "sweep")
 _COUNTS = (
     "steps_per_round",
     "victims_per_class",
@@ -42,8 +42,10 @@ class MothConfig(AddOnConfig):
       dynamic: start from triggers found before, with the smaller budgets; False starts every
         inversion from a random trigger with the first budget ("w/o dynamic adjustment").
       approximate_warmup: universal triggers; False inverts every direction in the warm-up.
-      scheduler: "k_arm", "uniform" for random pairs after the warm-up ("w/o scheduler"), or "sweep"
-        for all pairs in random order, again and again, without a warm-up (`baselines.pairwise`).
+      scheduler: "k_arm"; "nearest" for the pair with the smallest trigger, which finds a planted
+        backdoor early (`scheduler.select_pairs`); "uniform" for random pairs after the warm-up
+        ("w/o scheduler"); or "sweep" for all pairs in random order, again and again, without a
+        warm-up (`baselines.pairwise`).
       trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
         disk (`TriggerBank`), which changes no number.
     """

@@ -212,7 +212,13 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
                 by_writer(bank.keep, *direction, trigger, float(info.sizes[i]))
         found_trigger = info.trigger if np.isfinite(info.sizes).all() else None
         records.append(_record(setting, step, directions, info, num_steps))
-    arms = scheduler.record(state.scheduler, sizes, pairs, sums=setting.sums)
+    arms = scheduler.record(
+        state.scheduler,
+        sizes,
+        pairs,
+        forget_failed=config.scheduler == "nearest",
+        sums=setting.sums,
+    )
     step = state.step + len(records)
     return dataclasses.replace(state, train=train, bank=bank, scheduler=arms, step=step), records
 
@@ -231,6 +237,7 @@ def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[D
             rng,
             num_pairs=config.pairs_per_step,
             random_share=1.0 if config.scheduler == "uniform" else config.random_share,
+            nearest=config.scheduler == "nearest",
             sums=setting.sums,
         )
     if config.symmetric:

@@ -20,7 +20,8 @@ class KArmState(NamedTuple):
     Attributes:
       prior: mean relative fall of the loss under the warm-up's trigger, at most 1.
       post: how promising further hardening looks from what it did so far.
-      size: mean trigger size of the last round; the warm-up's before the first.
+      size: mean trigger size of the last round; the warm-up's before the first. inf where none was
+        found.
       pairwise: whether `size` comes from the direction's own trigger, not a universal one.
       num_selected: rounds in which the pair was selected (symmetric).
     """
@@ -68,6 +69,12 @@ def rewards(state: KArmState, num_steps: int) -> np.ndarray:
 def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
     alpha = min(0.1 * num_steps / 100, 1.0)
     return (1 - alpha) * prior + alpha * post
+
+
+def _nearness(state: KArmState) -> np.ndarray:
+    """Return each pair's smaller size, negative, in the order of rows; -inf where none is known."""
+    sizes = np.minimum(state.size, state.size.T)
+    return -sizes[np.triu_indices(len(sizes), 1)]
 
 
 class PairSums:
@@ -123,15 +130,18 @@ def select_pairs(
     *,
     num_pairs: int = 1,
     random_share: float = 0.3,
+    nearest: bool = False,
     sums: PairSums | None = None,
 ) -> list[tuple[int, int]]:
     """Return `num_pairs` disjoint pairs (a, b), a < b, for the next round.
 
     Each is a random arm with probability `random_share`, else the arm with the largest reward among
     those that share no class with the pairs chosen before it. `sums` are those kept from the round
-    before.
+    before. With `nearest` it is the arm with the smallest trigger of its two directions instead.
 
     Note: The paper takes one pair a round. More are an extension for many classes.
+    Note: `nearest` is an extension, too. The paper's rewards begin with the largest sizes, so that
+      a planted backdoor, whose trigger is small, waits for a random turn; this begins with it.
     """
     num_classes = len(state.prior)
     if not 1 <= num_pairs <= num_classes // 2:
@@ -146,7 +156,11 @@ def select_pairs(
             a, b = sorted(rng.choice(free, size=2, replace=False).tolist())
         else:
             if reward is None:
-                reward = _mix(*(sums or PairSums()).of(state), num_steps)
+                reward = (
+                    _nearness(state)
+                    if nearest
+                    else _mix(*(sums or PairSums()).of(state), num_steps)
+                )
             for k in taken:
                 reward[_places_of(num_classes, k)] = -np.inf
             a, b = _pair(num_classes, int(reward.argmax()))
@@ -175,6 +189,7 @@ def record(
     sizes: dict[tuple[int, int], list[float]],
     pairs: list[tuple[int, int]],
     *,
+    forget_failed: bool = False,
     sums: PairSums | None = None,
 ) -> KArmState:
     """Return the state after a round.
@@ -184,6 +199,8 @@ def record(
       sizes: per direction (victim, target), the trigger sizes of the round's steps; inf for a step
         whose inversion failed, which is left out.
       pairs: the pairs that were selected.
+      forget_failed: where all inversions of a direction failed, its size is no longer known: it is
+        not the nearest any more. Else the last one stays.
       sums: follow the state.
 
     Note: The first size of a direction's own trigger is set against nothing: a trigger for one
@@ -194,9 +211,11 @@ def record(
     for direction, values in sizes.items():
         found = [value for value in values if np.isfinite(value)]
         if not found:
+            if forget_failed and values:
+                size[direction] = np.inf
             continue
         mean = float(np.mean(found))
-        if pairwise[direction] and size[direction] > 0:
+        if pairwise[direction] and 0 < size[direction] < np.inf:
             growth = (mean - size[direction]) / size[direction]
             post[direction] = (post[direction] + growth) / 2
         size[direction] = mean

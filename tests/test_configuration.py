@@ -150,7 +150,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, message
         ("model.name", ["auto", *MODELS]),
         ("distance.inversion", INVERSIONS),
         ("distance.split", ["train", "validation", "test"]),
-        ("harden.scheduler", ["k_arm", "sweep", "uniform"]),
+        ("harden.scheduler", ["k_arm", "nearest", "sweep", "uniform"]),
         ("harden.schedule", ["constant", "cosine"]),
         ("harden.batch_norm", ["update", "frozen"]),
         ("training.batch_norm", ["update", "frozen"]),

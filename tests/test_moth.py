@@ -419,18 +419,34 @@ def test_the_scheduler_is_told_the_sizes_of_the_round():
 
 @pytest.mark.parametrize(
     ("options", "random_share"),
-    [({}, 0.3), ({"random_share": 0.1}, 0.1), ({"scheduler": "uniform"}, 1)],
+    [
+        ({}, 0.3),
+        ({"random_share": 0.1}, 0.1),
+        ({"scheduler": "nearest"}, 0.3),
+        ({"scheduler": "uniform"}, 1),
+    ],
 )
 def test_the_switches_decide_how_often_a_pair_is_random(monkeypatch, options, random_share):
     given = []
 
-    def select_pairs(state, num_steps, rng, *, num_pairs, random_share, sums):
+    def select_pairs(state, num_steps, rng, *, num_pairs, random_share, nearest, sums):
         given.append((num_steps, num_pairs, random_share))
+        assert nearest == (options.get("scheduler") == "nearest")
         return [(1, 2)]
 
+    start = warmed_up()
     monkeypatch.setattr(scheduler, "select_pairs", select_pairs)
-    run(state=warmed_up(), **options)
+    run(state=start, **options)
     assert given == [(0, 1, random_share), (3, 1, random_share)]
+
+
+def test_the_nearest_pair_of_the_warm_up_is_hardened_first():
+    state = warmed_up()
+    _, rounds = run(state=state, scheduler="nearest", random_share=0.0, max_steps=3)
+    sizes = np.where(np.eye(K), np.inf, state.warmup_sizes)
+    victim, target = np.unravel_index(sizes.argmin(), sizes.shape)
+    nearest = {DATASET.class_names[victim], DATASET.class_names[target]}
+    assert all(nearest == set(record["directions"][0]) for record in rounds.steps)
 
 
 def test_without_the_symmetric_step_one_direction_is_hardened_at_a_time():
@@ -593,7 +609,7 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, sweep, uniform"),
+        ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, nearest, sweep, uniform"),
         ({"schedule": "linear"}, "unknown schedule 'linear'.*constant, cosine"),
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop is a share in \[0, 1\], got -0.1"),
         ({"max_accuracy_drop": 1.5}, r"max_accuracy_drop is a share in \[0, 1\], got 1.5"),

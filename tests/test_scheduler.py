@@ -200,6 +200,33 @@ def test_a_round_moves_the_post_entry_halfway_to_the_relative_growth(
     assert not changed[np.arange(K) != 0].any()
 
 
+def test_the_nearest_pair_is_the_one_with_the_smallest_trigger_of_either_direction():
+    state = state_with(size=matrix({(0, 1): 6.0, (3, 2): 2.0, (1, 2): 4.0}, rest=9.0))
+
+    def select(state, **options):
+        rng = np.random.default_rng(0)
+        return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True, **options)
+
+    assert select(state) == [(2, 3)]
+    assert select(state, num_pairs=2) == [(2, 3), (0, 1)]
+    grown = scheduler.record(state, {(3, 2): [8.0], (2, 3): [9.0]}, [(2, 3)], forget_failed=True)
+    assert select(grown) == [(1, 2)]
+
+
+def test_a_pair_whose_inversions_all_failed_is_the_nearest_no_more():
+    state = state_with(size=matrix({(3, 2): 2.0, (1, 2): 4.0}, rest=9.0))
+    failed = {(3, 2): [np.inf, np.inf], (2, 3): [np.inf]}
+    after = scheduler.record(state, failed, [(2, 3)], forget_failed=True)
+    assert np.isinf(after.size[3, 2])
+    chosen = scheduler.select_pairs(
+        after, 500, np.random.default_rng(0), random_share=0, nearest=True
+    )
+    assert chosen == [(1, 2)]
+    found = scheduler.record(after, {(3, 2): [3.0]}, [(2, 3)], forget_failed=True)
+    assert found.size[3, 2] == 3
+    assert found.post[3, 2] == after.post[3, 2]  # set against nothing
+
+
 def test_the_second_pairwise_size_is_compared_with_the_first():
     state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=100.0))
     state = scheduler.record(state, {(0, 1): [20.0]}, [(0, 1)])
