@@ -17,12 +17,13 @@ from scales import SCALES, Problem, Scale
 
 from moth_jax import checkpoints, data, phases, sharding
 from moth_jax.backdoors import attack_success
-from moth_jax.configuration import check, data_options
+from moth_jax.configuration import check, data_options, node_of
 from moth_jax.console import prepare_console
 from moth_jax.data import ImageDataset
 from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd_accuracy
 from moth_jax.matrix import DistanceMatrix, relative_increase
+from moth_jax.methods import METHODS
 from moth_jax.metrics import MetricWriter
 from moth_jax.models import Classifier, Variables
 from moth_jax.original import original_model
@@ -39,6 +40,10 @@ CIFAR10_MODEL = flags.DEFINE_string("cifar10_model", "", "ResNet20 weights; trai
 GTSRB_DIR = flags.DEFINE_string("gtsrb_dir", "~/gtsrb", "Folder of the traffic signs.")
 PROBLEMS = flags.DEFINE_list("problems", [], "Only these of the script's models.")
 SEEDS = flags.DEFINE_integer("seeds", 0, "How many seeds; 0 for those of the scale.")
+
+# Parts of a configuration: the options of each method, and what changes no cell.
+_NODES = {node_of(method) for method in METHODS}
+_NO_MATTER = {"scan", "robustness", "mesh", "checkpoint_seconds"}
 
 
 class Model(NamedTuple):
@@ -117,15 +122,20 @@ def model(
         change(config)
     check(config)
     dataset = _loaded(config.data.name, tuple(sorted(data_options(config).items())))
-    folder = _cell(cells() / "models" / name, config)
+    folder = _cell(cells() / "models" / name, config, without={"method", *_NODES, "clean_share"})
     with MetricWriter(folder) as metrics:
         classifier, variables = original_model(config, dataset, folder, metrics, console_progress())
     return Model(classifier, variables, dataset, config, folder)
 
 
-def _cell(folder: Path, config: ml_collections.ConfigDict) -> Path:
-    """Return the folder of a cell, which is there for one configuration."""
-    ours = json.loads(config.to_json_best_effort())
+def _cell(folder: Path, config: ml_collections.ConfigDict, *, without: set[str]) -> Path:
+    """Return the folder of a cell, which is there for one configuration.
+
+    The parts in `without` decide nothing in it: another method's budget, or how a cell is scanned,
+    which is part of the scan.
+    """
+    whole = json.loads(config.to_json_best_effort())
+    ours = {name: part for name, part in whole.items() if name not in without | _NO_MATTER}
     path = folder / "config.json"
     theirs = read_json(path)
     if not theirs:
@@ -169,7 +179,7 @@ def harden(
     if change is not None:
         change(config)
     check(config)
-    folder = _cell(given.folder / name, config)
+    folder = _cell(given.folder / name, config, without=_NODES - {node_of(method)})
     with MetricWriter(folder) as metrics:
         variables = phases.harden(
             config,

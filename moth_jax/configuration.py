@@ -128,7 +128,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "mesh": {"devices": 0},
             "clean_share": 1.0,
-            **{_node(name): _fields(method.config) for name, method in METHODS.items()},
+            **{node_of(name): _fields(method.config) for name, method in METHODS.items()},
             "checkpoint_seconds": 30.0,
         }
     )
@@ -158,11 +158,11 @@ def training_config(config: ml_collections.ConfigDict) -> TrainingConfig:
 def method_config(config: ml_collections.ConfigDict, classes: tuple[int, ...] = ()) -> AddOnConfig:
     """Return the options of `config.method`; `classes` are the labels of `config.classes`."""
     options = METHODS[config.method].config
-    node = config[_node(config.method)]
+    node = config[node_of(config.method)]
     return _options(options, node, seed=config.seed, classes=classes)
 
 
-def _node(method: str) -> str:
+def node_of(method: str) -> str:
     """Return the name of the part of a configuration that holds a method's options."""
     return "harden" if METHODS[method].config is MothConfig else method
 
@@ -198,7 +198,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     require_choice("split", config.distance.split, SPLITS)
     require_choice("scan.method", config.scan.method, SCANNERS)
     require_choice("scan.split", config.scan.split, SPLITS)
-    for part in ("training", *map(_node, METHODS)):
+    for part in ("training", *map(node_of, METHODS)):
         require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
     check_ranges(config, RANGES)
     create(
@@ -207,7 +207,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         patience=config.distance.patience,
         success_bound=config.distance.success_bound,
     )
-    for part in map(_node, METHODS):
+    for part in map(node_of, METHODS):
         fields = {name: METHOD_RANGES[name] for name in config[part] if name in METHOD_RANGES}
         check_ranges(config, {part: fields})
     seeds = config.distance.seeds
