@@ -54,7 +54,7 @@ def poisoned(problem: str, kind: str, specific: bool) -> Model:
             config.model.name = "auto"
             config.model.fine_tune = True
             config.training.learning_rate = 0.02
-            config.training.epochs = 6
+            config.training.epochs = 8 if config.data.name == "gtsrb" else 6
         elif scale().name == "full":
             config.model.checkpoint = ""
 
@@ -83,19 +83,20 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
             config[name].max_steps = {"cifar10": 75, "gtsrb": 150}[config.data.name]
         if scale().name == "full":  # as many steps as published on all images
             config[name].epochs = config[name].epochs / CLEAN_SHARE
-    _for_removal(config.harden)
+    if scale().name != "full":
+        _look_for_small_triggers(config.harden, config.data.name)
 
 
-def _for_removal(options: ml_collections.ConfigDict) -> None:
+def _look_for_small_triggers(options: ml_collections.ConfigDict, data: str) -> None:
     """Let MOTH look for what is planted; nothing here knows which backdoor it is.
 
-    The nearest pair comes first, the warm-up measures each direction by itself, because a
-    label-specific backdoor is in one of them alone, and triggers larger than a sticker are not
-    stamped, which is what costs most accuracy. As published, the scheduler would begin with the
-    largest triggers, and a target that is one class of 43 has 4 turns in 300 steps.
+    The nearest pair comes first, the warm-up measures each direction by itself where they are few,
+    because a label-specific backdoor is in one of them alone, and triggers larger than a sticker
+    are not stamped, which is what costs most accuracy. As published, the scheduler would begin with
+    the largest triggers, and a target that is one class of 43 has 4 turns in 300 steps.
     """
     options.scheduler = "nearest"
-    options.approximate_warmup = False
+    options.approximate_warmup = data == "gtsrb"
     options.max_trigger_share = 0.05
     if scale().name == "cpu":
         options.stamp_share = 0.5
