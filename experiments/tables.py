@@ -5,7 +5,6 @@ import importlib.metadata
 import io
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,9 +14,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from lab import OUT, SCALE
-from machine import processor
+from machine import commit, processor
 
 PACKAGES = ("jax", "flax", "optax")
+COMMIT = commit()  # of the code that runs: it may be another one when the table is written
 
 
 class Column(NamedTuple):
@@ -93,12 +93,10 @@ def figures_folder(name: str) -> Path:
 
 def provenance(rows: Sequence[Row]) -> dict:
     """Return where the figures of a table come from."""
-    command = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *_options()]),
         "scale": SCALE.value,
-        "commit": commit or None,
+        "commit": COMMIT,
         "date": datetime.now(UTC).date().isoformat(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {processor()}",
         "seeds": max(len(row.figures) for row in rows),
@@ -118,11 +116,16 @@ def _about(source: dict) -> list[str]:
         f"    {source['command']}",
         "",
         f"Scale {source['scale']}, {source['seeds']} seed(s), {source['device']}, {packages}, "
-        f"commit {(source['commit'] or 'unknown')[:10]}, {source['date']}.",
+        f"commit {_short(source['commit'])}, {source['date']}.",
         "",
         "`DIR` stands for a folder or file of the machine. Where there are several seeds: mean ± "
         "standard deviation. Columns marked (paper) are the published figures.",
     ]
+
+
+def _short(commit: str) -> str:
+    """Return ten digits of a commit, with the + of changed files."""
+    return commit[:10] + "+" * commit.endswith("+") or "unknown"
 
 
 def _shown(column: Column, values: Sequence) -> str:
