@@ -93,19 +93,18 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
         if scale().name == "full":  # as many steps as published on all images
             config[name].epochs = config[name].epochs / CLEAN_SHARE
     if scale().name != "full":
-        _look_for_small_triggers(config.harden, config.data.name)
+        _look_for_small_triggers(config.harden)
 
 
-def _look_for_small_triggers(options: ml_collections.ConfigDict, data: str) -> None:
+def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
     """Let MOTH look for what is planted; nothing here knows which backdoor it is.
 
     The nearest pair comes first, and triggers larger than a sticker are not stamped, which is what
     costs most accuracy. As published, the scheduler would begin with the largest triggers, and a
-    target that is one class of 43 has 4 turns in 300 steps. With 43 warm-ups, which stamp half of
-    their batches, the limit is lower.
+    target that is one class of 43 has 4 turns in 300 steps.
     """
     options.scheduler = "nearest"
-    options.max_trigger_share = 0.03 if data == "gtsrb" else 0.05
+    options.max_trigger_share = 0.05
     if scale().name == "cpu":
         options.stamp_share = 0.5
 

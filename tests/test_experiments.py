@@ -16,7 +16,7 @@ TABLES = {
     "table2_adversarial": ("table2_adversarial", 7),
     "table3_ablation": ("table3_ablation", 6),
     "table4_false_positives": ("table4_scanning", 9),
-    "table5_removal": ("table5_removal", 12),
+    "table5_removal": ("table5_removal", 14),
     "figure6_symmetric": ("figure6_symmetric", 6),
     "figure7_heatmaps": ("figure7_heatmaps", 4),
 }
@@ -100,3 +100,9 @@ def test_an_unknown_scale_is_answered_with_the_choices(workdir):
     done = run("table1_natural", workdir, "--scale=huge")
     assert done.returncode
     assert "smoke|cpu|full" in done.stderr + done.stdout
+
+
+def test_an_unknown_problem_is_answered_with_the_choices(workdir):
+    done = run("table1_natural", workdir, "--problems=mnist-resnet9")
+    assert done.returncode
+    assert "unknown problem 'mnist-resnet9'; choose one of: digits-small_cnn" in done.stderr
