@@ -63,7 +63,7 @@ def draw(curves: dict[str, list[tuple[int, dict]]], pair: tuple[str, str], path)
             ax.plot(steps, [values[name] for _, values in found], marker="o", label=f"{a} → {b}")
         ax.set_title(kind)
         ax.set_xlabel("hardening step")
-        ax.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)  # shared, and not before both are drawn: it ends the autoscaling
     axes[0].set_ylabel("class distance (pixels)")
     axes[-1].legend(frameon=False)
     figure.savefig(path)
