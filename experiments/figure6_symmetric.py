@@ -23,14 +23,14 @@ THERE, BACK = Column("there", "first direction"), Column("back", "second directi
 def hardened_pair(given: Model, kind: str) -> Model:
     """Return the model after hardening the pair alone."""
 
+    steps = CPU_STEPS if scale().name == "cpu" else given.config.harden.max_steps
+
     def change(config) -> None:
         config.classes = PAIRS[config.data.name]
         config.harden.symmetric = kind == "symmetric"
         config.distance.victims, config.distance.num_directions = (), 0
-        if scale().name == "cpu":
-            config.harden.max_steps = CPU_STEPS
+        config.harden.max_steps = steps
 
-    steps = CPU_STEPS if scale().name == "cpu" else given.config.harden.max_steps
     every = max(1, steps // POINTS)
     name = f"figure6-{kind.replace(' ', '_')}"
     return harden(given, name, "moth", change=change, every=every)

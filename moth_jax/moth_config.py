@@ -36,7 +36,7 @@ class MothConfig(AddOnConfig):
       minibatch_size: of all inversions.
       patience: steps before λ changes (`inversion.neural_cleanse`).
       stamp_share, max_trigger_share: `hardening.StepConfig`; the limit holds in the warm-up, too,
-        where the published code has none (its default, as published, is rarely reached there).
+        where the published code has none.
       symmetric: harden both directions of a pair in one step; False takes one direction, drawn at
         random each round ("w/o symmetric").
       dynamic: start from triggers found before, with the smaller budgets; False starts every
