@@ -151,7 +151,7 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
     # A tenth of the images have a tenth of the steps in an epoch: 0.1 would be all there is.
     config.nad.teacher_epochs = 3.0
     config.nad.learning_rate = 0.01
-    config.scan.num_steps = 200
+    config.scan.num_steps = 100
 
 
 def _same_steps(config: ml_collections.ConfigDict, count: int) -> None:
