@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moth_jax.distributed import by_writer, from_writer
+from moth_jax.distributed import by_writer
 from moth_jax.errors import InputError
 from moth_jax.triggers import Trigger
 
@@ -19,7 +19,7 @@ class TriggerStore:
 
     What a digest names never changes, so that whoever holds digests (another copy of a bank, a
     checkpoint of an earlier moment, another process) still finds what they meant. Of several
-    processes the writer alone has the folder, and all must read the same at the same time.
+    processes the writer alone has the folder, so it alone reads.
 
     Args:
       folder: where the triggers are; None makes a temporary folder, of this process, that lives as
@@ -55,8 +55,7 @@ class TriggerStore:
         Raises:
           InputError: it is missing or damaged.
         """
-        content = from_writer(self._read, digest) if self.lasts else self._read(digest)
-        both = np.load(io.BytesIO(content), allow_pickle=False)
+        both = np.load(io.BytesIO(self._read(digest)), allow_pickle=False)
         return Trigger(both[..., -1:], both[..., :-1])
 
     def _write(self, digest: bytes, content: bytes) -> None:

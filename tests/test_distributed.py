@@ -23,6 +23,8 @@ from moth_jax.distributed import by_writer, check_same, from_writer, is_writer, 
 from moth_jax.errors import InputError, require_choice
 from moth_jax.helper_process import Helper
 from moth_jax.sharding import my_rows, num_devices, read_batch
+from moth_jax.trigger_bank import TriggerBank
+from moth_jax.triggers import Trigger
 
 SECONDS = 600
 # Rounding differs with the order of sums, and inversions magnify it: few of them, of few steps.
@@ -100,6 +102,10 @@ def main(folder):
     batch = read_batch(split, np.arange(11, 3, -1))
     check_same("what is the same", "x", np.arange(3))
     large = from_writer(lambda: np.arange(70_000))
+    bank = TriggerBank(max_bytes=0, folder=Path(folder, "triggers"))  # all but the last on disk
+    for victim in range(2):
+        trigger = Trigger(np.full((1, 1, 1), 0.25 + victim), np.zeros((1, 1, 1)))
+        by_writer(bank.keep, victim, 2, trigger, 1.0)
     report = {
         "num_devices": num_devices(),
         "is_writer": is_writer(),
@@ -107,6 +113,7 @@ def main(folder):
         "told_much": large.tolist() == list(range(70_000)),
         "told_of_file": stored(Path.read_text, file),
         "told_of_no_file": stored(Path.read_text, Path(folder, "none")),
+        "told_of_trigger": from_writer(lambda: float(bank.start(0, 2).mask.max())),
         "told_of_fault": complaint(from_writer, require_choice, "colour", process, ("red",)),
         "different": complaint(check_same, "the configuration", str(process)),
         "smallest": smallest(10 - process),
@@ -138,12 +145,13 @@ def test_a_matrix_of_two_processes_equals_that_of_one(two):
 def test_only_process_0_writes_and_all_are_told_what_it_reads(two):
     reports, folder = two
     assert [report["is_writer"] for report in reports] == [True, False]
-    assert sorted(path.name for path in folder.iterdir()) == ["0.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["0.txt", "triggers"]
     for report in reports:
         assert report["told"] == "by process 0"
         assert report["told_much"]
         assert report["told_of_file"] == "of the writer"
         assert report["told_of_no_file"] is None
+        assert report["told_of_trigger"] == 0.25
         assert "colour 0" in report["told_of_fault"] or "'colour'" in report["told_of_fault"]
         assert report["smallest"] == 9
 
