@@ -59,8 +59,15 @@ def host_free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float:
             free.append(1024.0 * int(lines["MemAvailable"].split()[0]))
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        free.append(float(limit.read_text()) - float(used.read_text()))
+        free.append(float(limit.read_text()) - float(used.read_text()) + _droppable(cgroup))
     return min(free)
+
+
+def _droppable(cgroup: Path) -> float:
+    """Return the bytes that count as used but hold files read before: Linux drops them at need."""
+    stat = cgroup / "memory.stat"
+    counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+    return float(counts.get("inactive_file", 0))
 
 
 def fitting_size(wanted: int, needed: Callable[[int], float], free: float) -> int:
@@ -118,6 +125,8 @@ def halving(run: Callable[[int], Result], size: int, *, advice: str) -> tuple[Re
             if not is_exhausted(error):
                 raise
             # Other processes would wait for this one's part of what they do together.
+            if jax.process_count() > 1:
+                advice = f"set directions_per_chunk below that, or {advice}"
             if size == 1 or jax.process_count() > 1:
                 raise InputError(f"out of memory with {size} at a time; {advice}") from error
         # Outside the handler, for the error holds what was allocated.

@@ -48,6 +48,9 @@ def test_the_free_memory_of_the_host_is_the_least_that_anything_allows(tmp_path)
     assert memory.host_free_bytes(meminfo, tmp_path) == 8 * GIB
     (tmp_path / "memory.max").write_text(f"{int(4 * GIB)}\n")
     assert memory.host_free_bytes(meminfo, tmp_path) == 3 * GIB
+    # Of what is used, files that were read before and can be dropped.
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {int(GIB) // 2}\n")
+    assert memory.host_free_bytes(meminfo, tmp_path) == 3.5 * GIB
     assert 0 < memory.free_bytes() < np.inf
 
 
