@@ -75,6 +75,7 @@ def measure_in_lanes(
             running,
             spread(done),
             num_steps=part,
+            total=num_steps,
             minibatch_size=minibatch_size,
             inversion=inversion,
         )
@@ -196,10 +197,11 @@ def _advance_lanes(
     done: Array,
     *,
     num_steps: Array,
+    total: Array,
     minibatch_size: int,
     inversion: Inversion,
 ) -> tuple[State, Array]:
-    """Return the states [D, S] `num_steps` later, and which of them have settled."""
+    """Return the states [D, S] `num_steps` of `total` later, and which of them have settled."""
     logits_fn = over_samples(logits_fn, len(images))
 
     def one(images, weights, target, done, running) -> tuple[State, Array]:
@@ -212,6 +214,7 @@ def _advance_lanes(
             *running,
             done,
             num_steps=num_steps,
+            total=total,
             minibatch_size=minibatch_size,
             inversion=inversion,
         )

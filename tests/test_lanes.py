@@ -6,7 +6,7 @@ from toys import linear_classifier, row_images, row_variables
 
 from moth_jax import distance, lanes
 from moth_jax.errors import InputError
-from moth_jax.inversion import neural_cleanse
+from moth_jax.inversion import neural_cleanse, with_precision
 
 K = 3
 CLASSIFIER = linear_classifier(K)
@@ -58,6 +58,12 @@ def test_directions_that_never_settle_are_measured_as_in_one_call(together, widt
         one, other = (m.trigger(*direction) for m in (matrix, published()))
         np.testing.assert_allclose(one.mask, other.mask, atol=1e-3)
     assert len(widths[0]) == together
+
+
+def test_the_last_part_of_the_budget_is_not_rounded_in_lanes_either():
+    rounded = [with_precision(m, "bfloat16") for m in (NEVER, neural_cleanse(patience=3))]
+    in_lanes, in_one_call = (measure(m, num_steps=60).values for m in rounded)
+    np.testing.assert_allclose(in_lanes, in_one_call, rtol=1e-3)
 
 
 def test_a_settled_direction_makes_room_for_the_next_one_and_the_last_move_together(widths):
