@@ -76,7 +76,7 @@ def make_harden_step(
 ) -> Callable[..., tuple[TrainState, HardenInfo]]:
     """Return the compiled step.
 
-        step(state, images, labels, weights, targets, start, key, *, num_steps, mask_weight)
+        step(state, images, labels, weights, targets, start, key, *, num_steps, mask_weight, done)
 
     Its arguments:
       state: a `TrainState`.
@@ -88,6 +88,7 @@ def make_harden_step(
       start: the triggers [D, ...] to start from.
       key: randomness of the step.
       num_steps, mask_weight: budget and first λ of the inversions; traced.
+      done: as of `inversion.invert`; traced.
 
     Note: Each direction's loss is the weighted mean over its own victims, so that one λ means the
       same for one direction and for two. The published two-sided code takes the sum.
@@ -108,6 +109,7 @@ def make_harden_step(
         *,
         num_steps: Array,
         mask_weight: Array,
+        done: Array | int = 0,
     ) -> tuple[TrainState, HardenInfo]:
         augment_key, invert_key, attack_key = jax.random.split(key, 3)
         images = augment(images, augment_key, flip=config.flip, shift=config.shift, fill="zero")
@@ -128,6 +130,7 @@ def make_harden_step(
             mask_weight=mask_weight,
             minibatch_size=config.minibatch_size,
             inversion=inversion,
+            done=done,
         )
         chosen = _choose_stamped(result, weights, config)
         others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
@@ -183,6 +186,7 @@ def invert_directions(
     mask_weight: Array,
     minibatch_size: int,
     inversion: Inversion,
+    done: Array | int = 0,
 ) -> InversionResult:
     """Invert D directions together: images [D, n, h, w, c], weights [D, n], the rest [D, ...].
 
@@ -203,6 +207,7 @@ def invert_directions(
             mask_weight=mask_weight,
             minibatch_size=minibatch_size,
             inversion=inversion,
+            done=done,
         )
 
     return over_directions(one)(images, weights, targets, start, keys)

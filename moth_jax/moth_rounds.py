@@ -203,6 +203,7 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
             key,
             num_steps=num_steps,
             mask_weight=config.first_mask_weight if afresh else config.next_mask_weight,
+            done=max(0, config.first_steps - num_steps),
         )
         info = fetch(info)
         for i, direction in enumerate(directions):

@@ -24,6 +24,8 @@ class KArmState(NamedTuple):
         found.
       pairwise: whether `size` comes from the direction's own trigger, not a universal one.
       num_selected: rounds in which the pair was selected (symmetric).
+      own_share: [2], of the directions that were measured after a universal trigger was known: the
+        sum of log(own size / universal size), and how many.
     """
 
     prior: np.ndarray
@@ -31,6 +33,7 @@ class KArmState(NamedTuple):
     size: np.ndarray
     pairwise: np.ndarray
     num_selected: np.ndarray
+    own_share: np.ndarray = np.zeros(2)
 
 
 def init_state(prior: np.ndarray, sizes: np.ndarray, *, pairwise: bool = False) -> KArmState:
@@ -72,8 +75,14 @@ def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
 
 
 def _nearness(state: KArmState) -> np.ndarray:
-    """Return each pair's smaller size, negative, in the order of rows; -inf where none is known."""
-    sizes = np.minimum(state.size, state.size.T)
+    """Return each pair's smaller size, negative, in the order of rows; -inf where none is known.
+
+    A universal size stands for the direction's own by what the two were elsewhere, on average.
+    """
+    log_share, count = state.own_share
+    share = np.exp(log_share / count) if count else 1.0
+    sizes = np.where(state.pairwise, state.size, share * state.size)
+    sizes = np.minimum(sizes, sizes.T)
     return -sizes[np.triu_indices(len(sizes), 1)]
 
 
@@ -137,7 +146,8 @@ def select_pairs(
 
     Each is a random arm with probability `random_share`, else the arm with the largest reward among
     those that share no class with the pairs chosen before it. `sums` are those kept from the round
-    before. With `nearest` it is the arm with the smallest trigger of its two directions instead.
+    before. With `nearest` it is the arm with the smallest trigger of its two directions instead, a
+    random one of several.
 
     Note: The paper takes one pair a round. More are an extension for many classes.
     Note: `nearest` is an extension, too. The paper's rewards begin with the largest sizes, so that
@@ -163,7 +173,10 @@ def select_pairs(
                 )
             for k in taken:
                 reward[_places_of(num_classes, k)] = -np.inf
-            a, b = _pair(num_classes, int(reward.argmax()))
+            best = int(reward.argmax())
+            if nearest:  # one universal size is that of many pairs
+                best = int(rng.choice(np.flatnonzero(reward == reward[best])))
+            a, b = _pair(num_classes, best)
         pairs.append((a, b))
         taken += [a, b]
     return pairs
@@ -208,6 +221,7 @@ def record(
     """
     post, size = state.post.copy(), state.size.copy()
     pairwise, num_selected = state.pairwise.copy(), state.num_selected.copy()
+    own_share = state.own_share.copy()
     for direction, values in sizes.items():
         found = [value for value in values if np.isfinite(value)]
         if not found:
@@ -215,15 +229,18 @@ def record(
                 size[direction] = np.inf
             continue
         mean = float(np.mean(found))
-        if pairwise[direction] and 0 < size[direction] < np.inf:
+        known = mean > 0 and 0 < size[direction] < np.inf
+        if pairwise[direction] and known:
             growth = (mean - size[direction]) / size[direction]
             post[direction] = (post[direction] + growth) / 2
+        elif known:
+            own_share += (np.log(mean / size[direction]), 1)
         size[direction] = mean
         pairwise[direction] = True
     for a, b in pairs:
         num_selected[a, b] += 1
         num_selected[b, a] += 1
-    after = KArmState(state.prior, post, size, pairwise, num_selected)
+    after = KArmState(state.prior, post, size, pairwise, num_selected, own_share)
     if sums is not None:
         sums.follow(state, after, list(sizes))
     return after

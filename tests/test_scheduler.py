@@ -213,6 +213,35 @@ def test_the_nearest_pair_is_the_one_with_the_smallest_trigger_of_either_directi
     assert select(grown) == [(1, 2)]
 
 
+def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
+    sizes = matrix({(0, 1): 40.0, (2, 3): 50.0, (0, 2): 60.0}, rest=90.0)
+    state = scheduler.init_state(np.zeros((K, K)), sizes)
+
+    def select(state):
+        rng = np.random.default_rng(0)
+        return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True)
+
+    assert select(state) == [(0, 1)]
+    # A trigger of its own is half as large: those of (2, 3) can be expected at 25, not at 50.
+    state = scheduler.record(state, {(0, 1): [30.0], (1, 0): [40.0]}, [(0, 1)])
+    assert select(state) == [(2, 3)]
+    # What hardening adds is no part of the ratio.
+    state = scheduler.record(state, {(0, 1): [80.0], (2, 3): [26.0]}, [(0, 1), (2, 3)])
+    assert np.exp(state.own_share[0] / state.own_share[1]) == pytest.approx(0.55, abs=0.05)
+    assert select(state) == [(2, 3)]
+
+
+def test_of_pairs_that_are_equally_near_a_random_one_is_selected():
+    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=9.0))
+    chosen = {
+        scheduler.select_pairs(
+            state, 500, np.random.default_rng(seed), random_share=0, nearest=True
+        )[0]
+        for seed in range(40)
+    }
+    assert len(chosen) > 3
+
+
 def test_a_pair_whose_inversions_all_failed_is_the_nearest_no_more():
     state = state_with(size=matrix({(3, 2): 2.0, (1, 2): 4.0}, rest=9.0))
     failed = {(3, 2): [np.inf, np.inf], (2, 3): [np.inf]}

@@ -131,6 +131,7 @@ def invert(
     mask_weight: Array | float,
     minibatch_size: int,
     inversion: Inversion,
+    done: Array | int = 0,
 ) -> InversionResult:
     """Search the smallest trigger that sends `images` to class `target`.
 
@@ -148,6 +149,9 @@ def invert(
       mask_weight: the first λ; may be traced.
       minibatch_size: the largest minibatch.
       inversion: the method.
+      done: how many passes the start stands for. From a trigger that was found before, an inversion
+        is the last `num_steps` of a longer one, and a learning rate that falls over the budget
+        begins as low as it would have fallen; may be traced.
 
     Returns:
       The smallest trigger whose success rate, measured again on all `images` with that very
@@ -165,7 +169,7 @@ def invert(
         *samples,
         state,
         loop_key,
-        0,
+        done,
         num_steps=num_steps,
         minibatch_size=minibatch_size,
         inversion=inversion,
