@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import ml_collections
 from absl import flags
+from machine import commit
 from scales import SCALES, Problem, Scale
 
 from moth_jax import checkpoints, data, phases, sharding
@@ -44,6 +45,8 @@ SEEDS = flags.DEFINE_integer("seeds", 0, "How many seeds; 0 for those of the sca
 # Parts of a configuration: the options of each method, and what changes no cell.
 _NODES = {node_of(method) for method in METHODS}
 _NO_MATTER = {"scan", "robustness", "mesh", "checkpoint_seconds"}
+COMMIT = commit()  # of the code that runs: it may be another one when the table is written
+_commits: set[str] = set()
 
 
 class Model(NamedTuple):
@@ -140,13 +143,20 @@ def _cell(folder: Path, config: ml_collections.ConfigDict, *, without: set[str])
     theirs = read_json(path)
     if not theirs:
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "origin.json", {"commit": COMMIT})
         write_json(path, ours)
     elif changed := changed_fields(theirs, ours):
         raise InputError(
             f"{folder} was made with another configuration ({', '.join(changed)} differ); remove "
             "it, or choose another --workdir"
         )
+    _commits.add(read_json(folder / "origin.json").get("commit", "unknown"))
     return folder
+
+
+def cell_commits() -> list[str]:
+    """Return the commits that the cells of this call were begun by: this one, or earlier ones."""
+    return sorted(_commits)
 
 
 def distances(given: Model) -> DistanceMatrix:
@@ -239,24 +249,24 @@ def once(path: Path, compute: Callable[[], dict]) -> dict:
 
 def quality(given: Model, *, robust: bool = False) -> dict:
     """Return test accuracy and, if asked for, robustness under the problem's PGD."""
+    predict, variables = given.classifier.predict, given.variables
+    figures = once(
+        given.folder / "quality.json",
+        lambda: {"accuracy": accuracy(predict, variables, given.dataset.test)},
+    )
+    if not robust:
+        return figures
+    options = scale().robustness[given.config.data.name]
+    attack = dataclasses.asdict(options)
+    num_images = attack.pop("num_images")
 
     def compute() -> dict:
-        figures = {
-            "accuracy": accuracy(given.classifier.predict, given.variables, given.dataset.test)
-        }
-        if robust:
-            options = scale().robustness[given.config.data.name]
-            figures["robustness"] = pgd_accuracy(
-                given.classifier.predict,
-                given.variables,
-                attacked_images(given.dataset, options.num_images),
-                epsilon=options.epsilon,
-                step_size=options.step_size,
-                num_steps=options.num_steps,
-            )
-        return figures
+        images = attacked_images(given.dataset, num_images)
+        return {"robustness": pgd_accuracy(predict, variables, images, **attack)}
 
-    return once(given.folder / f"quality{'_robust' if robust else ''}.json", compute)
+    # Under another attack it is another figure.
+    name = "_".join(f"{value:g}" for value in (num_images, *attack.values()))
+    return {**figures, **once(given.folder / f"robustness_{name}.json", compute)}
 
 
 def success(given: Model) -> dict:

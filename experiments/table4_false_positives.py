@@ -8,6 +8,7 @@ round: 32 clean models reported as poisoned, 6 of them after hardening.
 """
 
 import ml_collections
+import numpy as np
 from absl import app
 from lab import Model, harden, model, problems, quality, scale, start, success
 from scales import PROBLEMS, SIGNS
@@ -24,7 +25,8 @@ GROUPS = {"poisoned": "as trained", "clean": "as trained", "hardened": "hardened
 NUM_IMAGES = {"neural_cleanse": 100, "pairs": 20, "k_arm": 50}
 COUNT = Column("count", "reported as poisoned", "{:.0f}")
 OF = Column("of", "of", "{:.0f}")
-STATISTIC = Column("statistic", "mean statistic")
+UNDECIDED = Column("undecided", "undecided", "{:.0f}")
+STATISTIC = Column("statistic", "median statistic")
 
 
 def scanned(seed: int, *, poisoned: bool) -> Model:
@@ -56,16 +58,17 @@ def verdict(given: Model, method: str) -> dict:
     found = scan_model(
         config, given.dataset, folder, given.classifier, given.variables, console_progress()
     )
-    return {"poisoned": bool(found.poisoned), "statistic": found.statistic}
+    return {"poisoned": found.poisoned, "statistic": found.statistic}
 
 
 def row(keys: tuple[str, ...], given: list[Model], method: str) -> Row:
     """Return how many of the models a scanner reports."""
     verdicts = [verdict(m, method) for m in given]
     figures = {
-        "count": sum(v["poisoned"] for v in verdicts),
+        "count": sum(v["poisoned"] is True for v in verdicts),
+        "undecided": sum(v["poisoned"] is None for v in verdicts),
         "of": len(verdicts),
-        "statistic": sum(v["statistic"] for v in verdicts) / len(verdicts),
+        "statistic": float(np.nanmedian([v["statistic"] for v in verdicts])),
         "accuracy": sum(quality(m)["accuracy"] for m in given) / len(given),
         "verdicts": verdicts,
     }
@@ -89,7 +92,7 @@ def main(argv) -> None:
         for method in SCANNERS:
             kind = "poisoned" if group == "poisoned" else "clean"
             rows.append(row((kind, GROUPS[group]), given, method))
-            columns = [COUNT, OF, STATISTIC, ACCURACY, SUCCESS]
+            columns = [COUNT, UNDECIDED, OF, STATISTIC, ACCURACY, SUCCESS]
             title = "Scanning: models reported as poisoned, before and after hardening"
             path = write("table4_scanning", title, ["models", "state", "scanner"], columns, rows)
             print(path.read_text())

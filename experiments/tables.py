@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from lab import OUT, SCALE
-from machine import commit, processor
+from lab import COMMIT, OUT, SCALE, cell_commits
+from machine import processor
 
 PACKAGES = ("jax", "flax", "optax")
-COMMIT = commit()  # of the code that runs: it may be another one when the table is written
 
 
 class Column(NamedTuple):
@@ -97,6 +96,7 @@ def provenance(rows: Sequence[Row]) -> dict:
         "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *_options()]),
         "scale": SCALE.value,
         "commit": COMMIT,
+        "commits_of_cells": cell_commits(),
         "date": datetime.now(UTC).date().isoformat(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {processor()}",
         "seeds": max(len(row.figures) for row in rows),
@@ -116,7 +116,8 @@ def _about(source: dict) -> list[str]:
         f"    {source['command']}",
         "",
         f"Scale {source['scale']}, {source['seeds']} seed(s), {source['device']}, {packages}, "
-        f"commit {_short(source['commit'])}, {source['date']}.",
+        f"commit {_short(source['commit'])}, {source['date']}; its cells were begun at "
+        f"{', '.join(map(_short, source['commits_of_cells'])) or 'this commit'}.",
         "",
         "`DIR` stands for a folder or file of the machine. Where there are several seeds: mean ± "
         "standard deviation. Columns marked (paper) are the published figures.",

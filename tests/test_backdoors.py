@@ -412,6 +412,13 @@ def test_images_of_the_target_never_count():
     assert np.isnan(success.others)
 
 
+@pytest.mark.parametrize(("target", "victims", "named"), [(9, (), "9"), (0, (1, 7), "7")])
+def test_the_success_at_a_class_that_does_not_exist_is_an_error(target, victims, named):
+    backdoor = dataclasses.replace(corner_backdoor(), target=target, victims=victims)
+    with pytest.raises(InputError, match=rf"must be in 0..2, the model's classes, got {named}$"):
+        attack_success(corner_looker(), {}, row_dataset().test, backdoor)
+
+
 def test_a_larger_class_weighs_more_in_the_overall_rate():
     labels = np.array([0] * 6 + [1] * 2, np.int32)
     split = ImageSplit(np.zeros((8, 4, 4, 1), np.float32), labels)

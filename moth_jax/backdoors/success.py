@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from moth_jax.backdoors.base import Backdoor
+from moth_jax.errors import InputError
 from moth_jax.evaluation import predictions
 from moth_jax.inversion import LogitsFn, Variables
 
@@ -37,7 +39,17 @@ def attack_success(
 
     Images of the target itself never count. The rate of a model that has no such backdoor is not 0:
     it also takes some clean images for the target.
+
+    Raises:
+      InputError: the backdoor's target or a victim is no class of the model.
     """
+    num_classes = jax.eval_shape(logits_fn, variables, split.batch(np.arange(1))).shape[1]
+    outside = [k for k in (backdoor.target, *backdoor.victims) if not 0 <= k < num_classes]
+    if outside:
+        raise InputError(
+            f"target and victims must be in 0..{num_classes - 1}, the model's classes, got "
+            f"{', '.join(map(str, outside))}"
+        )
     predicted = predictions(
         logits_fn, variables, split, batch_size=batch_size, transform=backdoor.stamp
     )
