@@ -30,6 +30,7 @@ VARIANTS = {
 OTHERS = Column("others", "success on others %", factor=100)
 MOST_CLASSES = 10  # whose directions are warmed up one by one
 CLEAN_SHARE = 0.05
+CLEAN_IMAGES = {"cifar10": 229, "gtsrb": 600}  # about so many are that share at scale cpu
 OF_SCALE = {"cpu": ("cifar10-resnet20", "gtsrb-small_cnn")}  # else the problems of the scale
 # Of each data set: a target, and a victim for the label-specific backdoor.
 CLASSES = {
@@ -40,7 +41,8 @@ CLASSES = {
 KINDS = {
     # Images are shifted in training: a margin keeps all of the patch in the picture.
     "patch": {"size": 3, "margin": 4, "colour": (1.0, 1.0, 0.0)},
-    "polygon": {"area": 0.1, "colour": (1.0, 0.0, 1.0)},
+    # In one place: where it moves from image to image no one mask is the trigger.
+    "polygon": {"area": 0.05, "position": "center", "colour": (1.0, 0.0, 1.0)},
 }
 CASES = tuple((kind, specific) for kind in KINDS for specific in (False, True))
 SMOKE_CASES = (("patch", False), ("polygon", True))
@@ -90,8 +92,12 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
         config[name].max_accuracy_drop = 1.0
         if scale().name == "cpu":
             config[name].max_steps = {"cifar10": 75, "gtsrb": 150}[config.data.name]
-        if scale().name == "full":  # as many steps as published on all images
+    if scale().name == "full":  # as many steps as on all images; NC's and NAD's are of so few
+        for name in ("harden", "fine_tuning", "fine_pruning"):
             config[name].epochs = config[name].epochs / CLEAN_SHARE
+    if scale().name == "cpu":  # a pass is 2 to 5 steps: as many for NAD's teacher as for the others
+        passes = config.nad.max_steps * size / CLEAN_IMAGES[config.data.name]
+        config.nad.teacher_epochs, config.nad.high_epochs = passes, passes / 10
     if scale().name != "full":
         _look_for_small_triggers(config.harden)
 
