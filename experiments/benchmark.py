@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 from benchmark_timing import check_load, with_ratios
-from machine import MALLOC, commit, processor
+from machine import MALLOC, command, commit, processor
 
 # No JAX and no PyTorch here: this process must leave cores and memory to the one it measures.
 
@@ -211,7 +211,7 @@ def measures(budget: Budget, machine: dict) -> dict:
 def provenance(load: float) -> dict:
     packages = ("torch", "jax", "jaxlib", "flax")
     return {
-        "command": " ".join(["python experiments/benchmark.py", *_relevant(sys.argv[1:])]),
+        "command": command(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "processor": processor(),
@@ -220,11 +220,6 @@ def provenance(load: float) -> dict:
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
-
-
-def _relevant(arguments: list[str]) -> list[str]:
-    """Return the arguments without the folders of this machine."""
-    return [a for a in arguments if a.startswith(("--budget", "--parts", "--anyway"))]
 
 
 def main(_) -> None:

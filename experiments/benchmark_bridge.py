@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
-from machine import MALLOC, processor
+from machine import MALLOC, command, commit, processor
 
 MODELS = flags.DEFINE_list("models", ["resnet18", "mobilenet_v2"], "Classifiers of torchvision.")
 NATIVE = ("resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg13_bn")
@@ -167,10 +167,9 @@ def main(_) -> None:
         of_model = [in_own_process(f"{name}:{side}") for side in sides]
         found |= ratios(of_model)
         rows += of_model
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     result = {
-        "command": "python experiments/benchmark_bridge.py",
-        "commit": commit.stdout.strip(),
+        "command": command(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
         "load_at_start": load,

@@ -12,12 +12,11 @@ part grows a little by itself.
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 from absl import app, flags
-from machine import commit, processor
+from machine import command, commit, processor
 
 CLASSES = flags.DEFINE_list("classes", ["10", "43", "200", "1000"], "Numbers of classes.")
 ROUNDS = flags.DEFINE_integer("rounds", 12, "Timed rounds of three steps.", lower_bound=1)
@@ -170,7 +169,7 @@ def main(argv):
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "commit": commit(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processor": processor(),

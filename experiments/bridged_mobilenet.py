@@ -10,7 +10,6 @@ hour. The images are CIFAR-10's, enlarged.
 """
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags
-from machine import processor
+from machine import command, commit, processor
 
 from moth_jax import MothConfig, data, distance, harden, sharding
 from moth_jax.data import ImageDataset, ImageSplit
@@ -135,10 +134,9 @@ def main(_) -> None:
     lap("measure after")
     arrays = exporting.state_dict(classifier, state.kept)
     module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, strict=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     result = {
-        "command": "python experiments/bridged_mobilenet.py",
-        "commit": commit.stdout.strip(),
+        "command": command(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{processor()}, {jax.device_count()} devices",
         "seed": 0,

@@ -10,13 +10,13 @@ direction takes about two minutes for each seed.
 
 import json
 import platform
-import subprocess
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags
+from machine import command, commit
 
 from moth_jax import data, distance, sharding
 from moth_jax.inversion import neural_cleanse
@@ -93,10 +93,8 @@ def main(_) -> None:
     in_all = ~np.isnan(three).any(0)
     smallest = np.where(in_all, three.min(0), np.nan)
     result = {
-        "command": "python experiments/fidelity.py",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "command": command(),
+        "commit": commit(),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}, {platform.machine()}",
         "date": time.strftime("%Y-%m-%d"),
         "one_seed_victims": ONE_SEED.value,

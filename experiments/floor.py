@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
-from machine import commit, processor
+from machine import command, commit, processor
 from operations import CONVOLUTIONS, count_convolutions, forward_operations, gradient_bytes
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The authors' Keras .h5 file.", required=True)
@@ -165,7 +165,7 @@ def main(_) -> None:
         "at the speed of a copy": moved / speeds["copy_gb_per_second"] / 1e9,
     }
     result = {
-        "command": "python experiments/floor.py",
+        "command": command(),
         "commit": commit(),
         "processor": processor(),
         "device": jax.devices()[0].device_kind,

@@ -3,7 +3,8 @@
     python experiments/inversions.py --checkpoint=FILE --name=keras_resnet20 --data_dir=DIR
 
 Each method measures the same directions on the same test images of each victim, at most 100, and
-its triggers are tried on the class's validation images as well. `--published_seeds=0,1,2` measures
+its triggers are tried on the class's validation images as well, which are a tenth of CIFAR-10's
+training images: no inversion saw them, but the network did. `--published_seeds=0,1,2` measures
 the published schedule three times and takes the smallest, as the paper does; with one seed it is
 what a third of those gradients give. Goes on where it was interrupted. On two CPU cores a direction
 takes about 20 seconds by the trimmed method, and two minutes for each seed by the published one.
@@ -16,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags
-from machine import commit, processor
+from machine import command, commit, processor
 from scipy.stats import spearmanr
 
 from moth_jax import data, distance, sharding
@@ -112,7 +113,7 @@ def main(_) -> None:
         for method in METHODS.value
     }
     result = {
-        "command": "python experiments/inversions.py",
+        "command": command(),
         "commit": commit(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {processor()}",
         "date": time.strftime("%Y-%m-%d"),
@@ -120,8 +121,10 @@ def main(_) -> None:
         "directions": [f"{names[a]} -> {names[b]}" for a, b in directions],
         "methods": figures,
     }
-    if len(figures) == 2:
-        ours, published = (figures[name]["sizes"] for name in ("trimmed", "neural_cleanse"))
+    if len(figures) == 2:  # the directions that both found a trigger for
+        both = np.array([figures[name]["sizes"] for name in ("trimmed", "neural_cleanse")])
+        ours, published = both[:, np.isfinite(both).all(0)]
+        result["compared"] = len(ours)
         result["ratio_of_means"] = float(np.mean(ours) / np.mean(published))
         result["spearman"] = float(spearmanr(ours, published).statistic)
     write_json(out / f"{NAME.value}.json", jax.tree.map(_plain, result))

@@ -1,7 +1,9 @@
 """What the benchmarks say of the machine they ran on, and how they make it comparable."""
 
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 # PyTorch gets memory for every activation from malloc. glibc by default returns blocks of this size
@@ -16,6 +18,12 @@ def commit() -> str:
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
     return head.stdout.strip() + ("+" if changed.stdout else "")
+
+
+def command() -> str:
+    """Return the command that is running; DIR stands for a folder or file of the machine."""
+    given = [f"{a.partition('=')[0]}=DIR" if "/" in a else a for a in sys.argv[1:]]
+    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *given])
 
 
 def processor() -> str:

@@ -9,12 +9,11 @@ distances are of 24 directions, the same for all models of a seed.
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
 from absl import app, flags
-from machine import commit, processor
+from machine import command, commit, processor
 
 PAIRS = (1, 2, 4)  # of ten classes
 SEEDS = flags.DEFINE_integer("seeds", 2, "Seeds.", lower_bound=1)
@@ -169,7 +168,7 @@ def main(argv):
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "commit": commit(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processor": processor(),

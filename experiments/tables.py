@@ -5,7 +5,6 @@ import importlib.metadata
 import io
 import json
 import math
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from lab import COMMIT, OUT, SCALE, cell_commits
-from machine import processor
+from machine import command, processor
 
 PACKAGES = ("jax", "flax", "optax")
 
@@ -93,7 +92,7 @@ def figures_folder(name: str) -> Path:
 def provenance(rows: Sequence[Row]) -> dict:
     """Return where the figures of a table come from."""
     return {
-        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *_options()]),
+        "command": command(),
         "scale": SCALE.value,
         "commit": COMMIT,
         "commits_of_cells": cell_commits(),
@@ -102,12 +101,6 @@ def provenance(rows: Sequence[Row]) -> dict:
         "seeds": max(len(row.figures) for row in rows),
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
-
-
-def _options() -> list[str]:
-    """Return the options given, without the folders of this machine."""
-    given = [a for a in sys.argv[1:] if a.startswith("--")]
-    return [f"{a.partition('=')[0]}=DIR" if "/" in a else a for a in given]
 
 
 def _about(source: dict) -> list[str]:
