@@ -41,11 +41,14 @@ def unit_images(images: np.ndarray) -> np.ndarray:
 def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
     """Return how many directions to run together: fewer than devices, or a multiple of them.
 
-    On a CPU a few fill a core, and short chunks lose little when interrupted.
+    On a CPU a few fill a core, and short chunks lose little when interrupted. Where nobody wants a
+    size the chunks are of equal ones, for the last is filled up with repeats.
     """
     devices = num_devices()
     per_device = 2 if jax.default_backend() == "cpu" else 96
     size = min(wanted or devices * max(1, per_device // num_seeds), num_directions)
+    if not wanted and size:
+        size = -(-num_directions // -(-num_directions // size))
     return size if size < devices else -(-size // devices) * devices
 
 

@@ -165,3 +165,17 @@ def test_the_chunks_of_a_measurement_are_as_large_as_the_memory_allows(monkeypat
     tried.clear()
     measure(directions_per_chunk=3)  # as asked for
     assert tried == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "directions", "size"),
+    [(None, 200, 67), (None, 90, 90), (None, 97, 49), (96, 97, 96)],
+)
+def test_chunks_are_equal_so_that_the_last_one_repeats_little(
+    monkeypatch, wanted, directions, size
+):
+    monkeypatch.setattr(measurement.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(measurement, "num_devices", lambda: 1)
+    assert measurement.chunk_size(wanted, directions, 1) == size
+    monkeypatch.setattr(measurement, "num_devices", lambda: 4)
+    assert measurement.chunk_size(None, 800, 1) == 268  # of 384: three chunks, not two and a rest
