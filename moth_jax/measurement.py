@@ -68,27 +68,31 @@ def measure_all(
     memory runs out all the same it is halved.
     """
     chunks: list[Chunk] = []
+    left = dict.fromkeys(directions)  # an ordered set
+    total = count = failures = 0
 
     def add(chunk: Chunk, advance: Callable[..., None]) -> None:
+        nonlocal total, count, failures
         chunks.append(chunk)
-        sizes = np.concatenate([c.sizes.min(1) for c in chunks])
+        for direction in chunk.directions.tolist():
+            left.pop(tuple(direction), None)
+        sizes = chunk.sizes.min(1)
         found = sizes[np.isfinite(sizes)]
-        average = float(found.mean()) if found.size else float("nan")
-        advance(len(chunk.sizes), average=average, failures=int(np.isinf(sizes).sum()))
+        total, count = total + float(found.sum()), count + found.size
+        failures += sizes.size - found.size
+        average = total / count if count else float("nan")
+        advance(len(sizes), average=average, failures=failures)
 
     for chunk in store.load(directions):
         add(chunk, task.skip)
-    known = {tuple(direction) for chunk in chunks for direction in chunk.directions.tolist()}
-    left = [direction for direction in directions if direction not in known]
     if left and needed is not None:
-        size = smallest(fitting_size(size, lambda n: needed(left[:n], n), free_bytes()))
+        some = list(left)
+        size = smallest(fitting_size(size, lambda n: needed(some[:n], n), free_bytes()))
 
     def measure_left(size: int) -> None:
         for chunk in measure(tuple(left), size):
             store.save(chunk)
             add(chunk, task.advance)
-            for direction in chunk.directions.tolist():
-                left.remove(tuple(direction))
             preemption.stop_here(store.folder)
 
     halving(measure_left, size, advice=_LOWER)
