@@ -510,6 +510,32 @@ def test_a_pass_moves_the_mask_weight_by_one_factor_however_it_is_cut(num_hits, 
         assert float(state.mask_weight) == pytest.approx(2.0 * factor, rel=1e-5)
 
 
+@pytest.mark.parametrize("done", [0, 3, 9])
+def test_an_inversion_from_a_found_trigger_begins_as_slowly_as_a_longer_one_would_end(
+    done,
+):
+    start = Trigger(jnp.full((*SHAPE[:2], 1), 0.5), jnp.full(SHAPE, 0.5))
+    after = invert(
+        CLASSIFIER.predict,
+        VARIABLES,
+        jnp.asarray(ROW_0),
+        jnp.ones(8),
+        jnp.asarray(0),  # their own class: any trigger will do
+        start,
+        jax.random.key(0),
+        num_steps=1,
+        mask_weight=1.0,
+        minibatch_size=8,
+        inversion=trimmed(),
+        done=done,
+    )
+    assert after.found
+    # The first update of Adam is its learning rate, which falls as a cosine from 0.1 to 0.001.
+    rate = 0.001 + 0.099 * (1 + np.cos(np.pi * done / (done + 1))) / 2
+    moved = np.abs(np.asarray(after.trigger.mask - start.mask)).max()
+    assert moved == pytest.approx(rate, rel=1e-3)
+
+
 def test_the_mask_weight_moves_by_a_tenth_of_a_pass_at_most_at_the_end():
     def moved(progress, num_samples):
         def score_of(trigger):

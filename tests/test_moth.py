@@ -348,6 +348,8 @@ def test_a_round_starts_from_the_stored_triggers_and_goes_on_from_those_just_fou
     full, short = (15, CONFIG.first_mask_weight), (6, CONFIG.next_mask_weight)
     assert [step[1:3] for step in steps] == [full, short, short] * 2
     assert [r["inversion_steps"] for r in rounds.steps] == [15, 6, 6] * 2
+    # The short ones are the last part of a full one.
+    assert [options["done"] for _, options, _ in calls.of("step")] == [0, 9, 9] * 2
     before = [warmed_up(), rounds[0][0]]
     for i, (start, *_, info) in enumerate(steps):
         if i % 3 == 0:
