@@ -446,9 +446,8 @@ def test_the_nearest_pair_of_the_warm_up_is_hardened_first():
     state = warmed_up()
     _, rounds = run(state=state, scheduler="nearest", random_share=0.0, max_steps=3)
     sizes = np.where(np.eye(K), np.inf, state.warmup_sizes)
-    victim, target = np.unravel_index(sizes.argmin(), sizes.shape)
-    nearest = {DATASET.class_names[victim], DATASET.class_names[target]}
-    assert all(nearest == set(record["directions"][0]) for record in rounds.steps)
+    target = DATASET.class_names[sizes.min(0).argmin()]  # whose universal trigger is the smallest
+    assert all(target in record["directions"][0] for record in rounds.steps)
 
 
 def test_without_the_symmetric_step_one_direction_is_hardened_at_a_time():
