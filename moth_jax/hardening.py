@@ -34,6 +34,7 @@ class StepConfig:
       symmetric: both directions of a pair; False inverts and stamps the first only.
       batch_norm: "update" or "frozen" (`training.make_update`).
       flip, shift: augmentation of the batch (`data.augmentation.augment`).
+      augment_stamped: flip and shift the stamped images once more, trigger and all.
       adversary: PGD on the samples that are not stamped, for adversarially trained models.
     """
 
@@ -44,7 +45,17 @@ class StepConfig:
     batch_norm: str = "update"
     flip: bool = False
     shift: int = 0
+    augment_stamped: bool = False
     adversary: Adversary = NO_ADVERSARY
+
+    def augmented(self, images: Array, key: Array) -> Array:
+        """Return `images` [n, h, w, c], flipped and shifted at random."""
+        return augment(images, key, flip=self.flip, shift=self.shift, fill="zero")
+
+    def stamped(self, images: Array, trigger: Trigger, key: Array) -> Array:
+        """Return `images` [n, h, w, c] with the trigger, or with one each [n, ...]."""
+        images = stamp(images, trigger)
+        return self.augmented(images, key) if self.augment_stamped else images
 
 
 @flax.struct.dataclass
@@ -112,8 +123,7 @@ def make_harden_step(
         done: Array | int = 0,
     ) -> tuple[TrainState, HardenInfo]:
         augment_key, invert_key, attack_key = jax.random.split(key, 3)
-        images = augment(images, augment_key, flip=config.flip, shift=config.shift, fill="zero")
-        images = constrain(images)
+        images = constrain(config.augmented(images, augment_key))
         num_classes, capacity = weights.shape
         slots = jnp.arange(num_classes * capacity).reshape(num_classes, capacity)
         if not config.symmetric:
@@ -134,7 +144,11 @@ def make_harden_step(
         )
         chosen = _choose_stamped(result, weights, config)
         others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
-        batch = _stamp_slots(others, images, slots, chosen, result.trigger)
+        keys = jax.random.split(jax.random.fold_in(augment_key, 1), len(slots))
+        stamped = jax.vmap(config.stamped)(images[slots], result.trigger, keys)
+        batch = others.at[slots].set(
+            jnp.where(chosen[:, :, None, None, None], stamped, others[slots])
+        )
         state, loss = update(state, batch, labels)
         info = HardenInfo(
             trigger=result.trigger,
@@ -165,9 +179,10 @@ def make_stamped_update(
     def stamped_update(state, images, labels, trigger, stamped, key):
         augment_key, attack_key = jax.random.split(key)
         images, trigger, stamped = constrain((images, trigger, stamped))
-        images = augment(images, augment_key, flip=config.flip, shift=config.shift, fill="zero")
+        images = config.augmented(images, augment_key)
         others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
-        images = jnp.where(stamped[:, None, None, None], stamp(images, trigger), others)
+        with_trigger = config.stamped(images, trigger, jax.random.fold_in(augment_key, 1))
+        images = jnp.where(stamped[:, None, None, None], with_trigger, others)
         return update(state, images, labels)
 
     return stamped_update
@@ -234,12 +249,3 @@ def _choose_stamped(result: InversionResult, weights: Array, config: StepConfig)
     good = result.found & (result.size <= limit)
     position = jnp.cumsum(weights, axis=1)
     return (weights > 0) & (position <= count) & good[:, None]
-
-
-def _stamp_slots(
-    others: Array, images: Array, slots: Array, chosen: Array, trigger: Trigger
-) -> Array:
-    """Return `others` with the `chosen` slots replaced by the stamped `images` of those slots."""
-    stamped = jax.vmap(stamp)(images[slots], trigger)
-    mixed = jnp.where(chosen[:, :, None, None, None], stamped, others[slots])
-    return others.at[slots].set(mixed)

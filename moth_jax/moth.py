@@ -155,6 +155,7 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
         batch_norm=config.batch_norm,
         flip=dataset.flip and config.augment,
         shift=dataset.shift if config.augment else 0,
+        augment_stamped=config.augment_stamped,
         adversary=config.adversary,
     )
     pairwise = config.inversion_at(config.success_bound)

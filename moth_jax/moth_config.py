@@ -37,6 +37,9 @@ class MothConfig(AddOnConfig):
       patience: steps before λ changes (`inversion.neural_cleanse`).
       stamp_share, max_trigger_share: `hardening.StepConfig`; the limit holds in the warm-up, too,
         where the published code has none.
+      augment_stamped: flip and shift images again once they are stamped, as planted triggers were
+        where poisoned images were augmented: what is unlearned in one place is so beside it, too.
+        An extension; the paper stamps augmented images.
       symmetric: harden both directions of a pair in one step; False takes one direction, drawn at
         random each round ("w/o symmetric").
       dynamic: start from triggers found before, with the smaller budgets; False starts every
@@ -68,6 +71,7 @@ class MothConfig(AddOnConfig):
     patience: int = 10
     stamp_share: float = 0.1
     max_trigger_share: float = 0.25
+    augment_stamped: bool = False
     symmetric: bool = True
     dynamic: bool = True
     approximate_warmup: bool = True

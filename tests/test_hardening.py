@@ -269,6 +269,17 @@ def test_padding_between_the_victims_is_never_stamped():
     assert np.flatnonzero(chosen[0]).tolist() == [1, 3]
 
 
+@pytest.mark.parametrize(("augment_stamped", "places"), [(False, 1), (True, 25)])
+def test_what_is_stamped_moves_with_the_image_if_asked_for(augment_stamped, places):
+    trigger = Trigger(jnp.zeros((7, 7, 1)).at[3, 3].set(1.0), jnp.ones((7, 7, 1)))
+    config = StepConfig(shift=2, augment_stamped=augment_stamped)
+    stamped = np.asarray(config.stamped(jnp.zeros((400, 7, 7, 1)), trigger, jax.random.key(0)))
+    assert (stamped.sum((1, 2, 3)) == 1).all()
+    seen = np.argwhere(stamped.any(0)[..., 0])
+    assert len(seen) == places
+    assert np.abs(seen - 3).max() == (2 if augment_stamped else 0)
+
+
 def test_random_triggers_differ():
     masks = np.asarray(random_triggers(jax.random.key(0), 3, SHAPE).mask)
     assert masks.shape == (3, 4, 4, 1)
