@@ -52,7 +52,7 @@ class ChunkStore:
             by_writer(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for leaf in jax.tree.leaves(inputs):
-                digest.update(np.ascontiguousarray(leaf).data)
+                digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
             self._digest = digest.hexdigest()
 
     @property

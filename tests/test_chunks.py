@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -110,3 +111,15 @@ def test_without_a_folder_nothing_is_kept():
     store = ChunkStore(None, {}, IMAGES)
     store.save(a_chunk())
     assert store.load([(0, 1), (2, 0)]) == []
+
+
+def test_a_model_in_bfloat16_has_a_digest_too(tmp_path):
+    def folders_file(value):
+        weights = jnp.full(3, value, jnp.bfloat16)
+        ChunkStore(tmp_path, {}, {"weights": weights, "none": np.zeros((3, 0))}).save(a_chunk())
+        return {path.name for path in tmp_path.glob("*.npz")}
+
+    first = folders_file(1.0)
+    assert len(first) == 1
+    assert folders_file(1.0) == first
+    assert len(folders_file(2.0)) == 2
