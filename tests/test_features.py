@@ -130,3 +130,12 @@ def test_a_converted_model_has_maps_in_our_order_of_axes():
         expected = module[:5](torch.from_numpy(images.transpose(0, 3, 1, 2)))
     found = marked[names[-1]].transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_values_marked_inside_of_a_checkpoint_are_seen():
+    inside = jax.checkpoint(lambda x: checkpoint_name(x * x, "square") + 1)
+    result, marked = with_features(lambda x: 2 * inside(x))(3.0)
+    assert (float(result), float(marked["square"])) == (20.0, 9.0)
+    doubled = with_replaced(lambda x: 2 * inside(x), "square", lambda value: 2 * value)
+    assert float(doubled(3.0)) == 38.0
+    assert float(jax.grad(lambda x: with_features(inside)(x)[0])(3.0)) == 6.0

@@ -20,6 +20,7 @@ from moth_jax.models.functional import Classifier, Variables
 __all__ = ["stages", "with_features", "with_replaced"]
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
+_REMAT = ("remat2", "checkpoint")  # jax.checkpoint; what is kept for a gradient changes no value
 Visit = Callable[[str, Array], Array]
 
 
@@ -112,6 +113,8 @@ def _run(jaxpr, constants: list, arguments: list, visit: Visit) -> list:
         elif equation.primitive.name in _CALLS:
             inner = equation.params["jaxpr"]
             results = _run(inner.jaxpr, inner.consts, given, visit)
+        elif equation.primitive.name in _REMAT:
+            results = _run(equation.params["jaxpr"], [], given, visit)
         else:
             results = _alone(jaxpr, equation, given)
         values.update(zip(equation.outvars, results, strict=True))

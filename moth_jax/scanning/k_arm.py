@@ -81,7 +81,7 @@ def suspicion(arm: Arm, options: ScanOptions) -> float:
     """
     if not arm.found:
         return 0.0
-    by_size = options.max_size(arm.victim) / arm.relative_size
+    by_size = options.max_size(arm.victim) / max(arm.relative_size, 1e-9)  # of size 0, too
     return (
         by_size if arm.victim == ANY else float(np.minimum(by_size, arm.ratio / options.min_ratio))
     )
