@@ -169,10 +169,11 @@ def invert(
         *samples,
         state,
         loop_key,
-        done,
+        0,
         num_steps=num_steps,
         minibatch_size=minibatch_size,
         inversion=inversion,
+        done=done,
     )
     return inversion.result(state)
 
@@ -214,11 +215,13 @@ def advance(
     minibatch_size: int,
     inversion: Inversion,
     total: Array | int | None = None,
+    done: Array | int = 0,
 ) -> State:
     """Return the state `num_steps` later; `first` steps were done before.
 
     Parts of a multiple of `inversion.verify_every` steps give what one of their sum would, if all
-    are told the `total`, which is the end of this part where it is not given.
+    are told the `total`, which is the end of this part where it is not given. `done` is as for
+    `invert`, and counts in addition.
     """
     total = first + num_steps if total is None else total
     num_samples = images.shape[0]
@@ -250,7 +253,7 @@ def advance(
     def step(index: Array, state: State) -> State:
         order_key, observe_key = jax.random.split(jax.random.fold_in(key, first + index))
         order = _deal(order_key, padded_weights, num_minibatches)
-        progress = jnp.asarray((first + index) / total, images.dtype)
+        progress = jnp.asarray((done + first + index) / (done + total), images.dtype)
         state, _ = jax.lax.scan(functools.partial(minibatch, progress), state, order)
         state = inversion.observe(state, observe_key)
         # The index is common to all vmapped directions, so this stays a branch that is skipped.
