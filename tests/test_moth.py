@@ -343,7 +343,9 @@ def assert_same_trigger(one, other):
 
 
 def test_a_round_starts_from_the_stored_triggers_and_goes_on_from_those_just_found(calls):
-    _, rounds = run(state=warmed_up())
+    state = warmed_up()
+    calls.clear()
+    _, rounds = run(state=state)
     steps = steps_of(calls)
     full, short = (15, CONFIG.first_mask_weight), (6, CONFIG.next_mask_weight)
     assert [step[1:3] for step in steps] == [full, short, short] * 2
