@@ -21,6 +21,7 @@ from moth_jax.backdoors import attack_success
 from moth_jax.configuration import check, data_options, node_of
 from moth_jax.console import prepare_console
 from moth_jax.data import ImageDataset
+from moth_jax.data.checks import listed
 from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd_accuracy
 from moth_jax.matrix import DistanceMatrix, relative_increase
@@ -147,8 +148,8 @@ def _cell(folder: Path, config: ml_collections.ConfigDict, *, without: set[str])
         write_json(path, ours)
     elif changed := changed_fields(theirs, ours):
         raise InputError(
-            f"{folder} was made with another configuration ({', '.join(changed)} differ); remove "
-            "it, or choose another --workdir"
+            f"{folder} was made with another configuration ({listed(changed)} differ); remove it, "
+            "or choose another --workdir"
         )
     _commits.add(read_json(folder / "origin.json").get("commit", "unknown"))
     return folder
