@@ -179,7 +179,8 @@ def chunk_bytes(
 ) -> float:
     """Return the bytes that `measure_chunks` with the same arguments needs on each device.
 
-    The compilation is the one that it then uses.
+    The compilation is the one that it then uses; of directions in lanes it is one of its own, which
+    says about what they need.
     """
     inputs = _inputs(variables, draw, directions, size, seeds)
     return program_bytes(_invert_directions.lower(logits_fn, *inputs, **options).compile())
