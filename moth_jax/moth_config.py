@@ -13,6 +13,7 @@ _COUNTS = (
     "pairs_per_step",
     "trigger_memory_mb",
     "warmup_images_per_class",
+    "warmup_max_images",
     "minibatch_size",
 )
 
@@ -33,6 +34,9 @@ class MothConfig(AddOnConfig):
       next_steps, next_mask_weight: of the others.
       warmup_steps, warmup_mask_weight, warmup_success_bound, warmup_images_per_class: of the
         warm-up's inversions.
+      warmup_max_images: of one of them, of all classes together, but at least one of each: where
+        there are more than a hundred classes, fewer of each are used. The paper has no limit, and
+        its warm-up grows with the square of the number of classes.
       minibatch_size: of all inversions.
       patience: steps before λ changes (`inversion.neural_cleanse`).
       stamp_share, max_trigger_share: `hardening.StepConfig`; the limit holds in the warm-up, too,
@@ -67,6 +71,7 @@ class MothConfig(AddOnConfig):
     warmup_mask_weight: float = 1e-3
     warmup_success_bound: float = 0.99
     warmup_images_per_class: int = 10
+    warmup_max_images: int = 1000
     minibatch_size: int = 32
     patience: int = 10
     stamp_share: float = 0.1
@@ -93,6 +98,15 @@ class MothConfig(AddOnConfig):
                 f"batch_size {self.batch_size} has no room for {self.victims_per_class} samples of "
                 f"each of {2 * self.pairs_per_step} classes; raise it or lower victims_per_class"
             )
+
+    def warmup_images(self, num_classes: int) -> int:
+        """Return how many images of each other class a warm-up uses, of so many classes.
+
+        >>> [MothConfig().warmup_images(k) for k in (10, 43, 200, 1000)]
+        [10, 10, 5, 1]
+        """
+        most = self.warmup_max_images // max(1, num_classes - 1)
+        return max(1, min(self.warmup_images_per_class, most))
 
     def inversion_at(self, success_bound: float) -> Inversion:
         """Return the method of inversion for this success bound."""

@@ -76,7 +76,7 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
         setting.dataset.train,
         setting.members,
         target,
-        config.warmup_images_per_class,
+        config.warmup_images(len(setting.classes)),
         rng,
         classes=setting.classes,
     )

@@ -101,6 +101,7 @@ METHOD_RANGES = {
     "warmup_mask_weight": _POSITIVE,
     "warmup_success_bound": _POSITIVE_SHARE,
     "warmup_images_per_class": _AT_LEAST_1,
+    "warmup_max_images": _AT_LEAST_1,
     "minibatch_size": _AT_LEAST_1,
     "patience": _AT_LEAST_1,
     "stamp_share": _SHARE,

@@ -47,7 +47,7 @@ HOST_FIELDS = {
         *("epochs", "max_steps", "max_accuracy_drop", "validate_every", "steps_per_round"),
         *("pairs_per_step", "random_share", "scheduler", "dynamic", "trigger_memory_mb", "seed"),
         *("first_steps", "first_mask_weight", "next_steps", "next_mask_weight"),
-        *("warmup_steps", "warmup_mask_weight"),
+        *("warmup_steps", "warmup_mask_weight", "warmup_max_images"),
     )
 }
 compile_once = functools.cache(moth._compile)
@@ -265,6 +265,12 @@ def test_every_target_is_warmed_up_with_the_warm_up_budget_from_a_start_of_its_o
     assert [(o["num_steps"], o["mask_weight"]) for _, o, _ in inversions] == [(15, 1e-3)] * K
     keys = {np.asarray(jax.random.key_data(args[3])).tobytes() for args, _, _ in inversions}
     assert len(keys) == K
+
+
+def test_the_images_of_a_warm_up_are_bounded_however_many_the_classes(calls):
+    run(stop_after=1, warmup_max_images=7)
+    (_, samples, *_), _, _ = calls.of("invert_towards")[0]
+    assert samples.weights.shape == (K - 1, 2)
 
 
 def test_the_warm_up_trains_with_the_trigger_on_half_of_the_other_classes_and_true_labels(calls):
@@ -623,6 +629,7 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
         ({"success_bound": 90}, r"success_bound must be in \(0, 1\], got 90"),
         ({"trigger_memory_mb": 0}, "trigger_memory_mb must be at least 1, got 0"),
         ({"warmup_images_per_class": 0}, "warmup_images_per_class must be at least 1, got 0"),
+        ({"warmup_max_images": 0}, "warmup_max_images must be at least 1, got 0"),
         ({"minibatch_size": -1}, "minibatch_size must be at least 1, got -1"),
         ({"batch_size": 16}, "batch_size 16 has no room for 16 samples of each of 2 classes"),
         ({"pairs_per_step": 5}, "batch_size 128 has no room for 16 samples of each of 10 classes"),
