@@ -55,7 +55,8 @@ def main(argv) -> None:
         draw(matrices, figures_folder("figure7_heatmaps") / f"{scale().name}-{problem}.png")
     title = "Figure 7: class distances before and after"
     columns = [DISTANCE, INCREASE, FAILURES]
-    print(write("figure7_heatmaps", title, ["model", "method"], columns, rows).read_text())
+    keys = ["model", "method"]
+    print(write("figure7_heatmaps", title, keys, columns, rows, several=True).read_text())
 
 
 def _of_all_directions(given: Model) -> Model:

@@ -31,7 +31,8 @@ def main(argv) -> None:
         rows += compare(problem, METHODS, published=PUBLISHED)
         columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table I: hardening of naturally trained models"
-        print(write("table1_natural", title, ["model", "method"], columns, rows).read_text())
+        keys = ["model", "method"]
+        print(write("table1_natural", title, keys, columns, rows, several=True).read_text())
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def main(argv) -> None:
         rows += compare(problem, METHODS, published=PUBLISHED, adversarial=True)
         columns = [ACCURACY, ROBUSTNESS, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table II: hardening of adversarially trained models"
-        print(write("table2_adversarial", title, ["model", "method"], columns, rows).read_text())
+        keys = ["model", "method"]
+        print(write("table2_adversarial", title, keys, columns, rows, several=True).read_text())
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ COUNT = Column("count", "reported as poisoned", "{:.0f}")
 OF = Column("of", "of", "{:.0f}")
 UNDECIDED = Column("undecided", "undecided", "{:.0f}")
 STATISTIC = Column("statistic", "median statistic")
+LOWEST, HIGHEST = Column("lowest", "lowest"), Column("highest", "highest")
 
 
 def scanned(seed: int, *, poisoned: bool) -> Model:
@@ -64,11 +65,14 @@ def verdict(given: Model, method: str) -> dict:
 def row(keys: tuple[str, ...], given: list[Model], method: str) -> Row:
     """Return how many of the models a scanner reports."""
     verdicts = [verdict(m, method) for m in given]
+    statistics = [v["statistic"] for v in verdicts]
     figures = {
         "count": sum(v["poisoned"] is True for v in verdicts),
         "undecided": sum(v["poisoned"] is None for v in verdicts),
         "of": len(verdicts),
-        "statistic": float(np.nanmedian([v["statistic"] for v in verdicts])),
+        "statistic": float(np.nanmedian(statistics)),
+        "lowest": float(np.nanmin(statistics)),
+        "highest": float(np.nanmax(statistics)),
         "accuracy": sum(quality(m)["accuracy"] for m in given) / len(given),
         "verdicts": verdicts,
     }
@@ -92,9 +96,10 @@ def main(argv) -> None:
         for method in SCANNERS:
             kind = "poisoned" if group == "poisoned" else "clean"
             rows.append(row((kind, GROUPS[group]), given, method))
-            columns = [COUNT, UNDECIDED, OF, STATISTIC, ACCURACY, SUCCESS]
+            columns = [COUNT, UNDECIDED, OF, STATISTIC, LOWEST, HIGHEST, ACCURACY, SUCCESS]
             title = "Scanning: models reported as poisoned, before and after hardening"
-            path = write("table4_scanning", title, ["models", "state", "scanner"], columns, rows)
+            keys = ["models", "state", "scanner"]
+            path = write("table4_scanning", title, keys, columns, rows, several=True)
             print(path.read_text())
 
 

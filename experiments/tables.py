@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from lab import COMMIT, OUT, SCALE, cell_commits
+from lab import COMMIT, OUT, PROBLEMS, SCALE, cell_commits
 from machine import command, processor
+
+from moth_jax.workdir import read_json
 
 PACKAGES = ("jax", "flax", "optax")
 
@@ -45,22 +47,42 @@ SUCCESS = Column("attack_success", "attack success %", factor=100)
 
 
 class Row(NamedTuple):
-    """A row: what it is of, our figures of every seed, and the published ones."""
+    """A row: what it is of, our figures of every seed, the published ones, and where from.
+
+    Attributes:
+      source: `provenance` of the call that computed it; this one's if empty.
+    """
 
     keys: tuple[str, ...]
     figures: Sequence[dict]
     published: dict = {}  # noqa: RUF012, it is not changed
+    source: dict = {}  # noqa: RUF012
 
 
 def write(
-    name: str, title: str, keys: Sequence[str], columns: Sequence[Column], rows: Sequence[Row]
+    name: str,
+    title: str,
+    keys: Sequence[str],
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    *,
+    several: bool = False,
 ) -> Path:
     """Write --out/NAME/SCALE.md, .csv and .json, and return the first of them.
 
     A figure of several seeds is their mean and standard deviation (n - 1); one that is missing is
     a dash. The paper's figures have columns of their own.
+
+    Args:
+      several: the table is of several problems, which its keys name. Those that --problems leaves
+        out stay as they are in it, with the source that they had.
     """
     folder = figures_folder(name)
+    path = folder / f"{SCALE.value}.md"
+    ours = provenance(rows)
+    rows = [row if row.source else row._replace(source=ours) for row in rows]
+    if several and PROBLEMS.value:
+        rows = _merged(_read(path.with_suffix(".json")), rows)
     published = [c for c in columns if any(c.name in row.published for row in rows)]
     header = [*keys, *(c.title for c in columns), *(f"{c.title} (paper)" for c in published)]
     lines = [
@@ -71,15 +93,39 @@ def write(
         ]
         for row in rows
     ]
-    source = provenance(rows)
-    text = [f"# {title}", "", _markdown([header, *lines]), "", *_about(source), ""]
-    path = folder / f"{SCALE.value}.md"
+    sources = _unique([row.source for row in rows])
+    text = [f"# {title}", "", _markdown([header, *lines]), "", *_about(sources, rows), ""]
     path.write_text("\n".join(text))
-    (folder / f"{SCALE.value}.csv").write_text(_csv([header, *lines]))
-    values = [{"keys": row.keys, "figures": row.figures} for row in rows]
-    record = {**source, "rows": _finite(values)}
-    (folder / f"{SCALE.value}.json").write_text(json.dumps(record, indent=1) + "\n")
+    path.with_suffix(".csv").write_text(_csv([header, *lines]))
+    values = [{**row._asdict(), "source": sources.index(row.source)} for row in rows]
+    record = {"scale": SCALE.value, "sources": sources, "rows": _finite(values)}
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _read(path: Path) -> list[Row]:
+    """Return the rows of a table that was written before."""
+    record = read_json(path)
+    return [
+        Row(
+            tuple(row["keys"]),
+            row["figures"],
+            row["published"],
+            record["sources"][row["source"]],
+        )
+        for row in record.get("rows", [])
+    ]
+
+
+def _merged(kept: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Return `kept` with `rows` in the place of those of the same keys, or behind them."""
+    ours = {row.keys: row for row in rows}
+    theirs = {row.keys for row in kept}
+    return [ours.get(row.keys, row) for row in kept] + [r for r in rows if r.keys not in theirs]
+
+
+def _unique(values: Sequence[dict]) -> list[dict]:
+    return [value for i, value in enumerate(values) if value not in values[:i]]
 
 
 def figures_folder(name: str) -> Path:
@@ -90,10 +136,9 @@ def figures_folder(name: str) -> Path:
 
 
 def provenance(rows: Sequence[Row]) -> dict:
-    """Return where the figures of a table come from."""
+    """Return where the figures of a call come from."""
     return {
         "command": command(),
-        "scale": SCALE.value,
         "commit": COMMIT,
         "commits_of_cells": cell_commits(),
         "date": datetime.now(UTC).date().isoformat(),
@@ -103,18 +148,36 @@ def provenance(rows: Sequence[Row]) -> dict:
     }
 
 
-def _about(source: dict) -> list[str]:
-    packages = ", ".join(f"{name} {version}" for name, version in source["packages"].items())
+def _about(sources: Sequence[dict], rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for source in sources:
+        numbers = [i for i, row in enumerate(rows, 1) if row.source == source]
+        packages = ", ".join(f"{name} {version}" for name, version in source["packages"].items())
+        of = f"Rows {_ranges(numbers)}: " if len(sources) > 1 else ""
+        lines += [
+            f"    {source['command']}",
+            "",
+            f"{of}{source['seeds']} seed(s), {source['device']}, {packages}, "
+            f"commit {_short(source['commit'])}, {source['date']}; cells begun at "
+            f"{', '.join(map(_short, source['commits_of_cells'])) or 'this commit'}.",
+            "",
+        ]
     return [
-        f"    {source['command']}",
-        "",
-        f"Scale {source['scale']}, {source['seeds']} seed(s), {source['device']}, {packages}, "
-        f"commit {_short(source['commit'])}, {source['date']}; its cells were begun at "
-        f"{', '.join(map(_short, source['commits_of_cells'])) or 'this commit'}.",
-        "",
+        *lines,
         "`DIR` stands for a folder or file of the machine. Where there are several seeds: mean ± "
         "standard deviation. Columns marked (paper) are the published figures.",
     ]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return 1-3, 5 for 1, 2, 3, 5."""
+    runs = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
 def _short(commit: str) -> str:

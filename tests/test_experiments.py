@@ -96,6 +96,22 @@ def test_a_second_run_does_nothing_again_and_writes_the_same_figures(workdir):
     }
 
 
+def test_a_call_for_some_problems_leaves_the_rows_of_the_others(workdir):
+    table = workdir / "out" / "table4_scanning" / "smoke.csv"
+    if not table.exists():
+        run("table4_false_positives", workdir)
+    before = table.read_text()
+    done = run("table4_false_positives", workdir, "--problems=clean")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert table.read_text() == before
+    text = table.with_suffix(".md").read_text()
+    assert "--problems=clean" in text
+    assert "Rows 1-3, 7-9: 1 seed(s)" in text
+    assert "Rows 4-6: 1 seed(s)" in text
+    record = json.loads(table.with_suffix(".json").read_text())
+    assert [row["source"] for row in record["rows"]] == [0, 0, 0, 1, 1, 1, 0, 0, 0]
+
+
 def test_an_unknown_scale_is_answered_with_the_choices(workdir):
     done = run("table1_natural", workdir, "--scale=huge")
     assert done.returncode
