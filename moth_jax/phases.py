@@ -6,7 +6,7 @@ and is not done twice.
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ml_collections
@@ -14,7 +14,7 @@ import numpy as np
 
 from moth_jax import checkpoints, configuration, distance
 from moth_jax.addon import PHASES, AddOnState, check_fit
-from moth_jax.data import ImageDataset
+from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.data.splitting import split_validation
 from moth_jax.direction_choice import DirectionChoice
 from moth_jax.distributed import by_writer, from_writer, stored
@@ -51,20 +51,17 @@ def measure(
         del options[field]  # read by `directions`
     split = getattr(dataset, options.pop("split"))
     classes = chosen_classes(config, dataset)
-    # No other image is used, and all of them may be more than fit in memory.
-    used = np.sort(np.concatenate([split.of_class(k, options["num_images"]) for k in classes]))
     inversion = create_inversion(
         options.pop("inversion"),
         precision=options.pop("precision"),
         patience=options.pop("patience"),
         success_bound=options.pop("success_bound"),
     )
-    images, labels = split.batch(used), split.labels[used]
     chosen = directions(config, dataset)
     if config.distance.nearest:
-        chosen = _nearest(
-            config, workdir, classifier, variables, images, labels, chosen, classes, progress
-        )
+        chosen = _nearest(config, workdir, classifier, variables, split, chosen, classes, progress)
+    victims = {victim for victim, _ in chosen.directions}
+    images, labels = _first_images(split, victims, options["num_images"])
     matrix = distance.distance_matrix(
         classifier.predict,
         images,
@@ -87,13 +84,23 @@ def measure(
     return matrix
 
 
+def _first_images(
+    split: ImageSplit, labels: Iterable[int], num_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first images of each label, and their labels, in the order of the split.
+
+    No other image is used, and all of them may be more than fit in memory.
+    """
+    used = np.sort(np.concatenate([split.of_class(k, num_images) for k in labels]))
+    return split.batch(used), split.labels[used]
+
+
 def _nearest(
     config: ml_collections.ConfigDict,
     workdir: Path,
     classifier: Classifier,
     variables: Variables,
-    images: np.ndarray,
-    labels: np.ndarray,
+    split: ImageSplit,
     candidates: DirectionChoice,
     classes: tuple[int, ...],
     progress: Progress,
@@ -106,8 +113,7 @@ def _nearest(
     given = {name: candidates.details.get(name, ()) for name in ("victims", "targets")}
     return nearest_directions(
         classifier.predict,
-        images,
-        labels,
+        *_first_images(split, classes, config.distance.num_images),
         config.distance.nearest,
         variables=variables,
         classes=classes,

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from toys import row_dataset
+from toys import RecordedProgress, linear_classifier, row_dataset, row_variables
 
+from moth_jax import checkpoints
 from moth_jax.configuration import default_config
-from moth_jax.phases import clean_part
+from moth_jax.data import ImageSplit
+from moth_jax.phases import clean_part, measure
 
 DATASET = row_dataset((40, 20, 3))
 
@@ -31,3 +33,20 @@ def test_all_images_are_the_data_set_itself_and_the_seed_chooses_among_fewer():
     first, again, other = (part(0.5, seed).train.batch(np.arange(32)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_only_the_victims_images_are_read(tmp_path, monkeypatch):
+    read = []
+
+    def batch(split, indices, original=ImageSplit.batch):
+        read.extend(split.labels[indices])
+        return original(split, indices)
+
+    monkeypatch.setattr(ImageSplit, "batch", batch)
+    config = default_config()
+    config.distance.victims, config.distance.num_steps = ("row1",), 20
+    classifier, variables = linear_classifier(), row_variables()
+    checkpoints.save_model(tmp_path / "original", classifier, variables)
+    matrix = measure(config, DATASET, tmp_path, "before", classifier, variables, RecordedProgress())
+    assert np.argwhere(~np.isnan(matrix.values)).tolist() == [[1, 0], [1, 2]]
+    assert read == [1, 1, 1, 1]
