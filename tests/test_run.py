@@ -203,6 +203,25 @@ def test_a_model_that_was_only_trained_has_a_report_of_its_training(copy):
     assert "Mean class distance" not in page
 
 
+def test_another_method_hardens_the_model_of_a_run_and_is_named_in_its_summary(workdir, tmp_path):
+    fields = {"max_steps": 4, "max_accuracy_drop": 1.0}
+    fields["adversary"] = {"epsilon": 0.1, "step_size": 0.05, "num_steps": 2}
+    config = tiny_config(method="adversarial", model__checkpoint=str(workdir / "original"))
+    config.adversarial.update(fields)
+    do(config, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["method"], summary["harden_steps"]) == ("adversarial", 4)
+    assert "adversarial" in (tmp_path / "run" / "report.html").read_text()
+    given, hardened = (
+        checkpoints.load_model(folder).variables["params"]
+        for folder in (workdir / "original", tmp_path / "run" / "hardened")
+    )
+    assert all(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(hardened), strict=True)
+    )
+
+
 def test_there_is_no_report_of_nothing(tmp_path):
     with pytest.raises(InputError, match=r"no run in .*/new to report on"):
         do(tiny_config(phase="report"), tmp_path / "new")
