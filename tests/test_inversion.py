@@ -630,3 +630,42 @@ def test_every_method_finds_a_trigger_between_rows(name):
     result = find(*args, num_steps=40, mask_weight=method.budget.mask_weight)
     assert result.found
     assert result.success_rate >= 0.9
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_no_gradient_of_a_weight_is_computed(name):
+    def convolve(images, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+        )
+
+    def predict(kernels, images):
+        return convolve(jax.nn.relu(convolve(images, kernels[0])), kernels[1]).mean((1, 2))
+
+    def convolutions(function, *args):
+        return str(jax.make_jaxpr(function)(*args)).count("conv_general_dilated[")
+
+    kernels = [jnp.ones((3, 3, 1, 5)), jnp.ones((3, 3, 5, 3))]
+    method = INVERSIONS[name]()
+    images, key = jnp.asarray(ROW_0), jax.random.key(0)
+    search = functools.partial(
+        invert,
+        predict,
+        weights=jnp.ones(8),
+        target=1,
+        start=method.start(key, SHAPE),
+        key=key,
+        num_steps=10,
+        mask_weight=1e-3,
+        minibatch_size=8,
+        inversion=method,
+    )
+    once = convolutions(predict, kernels, images)
+    gradients = [
+        convolutions(jax.grad(lambda k, i: predict(k, i).sum(), argnums), kernels, images)
+        for argnums in (1, (0, 1))
+    ]
+    assert (once, *gradients) == (2, 4, 6)
+    # Once under the start, once in an update and back to its images, once in a verification.
+    assert convolutions(lambda k, i: search(k, images=i), kernels, images) == 2 + 4 + 2
