@@ -20,7 +20,13 @@ from pathlib import Path
 
 from absl import app, flags
 from machine import command, commit, processor
-from operations import CONVOLUTIONS, count_convolutions, forward_operations, gradient_bytes
+from operations import (
+    CONVOLUTIONS,
+    count_convolutions,
+    forward_operations,
+    gradient_bytes,
+    operation_lines,
+)
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The authors' Keras .h5 file.", required=True)
 TOGETHER = flags.DEFINE_integer("together", 0, "Directions together; 0: 1 on a CPU, 90 elsewhere.")
@@ -129,11 +135,9 @@ def profile(run: Callable[[int], object]) -> dict:
         path = max(Path(folder).rglob("*.xplane.pb"))
         planes = jax.profiler.ProfileData.from_file(str(path)).planes
         spent = collections.Counter()
-        for plane in planes:
-            for line in plane.lines:
-                if line.name != "python" and not line.name.startswith(("XLA Modules", "Steps")):
-                    for event in line.events:
-                        spent[event.name] += event.duration_ns
+        for line in operation_lines(planes):
+            for event in line.events:
+                spent[event.name] += event.duration_ns
     kinds = collections.Counter()
     for name, duration in spent.items():
         if not _CONTAINERS.match(name):

@@ -1,9 +1,10 @@
 """What an image gradient of the authors' ResNet20 has to compute and to move, counted by hand.
 
-And what a compiled program does compute, so that both can be held against each other.
+And what a compiled program does compute and spends its time on, to hold against it.
 """
 
 import re
+from collections.abc import Iterable
 
 # The network's convolutions: pixels of a side out, kernel, channels in and out, and how many.
 CONVOLUTIONS = [
@@ -53,3 +54,21 @@ def count_convolutions(program: str) -> dict:
         "to_input": min(backward, forward),
         "to_weights": max(0, backward - forward),
     }
+
+
+def operation_lines(planes: Iterable) -> list:
+    """Return a trace's lines of operations: of the devices, or of the host where there are none.
+
+    A device may show the same time twice, by streams and by XLA's operations: the latter are taken.
+    """
+    planes = {plane.name: list(plane.lines) for plane in planes}
+    devices = [lines for name, lines in planes.items() if name.startswith("/device:") and lines]
+    found = []
+    for lines in devices or planes.values():
+        by_operation = [line for line in lines if line.name == "XLA Ops"]
+        found += by_operation or [
+            line
+            for line in lines
+            if line.name != "python" and not line.name.startswith(("XLA Modules", "Steps"))
+        ]
+    return found

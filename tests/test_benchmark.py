@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from runs import ROOT
@@ -94,6 +95,23 @@ def test_the_operations_of_the_network_are_those_of_its_shapes():
         for name in [f"{update}jvp()/"] * 3 + [f"{update}transpose(jvp())/"] * 5 + ["jit(f)/cond/"]
     )
     assert count_convolutions(program) == {"forward": 3, "to_input": 3, "to_weights": 2}
+
+
+def test_a_profile_counts_the_operations_of_the_device_once():
+    from operations import operation_lines
+
+    def plane(name, *lines):
+        return SimpleNamespace(name=name, lines=[SimpleNamespace(name=line) for line in lines])
+
+    def names(*planes):
+        return [line.name for line in operation_lines(planes)]
+
+    host = plane("/host:CPU", "python", "tf_XLAEigen/1", "tf_XLAEigen/2")
+    assert names(host, plane("Task Environment")) == ["tf_XLAEigen/1", "tf_XLAEigen/2"]
+    gpu = plane("/device:GPU:0", "Stream #13(compute)", "XLA Modules", "XLA Ops")
+    assert names(host, gpu) == ["XLA Ops"]
+    streams = plane("/device:GPU:0", "Stream #13(compute)", "Steps")
+    assert names(host, streams) == ["Stream #13(compute)"]
 
 
 @pytest.mark.slow
