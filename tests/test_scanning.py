@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toys import RecordedProgress, StoppedError, numpy_success_rate
 
-from moth_jax import scanning
+from moth_jax import measurement, scanning
 from moth_jax.distance import DistanceMatrix
 from moth_jax.errors import InputError
 from moth_jax.inversion import advance, begin, invert, neural_cleanse
@@ -72,6 +72,21 @@ def scan_model(kind, method="neural_cleanse", **changes):
 
 def found_arms(scan):
     return [(scan.arms[i].victim, scan.arms[i].target) for i in scan.flagged()]
+
+
+def test_universal_triggers_run_together_as_the_memory_allows(monkeypatch):
+    asked = []
+
+    def fitting(wanted, needed, free):
+        asked.append(needed(2))
+        return 2
+
+    monkeypatch.setattr(measurement, "fitting_size", fitting)
+    options = dataclasses.replace(OPTIONS, arms_per_chunk=0)
+    universal = scan_model("universal", options=options)
+    (num_bytes,) = asked
+    assert num_bytes > 2 * options.num_images * IMAGES[0].nbytes
+    assert found_arms(universal) == [("any", "c")]
 
 
 # Each method against the attacks that it is for.

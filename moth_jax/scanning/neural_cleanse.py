@@ -11,7 +11,7 @@ import functools
 from pathlib import Path
 
 from moth_jax.chunks import ChunkStore
-from moth_jax.measurement import chunk_size, measure_all, measure_chunks
+from moth_jax.measurement import chunk_bytes, chunk_size, measure_all, measure_chunks
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of
@@ -33,19 +33,23 @@ def search(
         "mask_weight": options.mask_weight,
         "seeds": [options.seed],
     }
-    measure = functools.partial(
-        measure_chunks,
-        suspect.logits_fn,
-        replicate(suspect.variables),
-        functools.partial(suspect.draw, options, int(counts.max())),
-        inversion=inversion,
-        **budget,
+    measure, needed = (
+        functools.partial(
+            function,
+            suspect.logits_fn,
+            replicate(suspect.variables),
+            functools.partial(suspect.draw, options, int(counts.max())),
+            inversion=inversion,
+            **budget,
+        )
+        for function in (measure_chunks, chunk_bytes)
     )
     asked = {**budget, "inversion": inversion.name, "num_images": options.num_images}
     model = suspect.seen if suspect.variables is None else suspect.variables
     store = ChunkStore(resume_dir, asked, (suspect.images, suspect.labels, model))
     with progress.task("universal triggers", total=len(arms), unit="targets") as task:
-        found = measure_all(arms, size, measure, store, task)
+        needed = None if options.arms_per_chunk else needed
+        found = measure_all(arms, size, measure, store, task, needed=needed)
     rows = [
         suspect.arm(*arm, sizes[0], rates[0])
         for arm, sizes, rates in zip(arms, found.sizes, found.rates, strict=True)
