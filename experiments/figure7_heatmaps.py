@@ -14,7 +14,7 @@ from tables import DISTANCE, FAILURES, INCREASE, Row, figures_folder, write
 from moth_jax.matrix import DistanceMatrix, relative_increase
 
 METHODS = ("universal", "pairwise", "moth")
-CPU_IMAGES = 20  # of each class, at scale cpu
+NUM_IMAGES = {"smoke": 5, "cpu": 20}  # of each class; at full those of the table
 
 
 def draw(matrices: dict[str, DistanceMatrix], path) -> None:
@@ -61,12 +61,13 @@ def main(argv) -> None:
 
 def _of_all_directions(given: Model) -> Model:
     """Return the model with its own folder for distances in every direction."""
-    if scale().name != "cpu":
+    if scale().name not in NUM_IMAGES:
         return given
     config = given.config.copy_and_resolve_references()
-    config.distance.num_directions, config.distance.num_images = 0, CPU_IMAGES
+    config.distance.num_directions, config.distance.num_images = 0, NUM_IMAGES[scale().name]
     folder = given.folder / "figure7"
-    folder.mkdir(exist_ok=True)
+    for place in ("original", "hardened"):  # where distances are put beside the model's weights
+        (folder / place).mkdir(parents=True, exist_ok=True)
     return given._replace(config=config, folder=folder)
 
 
