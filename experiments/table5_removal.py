@@ -22,21 +22,19 @@ from tables import ACCURACY, CPU_SECONDS, SECONDS, SUCCESS, Column, Row, write
 VARIANTS = {
     **{name: (name, {}) for name in ("fine_tuning", "fine_pruning", "nad", "nc", "moth")},
     # Of ten images an inversion has fewer minibatches than of ninety, and needs more passes.
-    "moth, w/o approx. warm-up": (
-        "moth",
-        {"approximate_warmup": False, "warmup_steps": 60, "next_steps": 25},
-    ),
+    "moth, w/o approx. warm-up": ("moth", {"approximate_warmup": False, "warmup_steps": 40}),
 }
 OTHERS = Column("others", "success on others %", factor=100)
-MOST_CLASSES = 10  # whose directions are warmed up one by one
+MOST_CLASSES = 50  # whose directions are warmed up one by one
 CLEAN_SHARE = 0.05
 CLEAN_IMAGES = {"cifar10": 229, "gtsrb": 600}  # about so many are that share at scale cpu
 OF_SCALE = {"cpu": ("cifar10-resnet20", "gtsrb-small_cnn")}  # else the problems of the scale
-# Of each data set: a target, and a victim for the label-specific backdoor.
+# Of each data set: a target, and a victim for the label-specific backdoor. MOTH's options at scale
+# cpu were chosen on models with other ones: deer and ship, and "speed limit 80 km/h" and "stop".
 CLASSES = {
     "digits": ("0", "7"),
-    "cifar10": ("deer", "ship"),
-    "gtsrb": ("speed limit 80 km/h", "stop"),
+    "cifar10": ("horse", "truck"),
+    "gtsrb": ("priority road", "keep right"),
 }
 KINDS = {
     # Images are shifted in training: a margin keeps all of the patch in the picture.
@@ -108,11 +106,18 @@ def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
     The nearest pair comes first, and triggers larger than a sticker are not stamped, which is what
     costs most accuracy. As published, the scheduler would begin with the largest triggers, and a
     target that is one class of 43 has 4 turns in 300 steps.
+
+    A found trigger is one of many that open the same backdoor, in one place of the image: shifted
+    and mirrored it stands for more of them, and all of the pair's few samples are stamped.
     """
     options.scheduler = "nearest"
     options.max_trigger_share = 0.05
+    options.augment_stamped = True
+    options.stamp_share = 1.0
     if scale().name == "cpu":
-        options.stamp_share = 0.5
+        options.learning_rate = 2.5e-3
+        # Of 16 samples and not of thousands: less would stop far above the smallest trigger.
+        options.first_steps, options.next_steps = 100, 40
 
 
 def rows_of(problem: str, kind: str, specific: bool) -> list[Row]:
