@@ -104,8 +104,9 @@ def write(
 
 
 def _read(path: Path) -> list[Row]:
-    """Return the rows of a table that was written before."""
+    """Return the rows of a table that was written before; none where it names no sources."""
     record = read_json(path)
+    rows = record["rows"] if "sources" in record else []
     return [
         Row(
             tuple(row["keys"]),
@@ -113,7 +114,7 @@ def _read(path: Path) -> list[Row]:
             row["published"],
             record["sources"][row["source"]],
         )
-        for row in record.get("rows", [])
+        for row in rows
     ]
 
 
