@@ -89,7 +89,7 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
         config[name].batch_size = size
         config[name].max_accuracy_drop = 1.0
         if scale().name == "cpu":
-            config[name].max_steps = {"cifar10": 75, "gtsrb": 150}[config.data.name]
+            config[name].max_steps = {"cifar10": 60, "gtsrb": 150}[config.data.name]
     if scale().name == "full":  # as many steps as on all images; NC's and NAD's are of so few
         for name in ("harden", "fine_tuning", "fine_pruning"):
             config[name].epochs = config[name].epochs / CLEAN_SHARE
