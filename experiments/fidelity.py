@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from absl import app, flags
 from machine import command, commit
+from published import against, published_matrix
 
 from moth_jax import data, distance, sharding
 from moth_jax.inversion import neural_cleanse
@@ -30,36 +31,6 @@ THREE_SEEDS = flags.DEFINE_list("three_seeds", ["bird"], "Victims measured with 
 MAX_DIRECTIONS = flags.DEFINE_integer("max_directions", 90, "Measure only the first so many.")
 STEPS = flags.DEFINE_integer("steps", 1000, "Steps of an inversion.")
 OUT = flags.DEFINE_string("out", "experiments/results/fidelity", "Where the result goes.")
-
-
-def published_matrix(path: str) -> np.ndarray:
-    """Return the published distances [10, 10], NaN on the diagonal, from their [10, 9]."""
-    rows = np.load(path, allow_pickle=False)
-    matrix = np.full((10, 10), np.nan)
-    matrix[~np.eye(10, dtype=bool)] = rows.reshape(-1)
-    return matrix
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the rank correlation of two vectors without ties."""
-    ranks = [np.argsort(np.argsort(v)) for v in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def against(published: np.ndarray, values: np.ndarray) -> dict:
-    """Return how `values` [10, 10] stand to the published ones where both are known."""
-    both = np.isfinite(values) & np.isfinite(published)
-    ours, theirs = values[both], published[both]
-    return {
-        "directions": int(both.sum()),
-        "not_found": int(np.isinf(values).sum()),
-        "mean": float(ours.mean()),
-        "published_mean_same_directions": float(theirs.mean()),
-        "ratio_of_means": float(ours.mean() / theirs.mean()),
-        "mean_scaled_to_all_directions": float(ours.mean() / theirs.mean() * np.nanmean(published)),
-        "spearman": spearman(ours, theirs),
-        "pearson": float(np.corrcoef(ours, theirs)[0, 1]),
-    }
 
 
 def main(_) -> None:

@@ -6,8 +6,9 @@ Each method measures the same directions on the same test images of each victim,
 its triggers are tried on the class's validation images as well, which are a tenth of CIFAR-10's
 training images: no inversion saw them, but the network did. `--published_seeds=0,1,2` measures
 the published schedule three times and takes the smallest, as the paper does; with one seed it is
-what a third of those gradients give. Goes on where it was interrupted. On two CPU cores a direction
-takes about 20 seconds by the trimmed method, and two minutes for each seed by the published one.
+what a third of those gradients give. `--published=FILE.npy` sets the authors' own distances of that
+model beside them. Goes on where it was interrupted. On two CPU cores a direction takes about 20
+seconds by the trimmed method, and two minutes for each seed by the published one.
 """
 
 import json
@@ -18,23 +19,32 @@ import jax
 import numpy as np
 from absl import app, flags
 from machine import command, commit, processor
+from published import against, published_matrix
 from scipy.stats import spearmanr
 
 from moth_jax import data, distance, sharding
-from moth_jax.inversion import INVERSIONS
+from moth_jax.inversion import create
 from moth_jax.models import importing
 from moth_jax.triggers import stamp, success_rate
 from moth_jax.workdir import write_json
+
+REFERENCE = "neural_cleanse"
+METHODS = {  # name and precision
+    "trimmed": ("trimmed", "float32"),
+    "trimmed_bfloat16": ("trimmed", "bfloat16"),
+    REFERENCE: ("neural_cleanse", "float32"),
+}
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Weights of a CIFAR-10 model.", required=True)
 NAME = flags.DEFINE_string("name", None, "What the results are called.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of TFDS data sets.")
 VICTIMS = flags.DEFINE_list("victims", ["bird", "cat", "ship", "deer"], "Classes to measure from.")
 MOST = flags.DEFINE_integer("directions", 30, "The first so many of their directions.")
-METHODS = flags.DEFINE_list("methods", list(INVERSIONS), "Which methods.")
+CHOSEN = flags.DEFINE_list("methods", ["trimmed", REFERENCE], f"Of {', '.join(METHODS)}.")
 TRIMMED_SEEDS = flags.DEFINE_list("trimmed_seeds", ["0"], "Seeds of the trimmed method.")
 PUBLISHED_SEEDS = flags.DEFINE_list("published_seeds", ["0"], "Seeds of the published schedule.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 100, "Images of each class.")
+PUBLISHED = flags.DEFINE_string("published", None, "The authors' distances, a .npy file [10, 9].")
 OUT = flags.DEFINE_string("out", "experiments/results/inversions", "Where the result goes.")
 
 
@@ -53,7 +63,8 @@ def held_out_rates(predict, variables, matrix, directions, images, labels) -> li
 def measure(method: str, seeds: list[int], model, used, held_out, directions, folder) -> dict:
     """Return what a method gives, and what it takes."""
     classifier, variables = model
-    inversion = INVERSIONS[method]()
+    name, precision = METHODS[method]
+    inversion = create(name, precision=precision)
     started = time.process_time()
     matrix = distance.distance_matrix(
         classifier.predict,
@@ -87,6 +98,25 @@ def measure(method: str, seeds: list[int], model, used, held_out, directions, fo
     }
 
 
+def compared(sizes: list[float], reference: list[float]) -> dict:
+    """Return how sizes stand to others, over the directions that both found a trigger for."""
+    both = np.array([sizes, reference])
+    ours, theirs = both[:, np.isfinite(both).all(0)]
+    return {
+        "directions": len(ours),
+        "ratio_of_means": float(np.mean(ours) / np.mean(theirs)),
+        "spearman": float(spearmanr(ours, theirs).statistic),
+    }
+
+
+def as_matrix(sizes: list[float], directions: list[tuple[int, int]]) -> np.ndarray:
+    """Return sizes as a matrix [10, 10], NaN where they were not measured."""
+    matrix = np.full((10, 10), np.nan)
+    for direction, size in zip(directions, sizes, strict=True):
+        matrix[direction] = size
+    return matrix
+
+
 def main(_) -> None:
     sharding.use_all_cores()
     model = importing.load(CHECKPOINT.value)
@@ -99,18 +129,17 @@ def main(_) -> None:
         for split in (dataset.test, dataset.validation)
     )
     out = Path(OUT.value)
-    seeds = {"trimmed": TRIMMED_SEEDS.value, "neural_cleanse": PUBLISHED_SEEDS.value}
     figures = {
         method: measure(
             method,
-            [int(seed) for seed in seeds[method]],
+            [int(n) for n in (PUBLISHED_SEEDS if method == REFERENCE else TRIMMED_SEEDS).value],
             model,
             used,
             held_out,
             directions,
             out / "chunks",
         )
-        for method in METHODS.value
+        for method in CHOSEN.value
     }
     result = {
         "command": command(),
@@ -121,12 +150,18 @@ def main(_) -> None:
         "directions": [f"{names[a]} -> {names[b]}" for a, b in directions],
         "methods": figures,
     }
-    if len(figures) == 2:  # the directions that both found a trigger for
-        both = np.array([figures[name]["sizes"] for name in ("trimmed", "neural_cleanse")])
-        ours, published = both[:, np.isfinite(both).all(0)]
-        result["compared"] = len(ours)
-        result["ratio_of_means"] = float(np.mean(ours) / np.mean(published))
-        result["spearman"] = float(spearmanr(ours, published).statistic)
+    if REFERENCE in figures:
+        result["against_the_published_schedule"] = {
+            method: compared(figure["sizes"], figures[REFERENCE]["sizes"])
+            for method, figure in figures.items()
+            if method != REFERENCE
+        }
+    if PUBLISHED.value:
+        published = published_matrix(PUBLISHED.value)
+        result["against_the_published_distances"] = {
+            method: against(published, as_matrix(figure["sizes"], directions))
+            for method, figure in figures.items()
+        }
     write_json(out / f"{NAME.value}.json", jax.tree.map(_plain, result))
     print(json.dumps({k: v for k, v in result.items() if k != "methods"}, indent=2))
     for method, figure in figures.items():
