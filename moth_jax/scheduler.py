@@ -13,6 +13,8 @@ import numpy as np
 
 from moth_jax.errors import InputError
 
+GROWTH = 1.1  # of a pair's smaller size in a round; what grows by less has not moved
+
 
 class KArmState(NamedTuple):
     """State of the scheduler; each field [K, K], row victim, column target.
@@ -24,6 +26,7 @@ class KArmState(NamedTuple):
         found.
       pairwise: whether `size` comes from the direction's own trigger, not a universal one.
       num_selected: rounds in which the pair was selected (symmetric).
+      num_idle: how many of the last of them did not move the pair's smaller size (symmetric).
       own_share: [2], of the directions that were measured after a universal trigger was known: the
         sum of log(own size / universal size), and how many.
     """
@@ -33,6 +36,7 @@ class KArmState(NamedTuple):
     size: np.ndarray
     pairwise: np.ndarray
     num_selected: np.ndarray
+    num_idle: np.ndarray
     own_share: np.ndarray = np.zeros(2)
 
 
@@ -57,6 +61,7 @@ def init_state(prior: np.ndarray, sizes: np.ndarray, *, pairwise: bool = False) 
         size=np.where(found, sizes, np.inf),
         pairwise=found & pairwise,
         num_selected=np.zeros(sizes.shape, np.int64),
+        num_idle=np.zeros(sizes.shape, np.int64),
     )
 
 
@@ -77,12 +82,13 @@ def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
 def _nearness(state: KArmState) -> np.ndarray:
     """Return each pair's smaller size, negative, in the order of rows; -inf where none is known.
 
-    A universal size stands for the direction's own by what the two were elsewhere, on average.
+    A universal size stands for the direction's own by what the two were elsewhere, on average. A
+    pair that a round did not move counts as twice as far, after two such rounds as three times.
     """
     log_share, count = state.own_share
     share = np.exp(log_share / count) if count else 1.0
     sizes = np.where(state.pairwise, state.size, share * state.size)
-    sizes = np.minimum(sizes, sizes.T)
+    sizes = np.minimum(sizes, sizes.T) * (1 + state.num_idle)
     return -sizes[np.triu_indices(len(sizes), 1)]
 
 
@@ -151,7 +157,8 @@ def select_pairs(
 
     Note: The paper takes one pair a round. More are an extension for many classes.
     Note: `nearest` is an extension, too. The paper's rewards begin with the largest sizes, so that
-      a planted backdoor, whose trigger is small, waits for a random turn; this begins with it.
+      a planted backdoor, whose trigger is small, waits for a random turn; this begins with it. Of
+      many classes some pairs are near by nature and stay so: those make way for others.
     """
     num_classes = len(state.prior)
     if not 1 <= num_pairs <= num_classes // 2:
@@ -221,7 +228,7 @@ def record(
     """
     post, size = state.post.copy(), state.size.copy()
     pairwise, num_selected = state.pairwise.copy(), state.num_selected.copy()
-    own_share = state.own_share.copy()
+    num_idle, own_share = state.num_idle.copy(), state.own_share.copy()
     for direction, values in sizes.items():
         found = [value for value in values if np.isfinite(value)]
         if not found:
@@ -237,10 +244,15 @@ def record(
             own_share += (np.log(mean / size[direction]), 1)
         size[direction] = mean
         pairwise[direction] = True
-    for a, b in pairs:
-        num_selected[a, b] += 1
-        num_selected[b, a] += 1
-    after = KArmState(state.prior, post, size, pairwise, num_selected, own_share)
+    for pair in pairs:
+        for a, b in (pair, pair[::-1]):
+            num_selected[a, b] += 1
+            if state.pairwise[a, b] and state.pairwise[b, a]:
+                moved = min(size[a, b], size[b, a]) > GROWTH * min(
+                    state.size[a, b], state.size[b, a]
+                )
+                num_idle[a, b] = 0 if moved else num_idle[a, b] + 1
+    after = KArmState(state.prior, post, size, pairwise, num_selected, num_idle, own_share)
     if sums is not None:
         sums.follow(state, after, list(sizes))
     return after

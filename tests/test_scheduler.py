@@ -15,7 +15,8 @@ UNIT = st.floats(-1, 1)
 def state_with(**fields):
     """A state in which nothing speaks for any pair, but for the `fields` given."""
     zeros = np.zeros((K, K))
-    state = scheduler.KArmState(zeros, zeros, zeros + 10.0, OFF_DIAGONAL, zeros.astype(np.int64))
+    counts = zeros.astype(np.int64)
+    state = scheduler.KArmState(zeros, zeros, zeros + 10.0, OFF_DIAGONAL, counts, counts)
     return state._replace(**fields)
 
 
@@ -229,6 +230,22 @@ def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
     state = scheduler.record(state, {(0, 1): [80.0], (2, 3): [26.0]}, [(0, 1), (2, 3)])
     assert np.exp(state.own_share[0] / state.own_share[1]) == pytest.approx(0.55, abs=0.05)
     assert select(state) == [(2, 3)]
+
+
+def test_a_near_pair_that_does_not_move_makes_way_for_others():
+    sizes = matrix({(0, 1): 10.0, (2, 3): 25.0}, rest=90.0)
+    state = scheduler.init_state(np.zeros((K, K)), sizes, pairwise=True)
+    chosen = []
+    for _ in range(5):
+        rng = np.random.default_rng(0)
+        (pair,) = scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True)
+        chosen.append(pair)
+        state = scheduler.record(state, {pair: [10.0 if pair == (0, 1) else 25.0]}, [pair])
+    # It counts as 10, 20, 30 and 40 pixels, and the other as 25 and 50.
+    assert chosen == [(0, 1), (0, 1), (2, 3), (0, 1), (0, 1)]
+    assert state.num_idle[0, 1] == state.num_idle[1, 0] == 4
+    grown = scheduler.record(state, {(0, 1): [12.0]}, [(0, 1)])
+    assert grown.num_idle[0, 1] == grown.num_idle[1, 0] == 0
 
 
 def test_of_pairs_that_are_equally_near_a_random_one_is_selected():
