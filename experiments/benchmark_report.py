@@ -72,8 +72,10 @@ def draw(result: dict, path: Path) -> None:
     from matplotlib import pyplot
 
     parts = [part for part in TITLES if part in result]
+    columns = min(2, len(parts))
     rows = -(-len(parts) // 2)
-    figure, axes = pyplot.subplots(rows, 2, figsize=(11, 3.2 * rows), squeeze=False)
+    size = 1.0 + 5.0 * columns, 0.4 + 2.8 * rows
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
     for part, axis in zip(parts, axes.flat, strict=False):
         axis.set_title(TITLES[part], fontsize=9)
         axis.tick_params(labelsize=8)
@@ -84,9 +86,9 @@ def draw(result: dict, path: Path) -> None:
     where = result["machine"]
     load = result["load_at_start"]
     figure.suptitle(
-        f"{where['devices']} x {where['kind']}; PyTorch: {where['pytorch']}; "
+        f"{where['devices']} x {where['kind']}; PyTorch: {where['pytorch']}\n"
         f"{result['processor']}, {result['cores']} cores, load {load:.1f} at the start",
-        fontsize=9,
+        fontsize=8,
     )
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -191,7 +191,7 @@ SCALES = {
             k: dataclasses.replace(v, num_images=300, num_steps=min(v.num_steps, 40))
             for k, v in _ROBUSTNESS.items()
         },
-        adversarial_epochs=20,
+        adversarial_epochs=12,
         num_scanned=8,
     ),
     "full": Scale(
