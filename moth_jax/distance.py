@@ -41,15 +41,14 @@ from moth_jax.inversion import (
 from moth_jax.matrix import DistanceMatrix, increase_per_direction, relative_increase
 from moth_jax.measurement import (
     assemble,
-    chunk_bytes,
     chunk_size,
     measure_all,
-    measure_chunks,
+    measurer,
     unit_images,
     victims_images,
 )
 from moth_jax.progress import Progress, as_progress
-from moth_jax.sharding import over_samples, replicate
+from moth_jax.sharding import over_samples
 
 __all__ = [
     "DirectionChoice",
@@ -141,23 +140,16 @@ def distance_matrix(
     chosen = _choice(directions)
     directions = check_directions(chosen.directions, classes, names, labels, num_classes)
     size = chunk_size(directions_per_chunk, len(directions), len(seeds))
-    inputs = (
-        call,
-        replicate(variables),
-        functools.partial(victims_images, images, labels, num_images),
-    )
+    draw = functools.partial(victims_images, images, labels, num_images)
     options = {name: value for name, value in settings.items() if name != "num_images"}
-    measure, needed = (
-        functools.partial(function, *inputs, inversion=inversion, **options)
-        for function in (measure_chunks, chunk_bytes)
-    )
+    by = measurer(call, variables, draw, inversion=inversion, **options)
     details = {**settings, "inversion": inversion.name}
     # Logits tell functions apart that hold their weights themselves.
     model = seen if variables is None else variables
     store = ChunkStore(resume_dir, details, (images, labels, model))
     with as_progress(progress).task(label, total=len(directions), unit="directions") as task:
-        needed = needed if directions_per_chunk is None else None
-        measured = measure_all(directions, size, measure, store, task, needed=needed)
+        fit = directions_per_chunk is None
+        measured = measure_all(directions, size, by, store, task, fit=fit)
     if chosen.details:
         details["selection"] = chosen.details
     if classes != tuple(range(num_classes)):

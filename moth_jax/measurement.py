@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -52,20 +53,40 @@ def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
     return size if size < devices else -(-size // devices) * devices
 
 
+class Measurer(NamedTuple):
+    """What measures directions, given them and how many to run together.
+
+    Attributes:
+      measure: yields their results in chunks of any size.
+      needed: returns the bytes that this takes on each device.
+    """
+
+    measure: Callable[[Directions, int], Iterable[Chunk]]
+    needed: Callable[[Directions, int], float]
+
+
+def measurer(logits_fn: LogitsFn, variables: Variables, draw: Draw, **options) -> Measurer:
+    """Return what measures directions of one model by one method (`measure_chunks`)."""
+    inputs = logits_fn, replicate(variables), draw
+    return Measurer(
+        functools.partial(measure_chunks, *inputs, **options),
+        functools.partial(chunk_bytes, *inputs, **options),
+    )
+
+
 def measure_all(
     directions: list[tuple[int, int]],
     size: int,
-    measure: Callable[[Directions, int], Iterable[Chunk]],
+    by: Measurer,
     store: ChunkStore,
     task: Task,
     *,
-    needed: Callable[[Directions, int], float] | None = None,
+    fit: bool,
 ) -> Chunk:
     """Return the results of all `directions`: stored before, or measured, `size` together.
 
-    `measure` and `needed` take directions and how many to run together. What is measured comes in
-    chunks of any size. With `needed`, the bytes on each device, the size is made to fit; where
-    memory runs out all the same it is halved.
+    With `fit` the size is made one that the free memory has room for; where memory runs out all the
+    same it is halved.
     """
     chunks: list[Chunk] = []
     left = dict.fromkeys(directions)  # an ordered set
@@ -85,12 +106,12 @@ def measure_all(
 
     for chunk in store.load(directions):
         add(chunk, task.skip)
-    if left and needed is not None:
+    if left and fit:
         some = list(left)
-        size = smallest(fitting_size(size, lambda n: needed(some[:n], n), free_bytes()))
+        size = smallest(fitting_size(size, lambda n: by.needed(some[:n], n), free_bytes()))
 
     def measure_left(size: int) -> None:
-        for chunk in measure(tuple(left), size):
+        for chunk in by.measure(tuple(left), size):
             store.save(chunk)
             add(chunk, task.advance)
             preemption.stop_here(store.folder)

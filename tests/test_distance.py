@@ -326,7 +326,7 @@ def instant(monkeypatch):
         )
 
     monkeypatch.setattr(measurement, "_invert_directions", invert)
-    monkeypatch.setattr(distance, "chunk_bytes", lambda *inputs, **options: 0)
+    monkeypatch.setattr(measurement, "chunk_bytes", lambda *inputs, **options: 0)
 
 
 @pytest.mark.parametrize(

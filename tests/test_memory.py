@@ -157,7 +157,7 @@ def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatc
 def test_the_chunks_of_a_measurement_are_as_large_as_the_memory_allows(monkeypatch):
     tried = limited(monkeypatch, 99)
     monkeypatch.setattr(distance, "chunk_size", lambda wanted, *counts: wanted or 6)
-    monkeypatch.setattr(distance, "chunk_bytes", lambda *inputs, **options: 10 * inputs[4])
+    monkeypatch.setattr(measurement, "chunk_bytes", lambda *inputs, **options: 10 * inputs[4])
     monkeypatch.setattr(measurement, "free_bytes", lambda: 25)
     matrix = measure(IMAGES, LABELS, directions_per_chunk=None)
     assert tried == [2, 2, 2]

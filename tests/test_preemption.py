@@ -10,7 +10,7 @@ from moth_jax import preemption
 from moth_jax.chunks import Chunk, ChunkStore
 from moth_jax.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from moth_jax.errors import InputError
-from moth_jax.measurement import measure_all
+from moth_jax.measurement import Measurer, measure_all
 from moth_jax.preemption import Preempted
 from moth_jax.progress import silent_progress
 from moth_jax.triggers import Trigger
@@ -166,7 +166,8 @@ def test_a_measurement_ends_between_two_chunks_and_goes_on_from_there(tmp_path, 
     def all_of_them():
         store = ChunkStore(tmp_path, {}, np.zeros(1))
         with silent_progress().task("distances", total=3) as task:
-            return measure_all(directions, 1, measure, store, task)
+            by = Measurer(measure, needed=lambda directions, size: 0)
+            return measure_all(directions, 1, by, store, task, fit=False)
 
     answers = iter([False, True])
     with monkeypatch.context() as patch:

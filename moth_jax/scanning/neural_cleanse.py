@@ -11,12 +11,11 @@ import functools
 from pathlib import Path
 
 from moth_jax.chunks import ChunkStore
-from moth_jax.measurement import chunk_bytes, chunk_size, measure_all, measure_chunks
+from moth_jax.measurement import chunk_size, measure_all, measurer
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of
 from moth_jax.scanning.options import ScanOptions
-from moth_jax.sharding import replicate
 
 
 def search(
@@ -33,23 +32,13 @@ def search(
         "mask_weight": options.mask_weight,
         "seeds": [options.seed],
     }
-    measure, needed = (
-        functools.partial(
-            function,
-            suspect.logits_fn,
-            replicate(suspect.variables),
-            functools.partial(suspect.draw, options, int(counts.max())),
-            inversion=inversion,
-            **budget,
-        )
-        for function in (measure_chunks, chunk_bytes)
-    )
+    draw = functools.partial(suspect.draw, options, int(counts.max()))
+    by = measurer(suspect.logits_fn, suspect.variables, draw, inversion=inversion, **budget)
     asked = {**budget, "inversion": inversion.name, "num_images": options.num_images}
     model = suspect.seen if suspect.variables is None else suspect.variables
     store = ChunkStore(resume_dir, asked, (suspect.images, suspect.labels, model))
     with progress.task("universal triggers", total=len(arms), unit="targets") as task:
-        needed = None if options.arms_per_chunk else needed
-        found = measure_all(arms, size, measure, store, task, needed=needed)
+        found = measure_all(arms, size, by, store, task, fit=not options.arms_per_chunk)
     rows = [
         suspect.arm(*arm, sizes[0], rates[0])
         for arm, sizes, rates in zip(arms, found.sizes, found.rates, strict=True)
