@@ -80,16 +80,23 @@ def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
 
 
 def _nearness(state: KArmState) -> np.ndarray:
-    """Return each pair's smaller size, negative, in the order of rows; -inf where none is known.
+    """Return how near each pair looks, in the order of rows; -inf where no size is known.
 
-    A universal size stands for the direction's own by what the two were elsewhere, on average. A
-    pair that a round did not move counts as twice as far, after two such rounds as three times.
+    It is the smaller of its two sizes, less by the ratio of the two, and negative. Classes that are
+    near by nature are so both ways, and a planted trigger works one way only: by that ratio the
+    K-arm scanner tells them apart, too (`scanning/k_arm.py`). A universal size stands for the
+    direction's own by what the two were elsewhere, on average. A pair that a round did not move
+    counts as twice as far, after two such rounds as three times.
     """
     log_share, count = state.own_share
     share = np.exp(log_share / count) if count else 1.0
     sizes = np.where(state.pairwise, state.size, share * state.size)
-    sizes = np.minimum(sizes, sizes.T) * (1 + state.num_idle)
-    return -sizes[np.triu_indices(len(sizes), 1)]
+    pairs = np.triu_indices(len(sizes), 1)
+    one, other = sizes[pairs], sizes.T[pairs]
+    smaller, larger = np.minimum(one, other), np.maximum(one, other)
+    known = np.isfinite(larger) & (larger > 0)
+    ratio = np.divide(smaller, larger, out=np.ones_like(smaller), where=known)
+    return -smaller * ratio * (1 + state.num_idle[pairs])
 
 
 class PairSums:
@@ -152,8 +159,8 @@ def select_pairs(
 
     Each is a random arm with probability `random_share`, else the arm with the largest reward among
     those that share no class with the pairs chosen before it. `sums` are those kept from the round
-    before. With `nearest` it is the arm with the smallest trigger of its two directions instead, a
-    random one of several.
+    before. With `nearest` it is the arm that looks nearest instead, a random one of several: with
+    the smallest trigger, the more so where the opposite direction's is large.
 
     Note: The paper takes one pair a round. More are an extension for many classes.
     Note: `nearest` is an extension, too. The paper's rewards begin with the largest sizes, so that

@@ -214,6 +214,16 @@ def test_the_nearest_pair_is_the_one_with_the_smallest_trigger_of_either_directi
     assert select(grown) == [(1, 2)]
 
 
+def test_a_pair_that_is_near_one_way_only_comes_before_one_that_is_near_both_ways():
+    planted, natural = {(0, 1): 16.0, (1, 0): 80.0}, {(2, 3): 12.0, (3, 2): 15.0}
+    state = state_with(size=matrix(planted | natural, rest=90.0))
+    rng = np.random.default_rng(0)
+    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
+    # Where the other direction has no size, there is no ratio.
+    state = state_with(size=matrix({(0, 1): 16.0, (1, 0): np.inf} | natural, rest=90.0))
+    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(2, 3)]
+
+
 def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
     sizes = matrix({(0, 1): 40.0, (2, 3): 50.0, (0, 2): 60.0}, rest=90.0)
     state = scheduler.init_state(np.zeros((K, K)), sizes)
@@ -233,8 +243,8 @@ def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
 
 
 def test_a_near_pair_that_does_not_move_makes_way_for_others():
-    sizes = matrix({(0, 1): 10.0, (2, 3): 25.0}, rest=90.0)
-    state = scheduler.init_state(np.zeros((K, K)), sizes, pairwise=True)
+    near = {(0, 1): 10.0, (1, 0): 10.0, (2, 3): 25.0, (3, 2): 25.0}
+    state = scheduler.init_state(np.zeros((K, K)), matrix(near, rest=90.0), pairwise=True)
     chosen = []
     for _ in range(5):
         rng = np.random.default_rng(0)
@@ -244,7 +254,7 @@ def test_a_near_pair_that_does_not_move_makes_way_for_others():
     # It counts as 10, 20, 30 and 40 pixels, and the other as 25 and 50.
     assert chosen == [(0, 1), (0, 1), (2, 3), (0, 1), (0, 1)]
     assert state.num_idle[0, 1] == state.num_idle[1, 0] == 4
-    grown = scheduler.record(state, {(0, 1): [12.0]}, [(0, 1)])
+    grown = scheduler.record(state, {(0, 1): [12.0], (1, 0): [12.0]}, [(0, 1)])
     assert grown.num_idle[0, 1] == grown.num_idle[1, 0] == 0
 
 
