@@ -25,7 +25,7 @@ VARIANTS = {
     "moth, w/o approx. warm-up": ("moth", {"approximate_warmup": False, "warmup_steps": 40}),
 }
 OTHERS = Column("others", "success on others %", factor=100)
-MOST_CLASSES = 50  # whose directions are warmed up one by one
+MOST_CLASSES = 10  # whose directions are warmed up one by one
 CLEAN_SHARE = 0.05
 CLEAN_IMAGES = {"cifar10": 229, "gtsrb": 600}  # about so many are that share at scale cpu
 OF_SCALE = {"cpu": ("cifar10-resnet20", "gtsrb-small_cnn")}  # else the problems of the scale
