@@ -47,6 +47,7 @@ setup(
             "ruff>=0.17,<0.18",
         ],
         "cuda": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },
     classifiers=[

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from runs import ROOT
 
@@ -134,3 +135,23 @@ def test_the_smallest_budget_runs_from_end_to_end(shared, tmp_path):
     assert result["matrix"]["this package"]["times_faster_seconds"] > 0
     assert str(tmp_path) not in json.dumps(result)
     assert (tmp_path / "out" / "cpu_smoke.png").exists()
+
+
+def test_distances_stand_beside_the_published_ones(tmp_path):
+    from published import against, published_matrix
+
+    rows = np.arange(10.0, 100.0).reshape(10, 9)
+    np.save(tmp_path / "published.npy", rows)
+    published = published_matrix(tmp_path / "published.npy")
+    assert np.isnan(np.diag(published)).all()
+    assert published[3, [0, 2, 4, 9]].tolist() == [37.0, 39.0, 40.0, 45.0]
+
+    ours = np.full((10, 10), np.nan)
+    ours[3, [0, 2, 4, 9]] = [74.0, 78.0, np.inf, 90.0]  # of one direction no trigger was found
+    figures = against(published, ours)
+    assert figures["directions"] == 3
+    assert figures["not_found"] == 1
+    assert figures["ratio_of_means"] == pytest.approx(2.0)
+    assert figures["mean_scaled_to_all_directions"] == pytest.approx(2 * rows.mean())
+    assert figures["spearman"] == pytest.approx(1.0)
+    assert against(published, -ours)["spearman"] == pytest.approx(-1.0)
