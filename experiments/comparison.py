@@ -1,6 +1,9 @@
 """The methods side by side on one model: what Tables I and II have in common."""
 
+from collections.abc import Sequence
+
 import ml_collections
+from absl import flags
 from lab import (
     Model,
     distances,
@@ -15,6 +18,7 @@ from lab import (
 from scales import ADVERSARIAL, PROBLEMS
 from tables import Row
 
+from moth_jax.errors import require_choice
 from moth_jax.workdir import read_json
 
 METHODS = ("nc", "nad", "uap", "universal", "pairwise", "moth")
@@ -52,13 +56,23 @@ def _perturb(part: ml_collections.ConfigDict, data: str) -> None:
     part.adversary.num_steps = options.num_steps
 
 
+def methods_flag() -> flags.FlagHolder[list[str]]:
+    """Define --methods, of a script that compares them."""
+    return flags.DEFINE_list("methods", list(METHODS), "Only these methods.")
+
+
 def compare(
-    problem: str, methods: tuple[str, ...], *, published: dict, adversarial: bool = False
+    problem: str, methods: Sequence[str], *, published: dict, adversarial: bool = False
 ) -> list[Row]:
     """Return the rows of a problem: the given model, then hardened by every method.
 
     The model is one; the seeds are of the hardening.
+
+    Raises:
+      InputError: one is asked for that the tables do not have.
     """
+    for method in methods:
+        require_choice("method", method, METHODS)
     given = (adversarially_trained if adversarial else natural)(problem)
     before = distances(given)
     training = read_json(given.folder / "original.json").get("training_seconds")

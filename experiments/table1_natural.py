@@ -7,7 +7,7 @@ before and after, its increase, and what it cost. Goes on where it was interrupt
 """
 
 from absl import app
-from comparison import METHODS, compare
+from comparison import compare, methods_flag
 from lab import problems, start
 from tables import ACCURACY, CPU_SECONDS, DISTANCE, FAILURES, INCREASE, SECONDS, write
 
@@ -22,13 +22,15 @@ PUBLISHED = {
     },
 }
 
+CHOSEN = methods_flag()
+
 
 def main(argv) -> None:
     del argv
     start()
     rows = []
     for problem in problems():
-        rows += compare(problem, METHODS, published=PUBLISHED)
+        rows += compare(problem, CHOSEN.value, published=PUBLISHED)
         columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table I: hardening of naturally trained models"
         keys = ["model", "method"]

@@ -8,7 +8,7 @@ trains, the samples that it does not change are perturbed as in the model's trai
 """
 
 from absl import app
-from comparison import METHODS, compare
+from comparison import compare, methods_flag
 from lab import problems, start
 from tables import ACCURACY, CPU_SECONDS, DISTANCE, FAILURES, INCREASE, ROBUSTNESS, SECONDS, write
 
@@ -33,13 +33,15 @@ PUBLISHED = {
     ("cifar10-resnet20", "moth"): _published(74.04, 43.00, 38.71, 270.57, 32.16),
 }
 
+CHOSEN = methods_flag()
+
 
 def main(argv) -> None:
     del argv
     start()
     rows = []
     for problem in problems():
-        rows += compare(problem, METHODS, published=PUBLISHED, adversarial=True)
+        rows += compare(problem, CHOSEN.value, published=PUBLISHED, adversarial=True)
         columns = [ACCURACY, ROBUSTNESS, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table II: hardening of adversarially trained models"
         keys = ["model", "method"]
