@@ -20,6 +20,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 
 
 @pytest.fixture(autouse=True)
+def ctrl_c():
+    """Let SIGINT interrupt, as it does not in what a shell has put into the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def ends(monkeypatch):
     """The exit codes and messages of this process, which goes on."""
     if threading.current_thread() is not threading.main_thread():
