@@ -269,6 +269,11 @@ def state_arrays(state: AddOnState) -> tuple[dict, dict]:
     return {**arrays, "memory": state.memory}, {**metadata, "prepared": state.prepared}
 
 
+def _scheduler(arrays: dict) -> KArmState:
+    """Return the scheduler; checkpoints of before `num_idle` have seen no idle round."""
+    return KArmState(**{"num_idle": np.zeros_like(arrays["num_selected"]), **arrays})
+
+
 def state_from_arrays(
     kind: type[AddOnState], arrays: dict, metadata: dict, tx: optax.GradientTransformation
 ) -> AddOnState:
@@ -281,7 +286,7 @@ def state_from_arrays(
     if kind is MothState:
         return MothState(
             **fields,
-            scheduler=KArmState(**arrays["scheduler"]) if "scheduler" in arrays else None,
+            scheduler=_scheduler(arrays["scheduler"]) if "scheduler" in arrays else None,
             bank=TriggerBank.from_arrays(arrays["bank"]),
             warmed_up=metadata["warmed_up"],
             warmup_sizes=arrays["warmup"]["sizes"],

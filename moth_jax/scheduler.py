@@ -251,14 +251,12 @@ def record(
             own_share += (np.log(mean / size[direction]), 1)
         size[direction] = mean
         pairwise[direction] = True
-    for pair in pairs:
-        for a, b in (pair, pair[::-1]):
-            num_selected[a, b] += 1
-            if state.pairwise[a, b] and state.pairwise[b, a]:
-                moved = min(size[a, b], size[b, a]) > GROWTH * min(
-                    state.size[a, b], state.size[b, a]
-                )
-                num_idle[a, b] = 0 if moved else num_idle[a, b] + 1
+    for a, b in pairs:
+        both = [a, b], [b, a]
+        num_selected[both] += 1
+        if state.pairwise[both].all():
+            moved = size[both].min() > GROWTH * state.size[both].min()
+            num_idle[both] = 0 if moved else num_idle[both] + 1
     after = KArmState(state.prior, post, size, pairwise, num_selected, num_idle, own_share)
     if sums is not None:
         sums.follow(state, after, list(sizes))

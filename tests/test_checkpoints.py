@@ -434,6 +434,15 @@ def test_the_state_of_a_hardening_comes_back_exactly(tmp_path, warmed_up):
     assert type(loaded.scheduler) is type(state.scheduler)
 
 
+def test_a_hardening_goes_on_from_a_state_of_before_idle_rounds_were_counted():
+    config = MothConfig()
+    arrays, metadata = state_arrays(moth_state(config, warmed_up=3))
+    del arrays["scheduler"]["num_idle"]
+    tx = moth_optimiser(config, row_dataset())
+    loaded = state_from_arrays(MothState, arrays, metadata, tx)
+    np.testing.assert_array_equal(loaded.scheduler.num_idle, np.zeros((3, 3)))
+
+
 def test_the_state_of_a_training_comes_back_exactly_with_the_place_in_its_schedule(tmp_path):
     tx = training_optimiser(TrainingConfig(epochs=2, batch_size=10), 100)
     variables = row_variables()
