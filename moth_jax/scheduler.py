@@ -80,23 +80,25 @@ def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
 
 
 def _nearness(state: KArmState) -> np.ndarray:
-    """Return how near each pair looks, in the order of rows; -inf where no size is known.
+    """Return how near each pair looks, in the order of rows: finite, least where no size is known.
 
     It is the smaller of its two sizes, less by the ratio of the two, and negative. Classes that are
     near by nature are so both ways, and a planted trigger works one way only: by that ratio the
     K-arm scanner tells them apart, too (`scanning/k_arm.py`). A universal size stands for the
-    direction's own by what the two were elsewhere, on average. A pair that a round did not move
-    counts as twice as far, after two such rounds as three times.
+    direction's own by what the two were elsewhere, on average. A way back that was not found is as
+    far as the farthest known. A pair that a round did not move counts as twice as far, after two
+    such rounds as three times.
     """
     log_share, count = state.own_share
     share = np.exp(log_share / count) if count else 1.0
     sizes = np.where(state.pairwise, state.size, share * state.size)
     pairs = np.triu_indices(len(sizes), 1)
     one, other = sizes[pairs], sizes.T[pairs]
-    smaller, larger = np.minimum(one, other), np.maximum(one, other)
-    known = np.isfinite(larger) & (larger > 0)
-    ratio = np.divide(smaller, larger, out=np.ones_like(smaller), where=known)
-    return -smaller * ratio * (1 + state.num_idle[pairs])
+    farthest = sizes.max(initial=0.0, where=np.isfinite(sizes))
+    smaller, larger = np.minimum(one, other), np.minimum(np.maximum(one, other), farthest)
+    ratio = np.divide(smaller, larger, out=np.ones_like(smaller), where=larger > 0)
+    # -inf is what a pair that cannot be selected has.
+    return np.nan_to_num(-smaller * ratio * (1 + state.num_idle[pairs]))
 
 
 class PairSums:

@@ -48,17 +48,20 @@ def test_the_reward_moves_from_the_prior_to_the_post_matrix_within_1000_steps(nu
     st.integers(1, 3),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.integers(0, 100),
+    st.booleans(),
+    arrays(np.float64, (6, 6), elements=st.sampled_from([0.0, 5.0, 50.0, np.inf])),
 )
 def test_selected_pairs_are_ordered_disjoint_and_never_on_the_diagonal(
-    prior, post, num_steps, num_pairs, random_share, seed
+    prior, post, num_steps, num_pairs, random_share, seed, nearest, sizes
 ):
-    state = scheduler.init_state(prior, np.ones((6, 6)))._replace(post=post)
+    state = scheduler.init_state(prior, sizes)._replace(post=post)
     pairs = scheduler.select_pairs(
         state,
         num_steps,
         np.random.default_rng(seed),
         num_pairs=num_pairs,
         random_share=random_share,
+        nearest=nearest,
     )
     assert len(pairs) == num_pairs
     assert all(0 <= a < b < 6 for a, b in pairs)
@@ -219,9 +222,17 @@ def test_a_pair_that_is_near_one_way_only_comes_before_one_that_is_near_both_way
     state = state_with(size=matrix(planted | natural, rest=90.0))
     rng = np.random.default_rng(0)
     assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
-    # Where the other direction has no size, there is no ratio.
+    # A way back that was not found is far.
     state = state_with(size=matrix({(0, 1): 16.0, (1, 0): np.inf} | natural, rest=90.0))
-    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(2, 3)]
+    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_no_free_pair_has_a_size_any_free_one_is_selected(seed):
+    state = state_with(size=matrix({(0, 1): 5.0, (1, 0): 5.0}, rest=np.inf))
+    rng = np.random.default_rng(seed)
+    chosen = scheduler.select_pairs(state, 0, rng, num_pairs=2, random_share=0, nearest=True)
+    assert chosen == [(0, 1), (2, 3)]
 
 
 def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
