@@ -111,6 +111,7 @@ PROBLEMS = {
 def _smoke(config: ml_collections.ConfigDict) -> None:
     config.training.epochs = 4
     config.distance.victims = ("0", "1")
+    config.distance.num_directions = 6  # a sample, as at scale cpu
     config.distance.num_images = 10
     config.distance.num_steps = 40
     _same_steps(config, 6)

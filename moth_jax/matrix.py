@@ -201,12 +201,18 @@ def increase_per_direction(before: DistanceMatrix, after: DistanceMatrix) -> np.
     """Return [K, K] of (after - before) / before; NaN unless a trigger was found in both.
 
     Raises:
-      InputError: the matrices are of different classes.
+      InputError: the matrices are of different classes, or have no measured direction in common.
     """
     if before.class_names != after.class_names:
         raise InputError(
             "the two matrices are of different classes: "
             f"{', '.join(before.class_names)} and {', '.join(after.class_names)}"
+        )
+    measured = [~np.isnan(matrix.values) for matrix in (before, after)]
+    if not (measured[0] & measured[1]).any() and any(mask.any() for mask in measured):
+        raise InputError(
+            "the two matrices have no direction in common: they are of different samples; measure "
+            "both in the same directions"
         )
     both = before.found & after.found & (before.values > 0)
     start = np.where(both, before.values, np.nan)

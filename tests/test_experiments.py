@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from runs import ROOT
 
@@ -94,6 +95,15 @@ def test_a_second_run_does_nothing_again_and_writes_the_same_figures(workdir):
     assert models == {
         path: path.stat().st_mtime_ns for path in workdir.glob("cells/**/hardening.json")
     }
+
+
+def test_every_seed_of_a_hardening_is_measured_in_the_directions_of_the_given_model(workdir):
+    done = run("table1_natural", workdir, "--seeds=2", "--methods=nc", f"--out={workdir / 'seeds'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((workdir / "seeds" / "table1_natural" / "smoke.json").read_text())
+    (figures,) = [row["figures"] for row in record["rows"] if row["keys"][1] == "nc"]
+    assert [np.isfinite(values["increase"]) for values in figures] == [True, True]
+    assert figures[0] != figures[1]
 
 
 def test_a_call_for_some_problems_leaves_the_rows_of_the_others(workdir):

@@ -172,6 +172,13 @@ def test_matrices_of_different_classes_are_not_compared():
         relative_increase(full(), make(full().values, ("a", "b", "c")))
 
 
+def test_matrices_without_a_direction_in_common_are_not_compared():
+    before = make([[NAN, 10], [NAN, NAN]], ("a", "b"))
+    after = make([[NAN, NAN], [20, NAN]], ("a", "b"))
+    with pytest.raises(InputError, match="no direction in common"):
+        relative_increase(before, after)
+
+
 def test_a_comparison_says_averages_increase_failures_and_the_least_increase():
     before = make([[NAN, 10, 20], [30, NAN, INF], [40, 50, NAN]])
     after = make([[NAN, 20, 22], [60, NAN, 70], [INF, 100, NAN]])
