@@ -22,6 +22,7 @@ from moth_jax.errors import require_choice
 from moth_jax.workdir import read_json
 
 METHODS = ("nc", "nad", "uap", "universal", "pairwise", "moth")
+CLEAN_SHARE = {"nc": 0.1, "nad": 0.05}  # of the training images, as published: at scale full
 NUM_SNAPSHOTS = 3  # of MOTH and its ablations, the last one at the end
 
 
@@ -109,6 +110,8 @@ def hardened_by(
     def change(config: ml_collections.ConfigDict) -> None:
         config.seed = seed
         config.harden.update(options or {})
+        if scale().name == "full":
+            config.clean_share = CLEAN_SHARE.get(method, 1.0)
 
     kept = method == "moth" and scale().name != "full"
     every = max(1, given.config.harden.max_steps // NUM_SNAPSHOTS) if kept else 0

@@ -8,7 +8,7 @@ fewer images, and the mean of these is another number than the table's.
 
 from absl import app
 from comparison import hardened_by, natural
-from lab import Model, distances, distances_after, problems, scale, start
+from lab import Model, distances, distances_after, measured_as, problems, scale, start
 from tables import DISTANCE, FAILURES, INCREASE, Row, figures_folder, write
 
 from moth_jax.matrix import DistanceMatrix, relative_increase
@@ -48,27 +48,33 @@ def main(argv) -> None:
         matrices = {"before": before}
         rows.append(Row((problem, "none"), [_figures(before)]))
         for method in METHODS:
-            after = distances_after(_of_all_directions(hardened_by(given, method)))
-            matrices[method] = after
-            figures = {**_figures(after), "increase": relative_increase(before, after)}
-            rows.append(Row((problem, method), [figures]))
+            after = [
+                distances_after(_of_all_directions(hardened_by(given, method, seed)))
+                for seed in range(scale().num_seeds)
+            ]
+            matrices[method] = after[0]  # the picture is of one seed, the table of all
+            figures = [
+                {**_figures(matrix), "increase": relative_increase(before, matrix)}
+                for matrix in after
+            ]
+            rows.append(Row((problem, method), figures))
         draw(matrices, figures_folder("figure7_heatmaps") / f"{scale().name}-{problem}.png")
     title = "Figure 7: class distances before and after"
     columns = [DISTANCE, INCREASE, FAILURES]
     keys = ["model", "method"]
-    print(write("figure7_heatmaps", title, keys, columns, rows, several=True).read_text())
+    print(write("figure7_heatmaps", title, keys, columns, rows).read_text())
 
 
 def _of_all_directions(given: Model) -> Model:
     """Return the model with its own folder for distances in every direction."""
     if scale().name not in NUM_IMAGES:
         return given
-    config = given.config.copy_and_resolve_references()
-    config.distance.num_directions, config.distance.num_images = 0, NUM_IMAGES[scale().name]
-    folder = given.folder / "figure7"
-    for place in ("original", "hardened"):  # where distances are put beside the model's weights
-        (folder / place).mkdir(parents=True, exist_ok=True)
-    return given._replace(config=config, folder=folder)
+
+    def change(config) -> None:
+        config.distance.num_directions = 0
+        config.distance.num_images = NUM_IMAGES[scale().name]
+
+    return measured_as(given, "figure7", change)
 
 
 def _figures(matrix: DistanceMatrix) -> dict:

@@ -83,6 +83,17 @@ def problems(of_the_script: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(name for name in known if name in (PROBLEMS.value or known))
 
 
+def first_problems() -> tuple[str, ...]:
+    """Return the problems of a table that is of the scale's first one unless others are named."""
+    return problems() if PROBLEMS.value else problems()[:1]
+
+
+def narrowed() -> bool:
+    """Return whether the command line asks for a part of the table."""
+    given = flags.FLAGS
+    return any(name in given and given[name].present for name in ("problems", "methods"))
+
+
 def start() -> None:
     """Do what the command does before any computation."""
     prepare_console()
@@ -202,9 +213,21 @@ def harden(
             console_progress(),
             watch=functools.partial(_keep_snapshot, given.classifier, folder, every),
         )
-    # The seed is the hardening's: what is measured before and after, and the backdoor, are as given.
+    # The seed is the hardening's: the backdoor and the measured directions are as given.
     config.seed = given.config.seed
     return Model(given.classifier, variables, given.dataset, config, folder)
+
+
+def measured_as(
+    given: Model, name: str, change: Callable[[ml_collections.ConfigDict], None]
+) -> Model:
+    """Return the same model with distances of its own, in a cell `name` within the model's."""
+    config = given.config.copy_and_resolve_references()
+    change(config)
+    folder = _cell(given.folder / name, config, without=_NODES - {node_of(config.method)})
+    for place in ("original", "hardened"):  # where distances are put beside a model's weights
+        (folder / place).mkdir(exist_ok=True)
+    return given._replace(config=config, folder=folder)
 
 
 def _keep_snapshot(classifier: Classifier, folder: Path, every: int, state, spent: dict) -> None:

@@ -13,10 +13,11 @@ MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2*
 
 
 def commit() -> str:
-    """Return the commit of the code, with a + where files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Return the commit of the code, with a + where files differ from it, or are not in it."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
+    code = ("moth_jax", "experiments/*.py")  # results come and go
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *code], capture_output=True)
     return head.stdout.strip() + ("+" if changed.stdout else "")
 
 

@@ -34,7 +34,7 @@ def main(argv) -> None:
         columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table I: hardening of naturally trained models"
         keys = ["model", "method"]
-        print(write("table1_natural", title, keys, columns, rows, several=True).read_text())
+        print(write("table1_natural", title, keys, columns, rows).read_text())
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(argv) -> None:
         columns = [ACCURACY, ROBUSTNESS, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS]
         title = "Table II: hardening of adversarially trained models"
         keys = ["model", "method"]
-        print(write("table2_adversarial", title, keys, columns, rows, several=True).read_text())
+        print(write("table2_adversarial", title, keys, columns, rows).read_text())
 
 
 if __name__ == "__main__":

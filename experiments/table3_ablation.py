@@ -2,9 +2,9 @@
 
     python experiments/table3_ablation.py --scale=cpu --cifar10_dir=DIR --cifar10_model=FILE
 
-MOTH, and MOTH without one of its parts, on ResNet20 and CIFAR-10 with the same number of training
-steps. Distances are also measured on the way, which gives the time until they have grown by a given
-share: half of what MOTH reaches in the end.
+MOTH, and MOTH without one of its parts, on ResNet20 and CIFAR-10 (or what --problems names) with
+the same number of training steps. Distances are also measured on the way, which gives the time
+until they have grown by a given share: half of what MOTH reaches in the end.
 """
 
 import itertools
@@ -16,9 +16,9 @@ from lab import (
     Model,
     distances,
     distances_after,
+    first_problems,
     hardening_cost,
     increase,
-    problems,
     quality,
     scale,
     snapshots,
@@ -80,30 +80,44 @@ def seconds_until(points: list[tuple[float, float]], wanted: float) -> float | N
 def main(argv) -> None:
     del argv
     start()
-    problem = problems()[0]
-    published = PUBLISHED if problem == "cifar10-resnet20" else {}
-    given = natural(problem)
-    before = distances(given)
-    figures = {**quality(given), "distance": before.average(), "failures": before.num_failures()}
-    rows = [Row(("natural",), [figures], published.get("natural", {}))]
-    wanted = {}
-    for variant in VARIANTS:
-        seeds = []
-        for seed in range(scale().num_seeds):
-            hardened = hardened_without(given, variant, seed)
-            figures = {
-                **quality(hardened),
-                **increase(before, distances_after(hardened)),
-                **hardening_cost(hardened),
-            }
-            points = curve(given, hardened, figures)
-            wanted.setdefault(seed, 0.5 * figures["increase"])
-            figures |= {"curve": points, "until": seconds_until(points, wanted[seed])}
-            seeds.append(figures)
-        rows.append(Row((variant,), seeds, published.get(variant, {})))
-        columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS, UNTIL]
-        title = f"Table III: parts of MOTH left out ({problem})"
-        print(write("table3_ablation", title, ["variant"], columns, rows).read_text())
+    rows = []
+    for problem in first_problems():
+        published = PUBLISHED if problem == "cifar10-resnet20" else {}
+        given = natural(problem)
+        before = distances(given)
+        figures = {
+            **quality(given),
+            "distance": before.average(),
+            "failures": before.num_failures(),
+        }
+        rows.append(Row((problem, "natural"), [figures], published.get("natural", {})))
+        wanted = {}
+        for variant in VARIANTS:
+            seeds = figures_of(given, variant, wanted)
+            rows.append(Row((problem, variant), seeds, published.get(variant, {})))
+            columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS, UNTIL]
+            title = "Table III: parts of MOTH left out"
+            print(write("table3_ablation", title, ["model", "variant"], columns, rows).read_text())
+
+
+def figures_of(given: Model, variant: str, wanted: dict[int, float]) -> list[dict]:
+    """Return the figures of every seed of a variant.
+
+    `wanted` gets the increase of which the time is told, of each seed: half of the first variant's.
+    """
+    before, seeds = distances(given), []
+    for seed in range(scale().num_seeds):
+        hardened = hardened_without(given, variant, seed)
+        figures = {
+            **quality(hardened),
+            **increase(before, distances_after(hardened)),
+            **hardening_cost(hardened),
+        }
+        points = curve(given, hardened, figures)
+        wanted.setdefault(seed, 0.5 * figures["increase"])
+        figures |= {"curve": points, "until": seconds_until(points, wanted[seed])}
+        seeds.append(figures)
+    return seeds
 
 
 if __name__ == "__main__":

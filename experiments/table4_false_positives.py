@@ -10,7 +10,7 @@ round: 32 clean models reported as poisoned, 6 of them after hardening.
 import ml_collections
 import numpy as np
 from absl import app
-from lab import Model, harden, model, problems, quality, scale, start, success
+from lab import SEEDS, Model, harden, model, problems, quality, scale, start, success
 from scales import PROBLEMS, SIGNS
 from tables import ACCURACY, SUCCESS, Column, Row, write
 
@@ -81,9 +81,14 @@ def row(keys: tuple[str, ...], given: list[Model], method: str) -> Row:
     return Row((*keys, method), [figures])
 
 
+def num_models() -> int:
+    """Return how many models there are of a group, each with a seed of its own."""
+    return SEEDS.value or scale().num_scanned
+
+
 def models(group: str) -> list[Model]:
     """Return the models of a group."""
-    given = [scanned(seed, poisoned=group == "poisoned") for seed in range(scale().num_scanned)]
+    given = [scanned(seed, poisoned=group == "poisoned") for seed in range(num_models())]
     return [harden(m, "moth", "moth") for m in given] if group == "hardened" else given
 
 
@@ -99,7 +104,7 @@ def main(argv) -> None:
             columns = [COUNT, UNDECIDED, OF, STATISTIC, LOWEST, HIGHEST, ACCURACY, SUCCESS]
             title = "Scanning: models reported as poisoned, before and after hardening"
             keys = ["models", "state", "scanner"]
-            path = write("table4_scanning", title, keys, columns, rows, several=True)
+            path = write("table4_scanning", title, keys, columns, rows, num_seeds=num_models())
             print(path.read_text())
 
 

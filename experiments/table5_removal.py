@@ -156,7 +156,7 @@ def main(argv) -> None:
             title = "Removal of injected backdoors with 5 % of the clean training images"
             keys = ["model", "trigger", "backdoor", "method"]
             columns = [ACCURACY, SUCCESS, OTHERS, SECONDS, CPU_SECONDS]
-            print(write("table5_removal", title, keys, columns, rows, several=True).read_text())
+            print(write("table5_removal", title, keys, columns, rows).read_text())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from lab import COMMIT, OUT, PROBLEMS, SCALE, cell_commits
+from lab import COMMIT, OUT, SCALE, cell_commits, narrowed
 from machine import command, processor
 
 from moth_jax.workdir import read_json
@@ -66,22 +66,23 @@ def write(
     columns: Sequence[Column],
     rows: Sequence[Row],
     *,
-    several: bool = False,
+    num_seeds: int | None = None,
 ) -> Path:
     """Write --out/NAME/SCALE.md, .csv and .json, and return the first of them.
 
-    A figure of several seeds is their mean and standard deviation (n - 1); one that is missing is
-    a dash. The paper's figures have columns of their own.
+    A figure of several seeds is their mean and standard deviation (n - 1), with how many have it if
+    not all; one that is missing is a dash. The paper's figures have columns of their own. Rows that
+    the command line leaves out stay as they are, with the source that they had.
 
     Args:
-      several: the table is of several problems, which its keys name. Those that --problems leaves
-        out stay as they are in it, with the source that they had.
+      keys: what tells rows apart, the model among it.
+      num_seeds: what the table says it is of; the rows' if not given.
     """
     folder = figures_folder(name)
     path = folder / f"{SCALE.value}.md"
-    ours = provenance(rows)
+    ours = provenance(rows) | ({"seeds": num_seeds} if num_seeds else {})
     rows = [row if row.source else row._replace(source=ours) for row in rows]
-    if several and PROBLEMS.value:
+    if narrowed():
         rows = _merged(_read(path.with_suffix(".json")), rows)
     published = [c for c in columns if any(c.name in row.published for row in rows)]
     header = [*keys, *(c.title for c in columns), *(f"{c.title} (paper)" for c in published)]
@@ -195,10 +196,10 @@ def _shown(column: Column, values: Sequence) -> str:
     if not numbers:
         return "-"
     shown = column.show.format(float(np.mean(numbers)))
-    if len(numbers) == 1:
-        return shown
-    spread = column.show.replace("+", "").format(float(np.std(numbers, ddof=1)))
-    return f"{shown} ± {spread}"
+    if len(numbers) > 1:
+        spread = column.show.replace("+", "").format(float(np.std(numbers, ddof=1)))
+        shown = f"{shown} ± {spread}"
+    return shown if len(numbers) == len(values) else f"{shown} ({len(numbers)} of {len(values)})"
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

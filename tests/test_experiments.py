@@ -22,7 +22,7 @@ TABLES = {
     "figure7_heatmaps": ("figure7_heatmaps", 4),
 }
 PICTURES = {
-    "figure6_symmetric": "smoke.png",
+    "figure6_symmetric": "smoke-digits-small_cnn.png",
     "figure7_heatmaps": "smoke-digits-small_cnn.png",
 }
 
@@ -132,3 +132,12 @@ def test_an_unknown_problem_is_answered_with_the_choices(workdir):
     done = run("table1_natural", workdir, "--problems=mnist-resnet9")
     assert done.returncode
     assert "unknown problem 'mnist-resnet9'; choose one of: digits-small_cnn" in done.stderr
+
+
+def test_a_call_for_some_methods_leaves_the_rows_of_the_others(workdir):
+    out = f"--out={workdir / 'methods'}"
+    for methods in ("nc,uap", "uap"):
+        done = run("table1_natural", workdir, f"--methods={methods}", out)
+        assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((workdir / "methods" / "table1_natural" / "smoke.json").read_text())
+    assert [row["keys"][1] for row in record["rows"]] == ["none", "nc", "uap"]
