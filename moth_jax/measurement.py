@@ -27,6 +27,7 @@ from moth_jax.sharding import (
     over_samples,
     replicate,
     spread,
+    spread_shapes,
 )
 
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -209,9 +210,12 @@ def chunk_bytes(
     """Return the bytes that `measure_chunks` with the same arguments needs on each device.
 
     The compilation is the one that it then uses; of directions in lanes it is one of its own, which
-    says about what they need.
+    says about what they need. Images are drawn of one direction only, for their shape.
     """
-    inputs = _inputs(variables, draw, directions, size, seeds)
+    first = np.asarray(directions[:1], np.int32)
+    rows = (*draw(first), *first.T)
+    seeds = replicate(np.asarray(seeds, np.uint32))
+    inputs = variables, *spread_shapes(rows, size), seeds
     return program_bytes(_invert_directions.lower(logits_fn, *inputs, **options).compile())
 
 

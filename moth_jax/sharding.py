@@ -178,6 +178,18 @@ def from_my_rows(tree, count: int):
     )
 
 
+def spread_shapes(tree, count: int):
+    """Return the shapes of `count` rows as those of `tree`, to lower what takes them `spread`."""
+
+    def shape(leaf):
+        sharding = None
+        if num_devices() > 1:
+            sharding = _sharding(*([] if count % num_devices() else [_mesh().axis_names]))
+        return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, tree)
+
+
 def read_batches(split, batches: Sequence[np.ndarray]) -> Iterator[jax.Array]:
     """Yield the images of an `ImageSplit` at each of `batches` of indices, cut among the devices.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toys import linear_classifier, row_images, row_variables
 
-from moth_jax import distance, lanes
+from moth_jax import distance, lanes, measurement
 from moth_jax.errors import InputError
 from moth_jax.inversion import neural_cleanse, with_precision
 
@@ -78,6 +78,28 @@ def test_a_settled_direction_makes_room_for_the_next_one_and_the_last_move_toget
     assert len(widths[-1]) < 4
     unhurried = measure(NEVER, together=4, num_steps=1500)
     assert matrix.average() < 1.05 * unhurried.average()
+
+
+def test_images_are_drawn_only_where_a_direction_enters_a_lane(widths, monkeypatch):
+    drawn, whole = [], lanes._begin_lanes
+
+    def begin_lanes(*arguments, **options):
+        drawn.append(len(widths))
+        return whole(*arguments, **options)
+
+    calls, inputs = [], measurement._inputs
+
+    def counted(variables, draw, directions, size, **options):
+        calls.append(size)
+        return inputs(variables, draw, directions, size, **options)
+
+    monkeypatch.setattr(measurement, "_inputs", counted)
+    monkeypatch.setattr(lanes, "_begin_lanes", begin_lanes)
+    measure(SOON, together=4, num_steps=1500)
+    assert len(calls) == len(drawn)
+    # Six directions in four lanes: at the start, and as the last two find room.
+    assert 2 <= len(calls) <= 3 < len(widths)
+    assert set(calls) == {4}
 
 
 def test_what_settled_is_kept_when_the_measurement_is_interrupted(tmp_path, monkeypatch):

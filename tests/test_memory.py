@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from test_distance import IMAGES, LABELS, assert_same_matrix, measure
-from toys import RecordedProgress
+from toys import RecordedProgress, compilations
 
 from moth_jax import distance, measurement, memory
 from moth_jax.chunks import Chunk, ChunkStore
@@ -36,11 +36,26 @@ def test_the_bytes_of_a_chunk_are_those_of_its_images_and_of_the_inversions(monk
         return 2
 
     monkeypatch.setattr(measurement, "fitting_size", fitting)
-    compiled = measurement._invert_directions._cache_size()
-    measure(directions_per_chunk=None)
+    jax.clear_caches()
+    with compilations() as compiled:
+        measure(directions_per_chunk=None)
     images = 2 * 8 * 4 * 4 * 4
     assert images < asked[0] < 100 * images
-    assert measurement._invert_directions._cache_size() <= compiled + 1
+    # That for the question is the one that measures.
+    assert compiled.count("jit(_invert_directions)") == 1
+
+
+def test_images_of_one_direction_are_drawn_to_ask_what_a_chunk_needs(monkeypatch):
+    drawn, whole = [], distance.victims_images
+
+    def victims_images(images, labels, num_images, directions):
+        drawn.append(len(directions))
+        return whole(images, labels, num_images, directions)
+
+    monkeypatch.setattr(distance, "victims_images", victims_images)
+    measure(directions_per_chunk=None)
+    assert drawn[0] == 1
+    assert sum(drawn) <= 1 + 6
 
 
 def test_the_free_memory_of_the_host_is_the_least_that_anything_allows(tmp_path):
