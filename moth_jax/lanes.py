@@ -20,7 +20,14 @@ from moth_jax.errors import InputError
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, advance, begin
 from moth_jax.inversion.base import State
 from moth_jax.memory import smaller
-from moth_jax.sharding import fetch, over_directions, over_samples, replicate, spread
+from moth_jax.sharding import (
+    constrain_spread,
+    fetch,
+    over_directions,
+    over_samples,
+    replicate,
+    spread,
+)
 
 _VERIFICATIONS = 5  # about so many in each part
 
@@ -148,7 +155,7 @@ def _compacted(lanes: list, done: np.ndarray, arrays: tuple) -> tuple[list, np.n
 
 @jax.jit
 def _take(arrays: tuple, kept: Array) -> tuple:
-    return jax.tree.map(lambda leaf: leaf[kept], arrays)
+    return constrain_spread(jax.tree.map(lambda leaf: leaf[kept], arrays))
 
 
 @jax.jit
@@ -158,7 +165,7 @@ def _renewed(running: tuple, fresh: Array, begun: tuple) -> tuple:
     def choose(old: Array, new: Array) -> Array:
         return jnp.where(fresh.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, running, begun)
+    return constrain_spread(jax.tree.map(choose, running, begun))
 
 
 def direction_key(seed: Array, victim: Array, target: Array) -> Array:
@@ -196,7 +203,7 @@ def _begin_lanes(
     def over_seeds(*direction) -> tuple[State, Array]:
         return jax.vmap(lambda seed: one(*direction, seed))(seeds)
 
-    return over_directions(over_seeds)(images, weights, victims, targets)
+    return constrain_spread(over_directions(over_seeds)(images, weights, victims, targets))
 
 
 @functools.partial(jax.jit, static_argnames=("logits_fn", "minibatch_size", "inversion"))
@@ -237,4 +244,5 @@ def _advance_lanes(
         *direction, running = direction_and_running
         return jax.vmap(functools.partial(one, *direction))(running)
 
-    return over_directions(over_seeds)(images, weights, targets, done, running)
+    advanced = over_directions(over_seeds)(images, weights, targets, done, running)
+    return constrain_spread(advanced)

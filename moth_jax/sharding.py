@@ -223,6 +223,21 @@ def constrain_replicated(tree):
     return jax.lax.with_sharding_constraint(tree, _sharding())
 
 
+def constrain_spread(tree):
+    """Inside `jit`: place `tree` as `spread` does, whatever the compiler would choose.
+
+    What takes such results as its arguments again is then compiled once.
+    """
+    if num_devices() == 1:
+        return tree
+
+    def place(leaf):
+        cut = leaf.ndim and len(leaf) % num_devices() == 0
+        return _constrain(leaf, _mesh().axis_names) if cut else constrain_replicated(leaf)
+
+    return jax.tree.map(place, tree)
+
+
 def _constrain(leaf, axes: tuple[str, ...]):
     if not leaf.ndim or not axes:
         return leaf
