@@ -60,7 +60,7 @@ def measure_in_lanes(
       InputError: `num_steps` is no multiple of the inversion's `verify_every`: lanes that began at
         different times would be verified at different steps.
     """
-    part = _part(num_steps, inversion.verify_every)
+    part = steps_of_a_part(num_steps, inversion.verify_every)
     waiting, lanes = deque(directions), [None] * size
     done, running = np.zeros(size, np.int32), None
     started = time.perf_counter()
@@ -109,8 +109,12 @@ def measure_in_lanes(
             lanes, done, (running, samples) = _compacted(lanes, done, (running, samples))
 
 
-def _part(num_steps: int, verify_every: int) -> int:
-    """Return how many steps to do in one call: a part of the budget, in whole verifications."""
+def steps_of_a_part(num_steps: int, verify_every: int) -> int:
+    """Return how many steps to do in one call: a part of the budget, in whole verifications.
+
+    Raises:
+      InputError: the budget is no whole number of verifications.
+    """
     verifications, rest = divmod(num_steps, verify_every)
     if rest:
         raise InputError(

@@ -6,7 +6,7 @@ from toys import linear_classifier, row_images, row_variables
 
 from moth_jax import distance, lanes, measurement
 from moth_jax.errors import InputError
-from moth_jax.inversion import neural_cleanse, with_precision
+from moth_jax.inversion import create, neural_cleanse, with_precision
 
 K = 3
 CLASSIFIER = linear_classifier(K)
@@ -60,11 +60,12 @@ def test_directions_that_never_settle_are_measured_as_in_one_call(together, widt
     assert len(widths[0]) == together
 
 
-def test_the_last_part_of_the_budget_is_not_rounded_in_lanes_either():
-    in_one = neural_cleanse(patience=3, verify_every=5)
-    rounded = [with_precision(method, "bfloat16") for method in (NEVER, in_one)]
-    in_lanes, in_one_call = (measure(m, num_steps=60).values for m in rounded)
-    np.testing.assert_allclose(in_lanes, in_one_call, rtol=1e-3)
+def test_precision_cannot_change_in_the_middle_of_lanes():
+    with pytest.raises(InputError, match="settle_after and precision='bfloat16' do not go toget"):
+        with_precision(SOON, "bfloat16")
+    with pytest.raises(InputError, match="settle_after and precision='bfloat16' do not go toget"):
+        create("neural_cleanse", settle_after=40, precision="bfloat16")
+    assert with_precision(SOON, "float32") == SOON
 
 
 def test_a_settled_direction_makes_room_for_the_next_one_and_the_last_move_together(widths):
