@@ -13,7 +13,8 @@ from ml_collections import config_dict
 from moth_jax import backdoors, data
 from moth_jax.addon import AddOnConfig
 from moth_jax.errors import InputError, require_choice
-from moth_jax.inversion import DEFAULT, create
+from moth_jax.inversion import DEFAULT, Inversion, create
+from moth_jax.lanes import steps_of_a_part
 from moth_jax.methods import METHODS
 from moth_jax.models import MODELS
 from moth_jax.models.sources import AUTO, TRUST
@@ -52,10 +53,12 @@ def default_config() -> ml_collections.ConfigDict:
         ones.
       training: `training.TrainingConfig`.
       distance: `distance.distance_matrix`, with the inversion's name (`inversion.INVERSIONS`), its
-        patience, success_bound and precision; None for what the inversion was made for; the
-        split whose images are used, and which directions: victims, targets: names of classes to
-        measure from and to (() for all); of these num_directions, drawn at random by the run's seed
-        (0 for all), or the nearest so many as universal triggers of the given model find them
+        patience, success_bound and precision; None for what the inversion was made for;
+        settle_after: a direction is done after so many steps without progress and makes room for
+        the next (`inversion.neural_cleanse`, in float32; 0 for all steps); the split whose images
+        are used, and which directions: victims, targets: names of classes to measure from and to
+        (() for all); of these num_directions, drawn at random by the run's seed (0 for all), or the
+        nearest so many as universal triggers of the given model find them
         (`nearest.nearest_directions`; 0 for all).
       scan: `scanning.ScanOptions`, with the method (`scanning.SCANNERS`), the split whose images
         are used, and the threshold of its statistic (`scanning.calibrate`; 0 for the method's own).
@@ -111,6 +114,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "inversion": DEFAULT,
                 "precision": "float32",
                 "patience": config_dict.placeholder(int),
+                "settle_after": 0,
                 "success_bound": 0.9,
                 "directions_per_chunk": 0,
             },
@@ -201,12 +205,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     for part in ("training", *map(node_of, METHODS)):
         require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
     check_ranges(config, RANGES)
-    create(
-        config.distance.inversion,
-        precision=config.distance.precision,
-        patience=config.distance.patience,
-        success_bound=config.distance.success_bound,
-    )
+    inversion = distance_inversion(config)
+    if inversion.settled is not None:
+        steps_of_a_part(
+            config.distance.num_steps or inversion.budget.num_steps, inversion.verify_every
+        )
     for part in map(node_of, METHODS):
         fields = {name: METHOD_RANGES[name] for name in config[part] if name in METHOD_RANGES}
         check_ranges(config, {part: fields})
@@ -216,6 +219,22 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"distance.seeds must be whole numbers in [0, 2**31), such as (0, 1, 2), got {seeds}"
         )
     method_config(config)
+
+
+def distance_inversion(config: ml_collections.ConfigDict) -> Inversion:
+    """Return the method by which distances are measured.
+
+    Raises:
+      InputError: there is no such method, or an option is none of it or out of its range.
+    """
+    options = config.distance
+    return create(
+        options.inversion,
+        precision=options.precision,
+        patience=options.patience,
+        settle_after=options.settle_after or None,
+        success_bound=options.success_bound,
+    )
 
 
 def data_options(config: ml_collections.ConfigDict) -> dict:

@@ -7,6 +7,7 @@ are empty, the rest move together into half as many. A direction's number is wha
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import jax
@@ -19,7 +20,14 @@ from moth_jax.errors import InputError
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, advance, begin
 from moth_jax.inversion.base import State
 from moth_jax.memory import smaller
-from moth_jax.sharding import fetch, over_directions, over_samples, replicate, spread
+from moth_jax.sharding import (
+    constrain_spread,
+    fetch,
+    over_directions,
+    over_samples,
+    replicate,
+    spread,
+)
 
 _VERIFICATIONS = 5  # about so many in each part
 
@@ -52,20 +60,29 @@ def measure_in_lanes(
       InputError: `num_steps` is no multiple of the inversion's `verify_every`: lanes that began at
         different times would be verified at different steps.
     """
-    part = _part(num_steps, inversion.verify_every)
-    waiting, lanes = list(directions), [None] * size
+    part = steps_of_a_part(num_steps, inversion.verify_every)
+    waiting, lanes = deque(directions), [None] * size
     done, running = np.zeros(size, np.int32), None
     started = time.perf_counter()
     while waiting or any(lanes):
-        fresh = np.array([lane is None for lane in lanes])
-        lanes = [waiting.pop(0) if lane is None and waiting else lane for lane in lanes]
-        # An empty lane repeats some direction; nobody asks what it finds.
-        filled = [directions[0] if lane is None else lane for lane in lanes]
-        variables, images, weights, victims, targets, seeds = inputs(filled, len(lanes))
+        fresh = np.zeros(len(lanes), bool)
+        for i, lane in enumerate(lanes):
+            if lane is None and waiting:
+                lanes[i], fresh[i] = waiting.popleft(), True
         if fresh.any():
-            samples = variables, images, weights, victims, targets, seeds
-            begun = _begin_lanes(logits_fn, *samples, mask_weight=mask_weight, inversion=inversion)
+            # An empty lane has what some direction has; nobody asks what it finds.
+            filled = [directions[0] if lane is None else lane for lane in lanes]
+            variables, *samples, seeds = inputs(filled, len(lanes))
+            begun = _begin_lanes(
+                logits_fn,
+                variables,
+                *samples,
+                seeds,
+                mask_weight=mask_weight,
+                inversion=inversion,
+            )
             running = begun if running is None else _renewed(running, spread(fresh), begun)
+        images, weights, _, targets = samples
         state, settled = _advance_lanes(
             logits_fn,
             variables,
@@ -89,11 +106,15 @@ def measure_in_lanes(
         lanes = [None if ended[i] else lane for i, lane in enumerate(lanes)]
         done = np.where([lane is None for lane in lanes], 0, done).astype(np.int32)
         if not waiting:
-            lanes, done, running = _compacted(lanes, done, running)
+            lanes, done, (running, samples) = _compacted(lanes, done, (running, samples))
 
 
-def _part(num_steps: int, verify_every: int) -> int:
-    """Return how many steps to do in one call: a part of the budget, in whole verifications."""
+def steps_of_a_part(num_steps: int, verify_every: int) -> int:
+    """Return how many steps to do in one call: a part of the budget, in whole verifications.
+
+    Raises:
+      InputError: the budget is no whole number of verifications.
+    """
     verifications, rest = divmod(num_steps, verify_every)
     if rest:
         raise InputError(
@@ -121,21 +142,24 @@ def _chunk(
     )
 
 
-def _compacted(lanes: list, done: np.ndarray, running: tuple) -> tuple[list, np.ndarray, tuple]:
-    """Return what is left in half as many lanes, and half again, while it has room there."""
+def _compacted(lanes: list, done: np.ndarray, arrays: tuple) -> tuple[list, np.ndarray, tuple]:
+    """Return what is left in half as many lanes, and half again, while it has room there.
+
+    `arrays` [D, ...] are those of the lanes.
+    """
     taken = [i for i, lane in enumerate(lanes) if lane is not None]
     size = len(lanes)
     while len(taken) <= smaller(size) < size:
         size = smaller(size)
     if size == len(lanes) or not taken:
-        return lanes, done, running
+        return lanes, done, arrays
     kept = np.array((taken + [i for i in range(len(lanes)) if i not in taken])[:size])
-    return [lanes[i] for i in kept], done[kept], _take(running, replicate(kept))
+    return [lanes[i] for i in kept], done[kept], _take(arrays, replicate(kept))
 
 
 @jax.jit
-def _take(running: tuple, kept: Array) -> tuple:
-    return jax.tree.map(lambda leaf: leaf[kept], running)
+def _take(arrays: tuple, kept: Array) -> tuple:
+    return constrain_spread(jax.tree.map(lambda leaf: leaf[kept], arrays))
 
 
 @jax.jit
@@ -145,7 +169,7 @@ def _renewed(running: tuple, fresh: Array, begun: tuple) -> tuple:
     def choose(old: Array, new: Array) -> Array:
         return jnp.where(fresh.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, running, begun)
+    return constrain_spread(jax.tree.map(choose, running, begun))
 
 
 def direction_key(seed: Array, victim: Array, target: Array) -> Array:
@@ -183,7 +207,7 @@ def _begin_lanes(
     def over_seeds(*direction) -> tuple[State, Array]:
         return jax.vmap(lambda seed: one(*direction, seed))(seeds)
 
-    return over_directions(over_seeds)(images, weights, victims, targets)
+    return constrain_spread(over_directions(over_seeds)(images, weights, victims, targets))
 
 
 @functools.partial(jax.jit, static_argnames=("logits_fn", "minibatch_size", "inversion"))
@@ -224,4 +248,5 @@ def _advance_lanes(
         *direction, running = direction_and_running
         return jax.vmap(functools.partial(one, *direction))(running)
 
-    return over_directions(over_seeds)(images, weights, targets, done, running)
+    advanced = over_directions(over_seeds)(images, weights, targets, done, running)
+    return constrain_spread(advanced)

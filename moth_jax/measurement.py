@@ -16,7 +16,7 @@ from moth_jax.found_triggers import FoundTriggers
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, invert
 from moth_jax.lanes import direction_key, measure_in_lanes
 from moth_jax.matrix import DistanceMatrix
-from moth_jax.memory import fitting_size, free_bytes, halving, program_bytes
+from moth_jax.memory import equal, fitting_size, free_bytes, halving, program_bytes
 from moth_jax.progress import Task
 from moth_jax.sharding import (
     fetch,
@@ -27,6 +27,7 @@ from moth_jax.sharding import (
     over_samples,
     replicate,
     spread,
+    spread_shapes,
 )
 
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -48,8 +49,8 @@ def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
     devices = num_devices()
     per_device = 2 if jax.default_backend() == "cpu" else 96
     size = min(wanted or devices * max(1, per_device // num_seeds), num_directions)
-    if not wanted and size:
-        size = -(-num_directions // -(-num_directions // size))
+    if not wanted:
+        return equal(size, num_directions)
     return size if size < devices else -(-size // devices) * devices
 
 
@@ -86,7 +87,7 @@ def measure_all(
     """Return the results of all `directions`: stored before, or measured, `size` together.
 
     With `fit` the size is made one that the free memory has room for; where memory runs out all the
-    same it is halved.
+    same it is halved. The chunks of what is left are then made equal, and never larger than that.
     """
     chunks: list[Chunk] = []
     left = dict.fromkeys(directions)  # an ordered set
@@ -106,9 +107,17 @@ def measure_all(
 
     for chunk in store.load(directions):
         add(chunk, task.skip)
+
+    def of_what_is_left(size: int) -> int:
+        return equal(size, len(left))
+
+    def needed(size: int) -> float:
+        return by.needed(tuple(left)[:size], size)
+
     if left and fit:
-        some = list(left)
-        size = smallest(fitting_size(size, lambda n: by.needed(some[:n], n), free_bytes()))
+        size = smallest(fitting_size(size, needed, free_bytes(), of_what_is_left))
+    elif len(left) < size:
+        size = of_what_is_left(size)
 
     def measure_left(size: int) -> None:
         for chunk in by.measure(tuple(left), size):
@@ -116,7 +125,7 @@ def measure_all(
             add(chunk, task.advance)
             preemption.stop_here(store.folder)
 
-    halving(measure_left, size, advice=_LOWER)
+    halving(measure_left, size, advice=_LOWER, rounded=of_what_is_left)
     return _in_order(chunks, directions)
 
 
@@ -201,9 +210,12 @@ def chunk_bytes(
     """Return the bytes that `measure_chunks` with the same arguments needs on each device.
 
     The compilation is the one that it then uses; of directions in lanes it is one of its own, which
-    says about what they need.
+    says about what they need. Images are drawn of one direction only, for their shape.
     """
-    inputs = _inputs(variables, draw, directions, size, seeds)
+    first = np.asarray(directions[:1], np.int32)
+    rows = (*draw(first), *first.T)
+    seeds = replicate(np.asarray(seeds, np.uint32))
+    inputs = variables, *spread_shapes(rows, size), seeds
     return program_bytes(_invert_directions.lower(logits_fn, *inputs, **options).compile())
 
 

@@ -70,30 +70,56 @@ def _droppable(cgroup: Path) -> float:
     return float(counts.get("inactive_file", 0))
 
 
-def fitting_size(wanted: int, needed: Callable[[int], float], free: float) -> int:
+def equal(size: int, count: int) -> int:
+    """Return the size of as many chunks of `count` as with `size`, but equal ones.
+
+    The last chunk is filled up with repeats, and so with few. The size is below the number of
+    devices or a multiple of it, and no larger than `size` where that is one of these.
+
+    >>> [equal(80, 90), equal(80, 10), equal(100, 90)]
+    [45, 10, 90]
+    """
+    if not count:
+        return size
+    devices = num_devices()
+    size = -(-count // -(-count // size))
+    return size if size < devices else -(-size // devices) * devices
+
+
+def _as_it_is(size: int) -> int:
+    return size
+
+
+def fitting_size(
+    wanted: int,
+    needed: Callable[[int], float],
+    free: float,
+    rounded: Callable[[int], int] = _as_it_is,
+) -> int:
     """Return the largest size up to `wanted` that is known to fit, at least 1.
 
     Args:
       wanted: the size that would be best.
       needed: size -> bytes; asked for as few sizes as possible, for each is a compilation.
       free: bytes.
+      rounded: size -> one that is no larger and better, which is tried and returned instead.
 
     >>> fitting_size(96, lambda size: 10 + 2 * size, 100)
     45
     """
-    size = wanted
+    size = rounded(wanted)
     while size > 1:
         try:
             bytes_needed = needed(size)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
-            size = smaller(size)
+            size = rounded(smaller(size))
             continue
         if bytes_needed <= free:
             break
         # In proportion, as if nothing were common to all: a little less than would fit.
-        size = _whole(min(size * free / bytes_needed, size - 1))
+        size = rounded(_whole(min(size * free / bytes_needed, size - 1)))
     return size
 
 
@@ -112,8 +138,16 @@ def _whole(size: float) -> int:
     return max(1, whole - whole % devices if whole >= devices else whole)
 
 
-def halving(run: Callable[[int], Result], size: int, *, advice: str) -> tuple[Result, int]:
+def halving(
+    run: Callable[[int], Result],
+    size: int,
+    *,
+    advice: str,
+    rounded: Callable[[int], int] = _as_it_is,
+) -> tuple[Result, int]:
     """Return `run(size)`, and the size that it was done with after all.
+
+    What is left to do is `rounded` to a better size, no larger, after every halving.
 
     Raises:
       InputError: it does not fit with a size of 1 either; the message ends with `advice`.
@@ -131,10 +165,10 @@ def halving(run: Callable[[int], Result], size: int, *, advice: str) -> tuple[Re
                 raise InputError(f"out of memory with {size} at a time; {advice}") from error
         # Outside the handler, for the error holds what was allocated.
         gc.collect()
+        exhausted, size = size, rounded(smaller(size))
         warnings.warn(
-            f"out of memory with {size} at a time, going on with {smaller(size)}", stacklevel=2
+            f"out of memory with {exhausted} at a time, going on with {size}", stacklevel=2
         )
-        size = smaller(size)
 
 
 def is_exhausted(error: Exception) -> bool:

@@ -53,6 +53,7 @@ RANGES = {
         "minibatch_size": _AT_LEAST_1,
         "mask_weight": _POSITIVE,
         "patience": _AT_LEAST_1,
+        "settle_after": _NOT_NEGATIVE,
         "success_bound": _POSITIVE_SHARE,
         "directions_per_chunk": _NOT_NEGATIVE,
     },

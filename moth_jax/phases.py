@@ -18,7 +18,6 @@ from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.data.splitting import split_validation
 from moth_jax.direction_choice import DirectionChoice
 from moth_jax.distributed import by_writer, from_writer, stored
-from moth_jax.inversion import create as create_inversion
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.methods import METHODS
 from moth_jax.metrics import MetricWriter
@@ -49,14 +48,10 @@ def measure(
     options = config.distance.to_dict()
     for field in ("victims", "targets", "num_directions", "nearest"):
         del options[field]  # read by `directions`
+    for field in ("inversion", "precision", "patience", "settle_after", "success_bound"):
+        del options[field]  # read by `distance_inversion`
     split = getattr(dataset, options.pop("split"))
     classes = chosen_classes(config, dataset)
-    inversion = create_inversion(
-        options.pop("inversion"),
-        precision=options.pop("precision"),
-        patience=options.pop("patience"),
-        success_bound=options.pop("success_bound"),
-    )
     chosen = directions(config, dataset)
     if config.distance.nearest:
         chosen = _nearest(config, workdir, classifier, variables, split, chosen, classes, progress)
@@ -71,7 +66,7 @@ def measure(
         classes=classes,
         directions=chosen,
         directions_per_chunk=options.pop("directions_per_chunk") or None,
-        inversion=inversion,
+        inversion=configuration.distance_inversion(config),
         resume_dir=workdir / "distances",
         label=f"distances {when}",
         progress=progress,

@@ -178,6 +178,18 @@ def from_my_rows(tree, count: int):
     )
 
 
+def spread_shapes(tree, count: int):
+    """Return the shapes of `count` rows as those of `tree`, to lower what takes them `spread`."""
+
+    def shape(leaf):
+        sharding = None
+        if num_devices() > 1:
+            sharding = _sharding(*([] if count % num_devices() else [_mesh().axis_names]))
+        return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, tree)
+
+
 def read_batches(split, batches: Sequence[np.ndarray]) -> Iterator[jax.Array]:
     """Yield the images of an `ImageSplit` at each of `batches` of indices, cut among the devices.
 
@@ -209,6 +221,21 @@ def constrain_replicated(tree):
     if num_devices() == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, _sharding())
+
+
+def constrain_spread(tree):
+    """Inside `jit`: place `tree` as `spread` does, whatever the compiler would choose.
+
+    What takes such results as its arguments again is then compiled once.
+    """
+    if num_devices() == 1:
+        return tree
+
+    def place(leaf):
+        cut = leaf.ndim and len(leaf) % num_devices() == 0
+        return _constrain(leaf, _mesh().axis_names) if cut else constrain_replicated(leaf)
+
+    return jax.tree.map(place, tree)
 
 
 def _constrain(leaf, axes: tuple[str, ...]):

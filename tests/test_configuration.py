@@ -165,6 +165,23 @@ def test_an_unknown_choice_is_answered_with_all_of_them(name, choices):
     assert listed == sorted(choices)
 
 
+def test_directions_settle_where_the_inversion_can_tell_and_is_in_one_precision():
+    asked = {"distance__settle_after": 100}
+    published = {**asked, "distance__inversion": "neural_cleanse"}
+    assert configuration.distance_inversion(digits_config()).settled is None
+    config = digits_config(**published)
+    check(config)
+    assert "settling after 100" in configuration.distance_inversion(config).name
+    for changes, message in [
+        (asked, "the inversion 'trimmed' has no option 'settle_after'"),
+        ({**published, "distance__precision": "bfloat16"}, "settle_after and precision='bfloat16'"),
+        ({**published, "distance__num_steps": 250}, "num_steps must be a multiple of verify_every"),
+        ({"distance__settle_after": -1}, "distance.settle_after must be 0 or more, got -1"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            check(digits_config(**changes))
+
+
 def test_only_a_given_model_can_be_trained_further():
     config = digits_config(model__fine_tune=True)
     with pytest.raises(InputError, match=r"fine_tune trains a given model .*checkpoint names none"):

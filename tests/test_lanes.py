@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from toys import linear_classifier, row_images, row_variables
 
-from moth_jax import distance, lanes
+from moth_jax import distance, lanes, measurement
 from moth_jax.errors import InputError
-from moth_jax.inversion import neural_cleanse, with_precision
+from moth_jax.inversion import create, neural_cleanse, with_precision
 
 K = 3
 CLASSIFIER = linear_classifier(K)
@@ -60,11 +60,12 @@ def test_directions_that_never_settle_are_measured_as_in_one_call(together, widt
     assert len(widths[0]) == together
 
 
-def test_the_last_part_of_the_budget_is_not_rounded_in_lanes_either():
-    in_one = neural_cleanse(patience=3, verify_every=5)
-    rounded = [with_precision(method, "bfloat16") for method in (NEVER, in_one)]
-    in_lanes, in_one_call = (measure(m, num_steps=60).values for m in rounded)
-    np.testing.assert_allclose(in_lanes, in_one_call, rtol=1e-3)
+def test_precision_cannot_change_in_the_middle_of_lanes():
+    with pytest.raises(InputError, match="settle_after and precision='bfloat16' do not go toget"):
+        with_precision(SOON, "bfloat16")
+    with pytest.raises(InputError, match="settle_after and precision='bfloat16' do not go toget"):
+        create("neural_cleanse", settle_after=40, precision="bfloat16")
+    assert with_precision(SOON, "float32") == SOON
 
 
 def test_a_settled_direction_makes_room_for_the_next_one_and_the_last_move_together(widths):
@@ -78,6 +79,28 @@ def test_a_settled_direction_makes_room_for_the_next_one_and_the_last_move_toget
     assert len(widths[-1]) < 4
     unhurried = measure(NEVER, together=4, num_steps=1500)
     assert matrix.average() < 1.05 * unhurried.average()
+
+
+def test_images_are_drawn_only_where_a_direction_enters_a_lane(widths, monkeypatch):
+    drawn, whole = [], lanes._begin_lanes
+
+    def begin_lanes(*arguments, **options):
+        drawn.append(len(widths))
+        return whole(*arguments, **options)
+
+    calls, inputs = [], measurement._inputs
+
+    def counted(variables, draw, directions, size, **options):
+        calls.append(size)
+        return inputs(variables, draw, directions, size, **options)
+
+    monkeypatch.setattr(measurement, "_inputs", counted)
+    monkeypatch.setattr(lanes, "_begin_lanes", begin_lanes)
+    measure(SOON, together=4, num_steps=1500)
+    assert len(calls) == len(drawn)
+    # Six directions in four lanes: at the start, and as the last two find room.
+    assert 2 <= len(calls) <= 3 < len(widths)
+    assert set(calls) == {4}
 
 
 def test_what_settled_is_kept_when_the_measurement_is_interrupted(tmp_path, monkeypatch):

@@ -4,12 +4,17 @@ import jax
 import numpy as np
 import pytest
 from test_distance import IMAGES, LABELS, assert_same_matrix, measure
-from toys import RecordedProgress
+from toys import RecordedProgress, compilations
 
 from moth_jax import distance, measurement, memory
+from moth_jax.chunks import Chunk, ChunkStore
 from moth_jax.errors import InputError
+from moth_jax.progress import silent_progress
+from moth_jax.triggers import Trigger
 
 GIB = 2.0**30
+NINETY = list(itertools.permutations(range(10), 2))
+NOTHING_KEPT = ChunkStore(None, {}, ())
 
 
 # What a program needs, and what there is
@@ -26,16 +31,31 @@ def test_a_program_needs_its_arguments_results_and_what_is_between():
 def test_the_bytes_of_a_chunk_are_those_of_its_images_and_of_the_inversions(monkeypatch):
     asked = []
 
-    def fitting(wanted, needed, free):
+    def fitting(wanted, needed, free, rounded):
         asked.append(needed(2))
         return 2
 
     monkeypatch.setattr(measurement, "fitting_size", fitting)
-    compiled = measurement._invert_directions._cache_size()
-    measure(directions_per_chunk=None)
+    jax.clear_caches()
+    with compilations() as compiled:
+        measure(directions_per_chunk=None)
     images = 2 * 8 * 4 * 4 * 4
     assert images < asked[0] < 100 * images
-    assert measurement._invert_directions._cache_size() <= compiled + 1
+    # That for the question is the one that measures.
+    assert compiled.count("jit(_invert_directions)") == 1
+
+
+def test_images_of_one_direction_are_drawn_to_ask_what_a_chunk_needs(monkeypatch):
+    drawn, whole = [], distance.victims_images
+
+    def victims_images(images, labels, num_images, directions):
+        drawn.append(len(directions))
+        return whole(images, labels, num_images, directions)
+
+    monkeypatch.setattr(distance, "victims_images", victims_images)
+    measure(directions_per_chunk=None)
+    assert drawn[0] == 1
+    assert sum(drawn) <= 1 + 6
 
 
 def test_the_free_memory_of_the_host_is_the_least_that_anything_allows(tmp_path):
@@ -175,7 +195,67 @@ def test_chunks_are_equal_so_that_the_last_one_repeats_little(
     monkeypatch, wanted, directions, size
 ):
     monkeypatch.setattr(measurement.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(measurement, "num_devices", lambda: 1)
     assert measurement.chunk_size(wanted, directions, 1) == size
-    monkeypatch.setattr(measurement, "num_devices", lambda: 4)
+    for module in (measurement, memory):
+        monkeypatch.setattr(module, "num_devices", lambda: 4)
     assert measurement.chunk_size(None, 800, 1) == 268  # of 384: three chunks, not two and a rest
+
+
+def sizes_of_chunks(size, *, fit, store=NOTHING_KEPT, directions=NINETY, fits=80):
+    """The sizes of the chunks of 90 directions where memory has room for 80, and what was asked."""
+    tried, asked = [], []
+
+    def measure_chunks(directions, size):
+        for first in range(0, len(directions), size):
+            if size > fits:
+                raise MemoryError
+            tried.append(size)
+            chosen = np.array(directions[first : first + size])
+            ones = np.ones((len(chosen), 1))
+            trigger = Trigger(np.ones((len(chosen), 2)), np.ones((len(chosen), 2)))
+            yield Chunk(chosen, ones, ones, trigger, seconds=1.0)
+
+    def needed(directions, size):
+        assert len(directions) == size
+        asked.append(size)
+        return size
+
+    with silent_progress().task("distances", total=len(directions)) as task:
+        by = measurement.Measurer(measure_chunks, needed)
+        found = measurement.measure_all(directions, size, by, store, task, fit=fit)
+    assert found.directions.tolist() == [list(direction) for direction in directions]
+    return tried, asked
+
+
+def test_chunks_that_had_to_be_smaller_to_fit_are_equal_again(monkeypatch):
+    monkeypatch.setattr(measurement, "free_bytes", lambda: 80)
+    # 45 and 45, not 80 and ten of 80; and each size asked for is a compilation.
+    assert sizes_of_chunks(90, fit=True) == ([45, 45], [90, 45])
+
+
+def test_a_resumed_measurement_has_chunks_of_what_is_left(monkeypatch, tmp_path):
+    monkeypatch.setattr(measurement, "free_bytes", lambda: 80)
+    store = ChunkStore(tmp_path, {}, np.zeros(1))
+    sizes_of_chunks(80, fit=False, store=store, directions=NINETY[:80])
+    assert sizes_of_chunks(80, fit=True, store=store) == ([10], [10])
+    store = ChunkStore(tmp_path, {"other": 1}, np.zeros(1))
+    sizes_of_chunks(80, fit=False, store=store, directions=NINETY[:80])
+    assert sizes_of_chunks(80, fit=False, store=store) == ([10], [])
+
+
+def test_chunks_are_equal_again_after_a_halving_and_as_asked_for_before_it():
+    assert sizes_of_chunks(80, fit=False) == ([80, 80], [])
+    with pytest.warns(UserWarning, match="out of memory with 64 at a time, going on with 30"):
+        assert sizes_of_chunks(64, fit=False, fits=32) == ([30, 30, 30], [])
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4, 8])
+def test_equal_chunks_are_no_more_and_no_larger_and_whole_on_the_devices(monkeypatch, devices):
+    monkeypatch.setattr(memory, "num_devices", lambda: devices)
+    for size in [*range(1, devices), *range(devices, 13 * devices, devices)]:
+        for count in range(1, 100):
+            even = memory.equal(size, count)
+            assert even <= size
+            assert even < devices or even % devices == 0
+            assert -(-count // even) == -(-count // size)
+            assert memory.equal(even, count) == even

@@ -50,3 +50,14 @@ def test_only_the_victims_images_are_read(tmp_path, monkeypatch):
     matrix = measure(config, DATASET, tmp_path, "before", classifier, variables, RecordedProgress())
     assert np.argwhere(~np.isnan(matrix.values)).tolist() == [[1, 0], [1, 2]]
     assert read == [1, 1, 1, 1]
+
+
+def test_directions_that_settle_leave_the_measurement_where_the_configuration_says_so(tmp_path):
+    config = default_config()
+    config.distance.update(victims=("row1",), num_steps=40, inversion="neural_cleanse")
+    config.distance.settle_after = 10
+    classifier, variables = linear_classifier(), row_variables()
+    checkpoints.save_model(tmp_path / "original", classifier, variables)
+    matrix = measure(config, DATASET, tmp_path, "before", classifier, variables, RecordedProgress())
+    assert matrix.details["inversion"].endswith("settling after 10")
+    assert matrix.num_measured() == 2

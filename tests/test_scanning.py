@@ -77,7 +77,7 @@ def found_arms(scan):
 def test_universal_triggers_run_together_as_the_memory_allows(monkeypatch):
     asked = []
 
-    def fitting(wanted, needed, free):
+    def fitting(wanted, needed, free, rounded):
         asked.append(needed(2))
         return 2
 

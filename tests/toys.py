@@ -2,6 +2,7 @@
 
 import contextlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -136,3 +137,19 @@ class RecordedProgress(Progress):
     def skip(self, n, /, **figures):
         self.skipped.append(n)
         self.figures = figures
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the programs that are compiled in the block, ahead of time or not."""
+    names = []
+
+    def listen(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moth_jax.errors import require_choice
+from moth_jax.errors import InputError, require_choice
 
 if TYPE_CHECKING:
     from moth_jax.inversion.base import Inversion, LogitsFn
@@ -27,11 +27,18 @@ def with_precision(inversion: "Inversion", precision: str) -> "Inversion":
     """Return the method with the model evaluated in `precision` (`PRECISIONS`) while it searches.
 
     Raises:
-      InputError: there is no such precision.
+      InputError: there is no such precision, or not for searches that settle: directions that began
+        at different times would all be computed in both precisions in every step.
     """
     require_choice("precision", precision, PRECISIONS)
     if precision == inversion.precision:
         return inversion
+    if inversion.settled is not None and precision != "float32":
+        raise InputError(
+            f"settle_after and precision={precision!r} do not go together: directions that leave "
+            "as they settle are at different steps, and only the last of a search are in float32; "
+            "leave one of the two out"
+        )
     return inversion._replace(name=f"{inversion.name} in {precision}", precision=precision)
 
 
