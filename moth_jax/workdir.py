@@ -10,6 +10,7 @@ from moth_jax.configuration import default_config
 from moth_jax.distributed import by_writer, from_writer
 from moth_jax.errors import InputError
 from moth_jax.report import write_summary
+from moth_jax.workdir_lock import make_folder
 
 _RESULT_FILES = (
     "original.json",
@@ -54,10 +55,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) 
       InputError: it holds another run and `overwrite` is not set, or files of the same names that
         are of no run, or it cannot be written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot use {workdir} as --workdir: {error.strerror}") from error
+    make_folder(workdir)
     path = workdir / "config.json"
     ours = _as_json(config)
     results = _results(workdir)

@@ -42,6 +42,7 @@ def matrices(workdir):
 
 def test_a_finished_run_leaves_its_results_and_nothing_else(workdir):
     assert sorted(path.name for path in workdir.iterdir()) == [
+        ".lock",
         "config.json",
         "distance_after.npz",
         "distance_before.npz",

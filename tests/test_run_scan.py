@@ -31,6 +31,7 @@ def test_the_phase_scans_the_given_model_and_neither_measures_nor_hardens_it(tmp
     config = tiny_config(model__checkpoint=str(finished_run() / "original"), **TINY)
     summary = do(config, tmp_path / "scan")
     assert sorted(path.name for path in (tmp_path / "scan").iterdir()) == [
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "original",
