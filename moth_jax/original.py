@@ -17,6 +17,7 @@ from moth_jax.models.sources import head_is_fixed, load_source, with_classes
 from moth_jax.pacing import Pacer, Saver
 from moth_jax.phases import check_hardening
 from moth_jax.progress import Progress
+from moth_jax.replacing import standing
 from moth_jax.selection import chosen_backdoor
 from moth_jax.workdir import write_json
 
@@ -63,7 +64,7 @@ def import_model(
     config: ml_collections.ConfigDict, dataset: ImageDataset
 ) -> tuple[Classifier, Variables]:
     """Return the model of `config.model.checkpoint`, checked against the data."""
-    path = Path(config.model.checkpoint).expanduser()
+    path = standing(Path(config.model.checkpoint).expanduser())
     num_classes = dataset.num_classes if config.model.fine_tune else None
     if path.is_dir():
         classifier, variables, _ = checkpoints.load_model(path)
