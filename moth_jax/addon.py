@@ -166,8 +166,9 @@ def check_accuracy(
     return dataclasses.replace(state, stopped="budget") if finished else state
 
 
-def check_fit(classifier: Classifier, dataset, config: AddOnConfig) -> None:
-    """Raise `InputError` if model, data and options do not fit, before anything is computed."""
+def check_fit(classifier: Classifier, variables: Variables, dataset, config: AddOnConfig) -> None:
+    """Raise `InputError` if model, data and options do not fit, before anything is trained."""
+    del variables  # methods that look into the model have a check of their own
     outputs = classifier.spec.num_classes
     if outputs != dataset.num_classes:
         raise InputError(

@@ -36,7 +36,7 @@ def original_model(
         classifier, variables = (
             import_model(config, dataset) if source else new_model(config, dataset)
         )
-        check_hardening(config, dataset, classifier)  # not after the training
+        check_hardening(config, dataset, classifier, variables)  # not after the training
         seconds = None
         if not source or config.model.fine_tune:
             images = training_images(config, dataset)
@@ -47,7 +47,7 @@ def original_model(
         checkpoints.save_model(folder, classifier, variables)
     checkpoints.RunCheckpoints(workdir / "training").clear()
     saved = checkpoints.load_model(folder)
-    check_hardening(config, dataset, saved.classifier)  # not after the measuring
+    check_hardening(config, dataset, saved.classifier, saved.variables)  # not after the measuring
     return saved.classifier, saved.variables
 
 
