@@ -59,6 +59,7 @@ def default_config() -> ml_collections.ConfigDict:
         (`nearest.nearest_directions`; 0 for all).
       scan: `scanning.ScanOptions`, with the method (`scanning.SCANNERS`), the split whose images
         are used, and the threshold of its statistic (`scanning.calibrate`; 0 for the method's own).
+        Where "distance" has measured all directions, "pairs" takes those distances as they are.
       robustness: the attack under which accuracy is measured as well (`evaluation.pgd_accuracy`):
         epsilon (0 for none) and step_size in units of [0, 1], num_steps, and num_images of the test
         set (`robustness.attacked_images`). Published: 8/255 and 20 steps of 2/255 for CIFAR-10,
