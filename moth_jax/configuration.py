@@ -6,6 +6,7 @@ so there is one list of options and one place that documents each.
 """
 
 import dataclasses
+import typing
 
 import ml_collections
 from ml_collections import config_dict
@@ -148,6 +149,9 @@ def _attack_options() -> dict:
 def _fields(options: type) -> dict:
     """Return the defaults of a dataclass of options, without those that a whole run has."""
     fields = dataclasses.asdict(options())
+    for field in dataclasses.fields(options):
+        if fields[field.name] is None:  # a value may be set, of the other type of "... | None"
+            fields[field.name] = config_dict.placeholder(typing.get_args(field.type)[0])
     return {name: value for name, value in fields.items() if name not in ("seed", "classes")}
 
 
