@@ -5,6 +5,7 @@ in some way of their own, and stop when the budget is spent or the accuracy has 
 """
 
 import dataclasses
+import warnings
 from typing import TypeVar
 
 import jax
@@ -166,15 +167,27 @@ def check_accuracy(
     return dataclasses.replace(state, stopped="budget") if finished else state
 
 
-def check_fit(classifier: Classifier, dataset, config: AddOnConfig) -> None:
-    """Raise `InputError` if model, data and options do not fit, before anything is computed."""
+def check_fit(classifier: Classifier, variables: Variables, dataset, config: AddOnConfig) -> None:
+    """Raise `InputError` if model, data and options do not fit, before anything is trained.
+
+    Where no classes are named, those without training images are left out, as of a large head whose
+    user has images of a few; that may be an oversight, and is a warning.
+    """
+    del variables  # methods that look into the model have a check of their own
     outputs = classifier.spec.num_classes
     if outputs != dataset.num_classes:
         raise InputError(
             f"the model has {outputs} outputs, {dataset.name} names {dataset.num_classes} classes; "
             "every output needs a class name, but not every class needs images"
         )
-    config.chosen(dataset)
+    without = set(range(outputs)) - set(config.chosen(dataset))
+    if without and not config.classes:
+        warnings.warn(
+            f"no training images of {listed([dataset.class_names[k] for k in sorted(without)])}: "
+            "they are not hardened, and training may forget them; name the classes to harden in "
+            "`classes` if that is meant",
+            stacklevel=2,
+        )
     if config.batch_size > len(dataset.train):
         raise InputError(
             f"batch_size {config.batch_size} is larger than the data: "

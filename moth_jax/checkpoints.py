@@ -26,6 +26,7 @@ from moth_jax.matrix import DistanceMatrix
 from moth_jax.models import Classifier, ModelSpec, Variables, outline
 from moth_jax.models.functional import describe_mismatch
 from moth_jax.moth import MothState
+from moth_jax.replacing import replacing, standing
 from moth_jax.scheduler import KArmState
 from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
@@ -48,7 +49,7 @@ def save_model(
     variables: Variables,
     distances: DistanceMatrix | None = None,
 ) -> None:
-    """Write a model's checkpoint, replacing one that is there.
+    """Write a model's checkpoint, replacing one that is there once it is whole.
 
     Raises:
       InputError: it cannot be written, as on a full disk.
@@ -71,7 +72,8 @@ def load_model(path: str | Path) -> SavedModel:
       InputError: the folder is missing, damaged, or no checkpoint of a model, or its weights are
         not finite.
     """
-    tree, metadata = from_writer(_load, Path(path))
+    folder = from_writer(standing, Path(path))
+    tree, metadata = from_writer(_load, folder)
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no model checkpoint of this package")
     classifier, expected = outline(ModelSpec.from_json(metadata["spec"]))
@@ -85,7 +87,7 @@ def load_model(path: str | Path) -> SavedModel:
         raise InputError(
             f"{path} holds NaN or infinite weights: its training diverged; lower the learning rate"
         )
-    distances = stored(DistanceMatrix.load, Path(path) / _DISTANCES)
+    distances = stored(DistanceMatrix.load, folder / _DISTANCES)
     return SavedModel(classifier, variables, distances)
 
 
@@ -183,7 +185,8 @@ def _save_tree(path: Path, tree: dict, metadata: dict) -> None:
     metadata = {**metadata, "sha256": _digest(tree, metadata)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        ocp.save(path, tree, custom_metadata=metadata, overwrite=True)
+        with replacing(path) as new:  # Orbax would remove the old one first
+            ocp.save(new, tree, custom_metadata=metadata)
     except (ValueError, OSError) as error:  # TensorStore reports a full disk as a ValueError
         raise InputError(
             f"cannot write {path}: {_reason(error)}; free some space or check the permissions, "

@@ -6,6 +6,7 @@ so there is one list of options and one place that documents each.
 """
 
 import dataclasses
+import typing
 
 import ml_collections
 from ml_collections import config_dict
@@ -62,6 +63,7 @@ def default_config() -> ml_collections.ConfigDict:
         (`nearest.nearest_directions`; 0 for all).
       scan: `scanning.ScanOptions`, with the method (`scanning.SCANNERS`), the split whose images
         are used, and the threshold of its statistic (`scanning.calibrate`; 0 for the method's own).
+        Where "distance" has measured all directions, "pairs" takes those distances as they are.
       robustness: the attack under which accuracy is measured as well (`evaluation.pgd_accuracy`):
         epsilon (0 for none) and step_size in units of [0, 1], num_steps, and num_images of the test
         set (`robustness.attacked_images`). Published: 8/255 and 20 steps of 2/255 for CIFAR-10,
@@ -151,6 +153,9 @@ def _attack_options() -> dict:
 def _fields(options: type) -> dict:
     """Return the defaults of a dataclass of options, without those that a whole run has."""
     fields = dataclasses.asdict(options())
+    for field in dataclasses.fields(options):
+        if fields[field.name] is None:  # a value may be set, of the other type of "... | None"
+            fields[field.name] = config_dict.placeholder(typing.get_args(field.type)[0])
     return {name: value for name, value in fields.items() if name not in ("seed", "classes")}
 
 

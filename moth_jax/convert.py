@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from moth_jax.console import EXIT_INTERRUPTED, fail, prepare_console
 from moth_jax.errors import InputError
+from moth_jax.replacing import standing
 
 _NOTHING = (None, (), "", "auto", "nothing")  # options that are not given
 
@@ -168,6 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     source, dest = (options.pop(name).expanduser() for name in ("source", "dest"))
     overwrite = options.pop("overwrite")
     prepare_console()
+    source = standing(source)
     try:
         if not source.exists():
             raise InputError(f"there is no {source}")

@@ -8,6 +8,7 @@ where an earlier one was interrupted. On SIGTERM or SIGUSR1 it saves and ends wi
 
 import difflib
 import re
+import textwrap
 from pathlib import Path
 
 from absl import app, flags
@@ -40,6 +41,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's: 0, 1, ...")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run that is in --workdir first.")
 
 _WHEN = ("before", "after")
+# What the memory of a step grows with, of whichever methods have it.
+_MEMORY_FIELDS = ("batch_size", "victims_per_class", "warmup_max_images", "num_images")
 
 
 def main(argv: list[str]) -> None:
@@ -57,6 +60,9 @@ def main(argv: list[str]) -> None:
             f"{error.filename or _WORKDIR.value}: {error.strerror or error}; free some space or "
             "check the permissions, then run the same command again"
         )
+    except (RuntimeError, MemoryError) as error:
+        _fail_if_exhausted(error)
+        raise
     except preemption.Preempted as end:
         fail(str(end), code=EXIT_PREEMPTED)
     except KeyboardInterrupt:
@@ -77,6 +83,22 @@ def _run() -> None:
     summary = run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value, progress=progress)
     for line in describe(summary, workdir):
         progress.note(line)
+
+
+def _fail_if_exhausted(error: Exception) -> None:
+    """Say in one line what to do where memory has run out; measurements see to it themselves."""
+    from moth_jax.configuration import node_of
+    from moth_jax.memory import is_exhausted
+
+    if not is_exhausted(error):
+        return
+    part = node_of(_CONFIG.value.method)
+    fields = [f"{part}.{name}" for name in _MEMORY_FIELDS if name in _CONFIG.value[part]]
+    reason = textwrap.shorten(str(error) or "no more of the host", 150)
+    fail(
+        f"out of memory ({reason}); try another number of mesh.devices, with which the run goes "
+        f"on, or, in another --workdir, lower training.batch_size or {', '.join(fields)}"
+    )
 
 
 def describe(summary: dict, workdir: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import optax
 
 from moth_jax import moth
-from moth_jax.addon import AddOnConfig, AddOnState
+from moth_jax.addon import AddOnConfig, AddOnState, check_fit
 from moth_jax.baselines import (
     adversarial,
     fine_pruning,
@@ -34,22 +34,27 @@ class Method(NamedTuple):
       config: the type of its options.
       state: the type of its state.
       tx: (options, data set) -> an optimiser of the structure of the state's.
+      check: (classifier, variables, data set, options) -> None; raises `InputError` where `harden`
+        would, before anything is trained.
     """
 
     harden: Callable[..., AddOnState]
     config: type[AddOnConfig]
     state: type[AddOnState] = BaselineState
     tx: Callable[..., optax.GradientTransformation] = lambda config, dataset: optimiser_structure()
+    check: Callable[..., None] = check_fit
 
 
 METHODS = {
-    "moth": Method(moth.harden, MothConfig, MothState, moth.optimiser),
-    "pairwise": Method(pairwise.harden, MothConfig, MothState, moth.optimiser),
+    "moth": Method(moth.harden, MothConfig, MothState, moth.optimiser, moth.check_fit),
+    "pairwise": Method(pairwise.harden, MothConfig, MothState, moth.optimiser, pairwise.check_fit),
     "universal": Method(universal.harden, universal.UniversalConfig),
     "uap": Method(uap.harden, uap.UapConfig),
     "nc": Method(nc.harden, nc.NcConfig),
-    "nad": Method(nad.harden, nad.NadConfig),
+    "nad": Method(nad.harden, nad.NadConfig, check=nad.check_fit),
     "adversarial": Method(adversarial.harden, adversarial.AdversarialConfig),
     "fine_tuning": Method(fine_tuning.harden, fine_tuning.FineTuningConfig),
-    "fine_pruning": Method(fine_pruning.harden, fine_pruning.FinePruningConfig),
+    "fine_pruning": Method(
+        fine_pruning.harden, fine_pruning.FinePruningConfig, check=fine_pruning.check_fit
+    ),
 }

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from moth_jax import addon, scheduler
-from moth_jax.addon import SCHEDULES, check_accuracy, check_fit, initial_fields
+from moth_jax.addon import SCHEDULES, check_accuracy, initial_fields
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import StepConfig, make_harden_step, make_stamped_update
@@ -38,6 +38,7 @@ __all__ = [
     "MothState",
     "OnRound",
     "Records",
+    "check_fit",
     "harden",
     "optimiser",
 ]
@@ -78,6 +79,7 @@ def harden(
 
     Note: Progress is watched on validation data. The published code watches the test set.
     """
+    check_fit(classifier, variables, dataset, config)
     setting = _setting(classifier, dataset, config)
     num_targets = num_warmups(config, dataset)
     state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
@@ -110,23 +112,22 @@ def harden(
 
 
 def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
-    """Return what all rounds share, if the options fit the data."""
-    classes = config.chosen(dataset)
-    _check_fit(classifier, dataset, config, len(classes))
+    """Return what all rounds share."""
     return Setting(
         programs=_compile(classifier, dataset, config),
         dataset=dataset,
         config=config,
-        classes=classes,
+        classes=config.chosen(dataset),
         members=class_indices(dataset.train.labels, dataset.num_classes),
         total=config.num_steps(len(dataset.train)),
         sums=scheduler.PairSums(),
     )
 
 
-def _check_fit(classifier: Classifier, dataset, config: MothConfig, num_classes: int) -> None:
+def check_fit(classifier: Classifier, variables: Variables, dataset, config: MothConfig) -> None:
     """Raise `InputError` if model, data and options do not fit, before anything is computed."""
-    check_fit(classifier, dataset, config)
+    addon.check_fit(classifier, variables, dataset, config)
+    num_classes = len(config.chosen(dataset))
     most = num_classes // 2
     if config.pairs_per_step > most:
         raise InputError(

@@ -38,7 +38,8 @@ class MothConfig(AddOnConfig):
         there are more than a hundred classes, fewer of each are used. The paper has no limit, and
         its warm-up grows with the square of the number of classes.
       minibatch_size: of all inversions.
-      patience: steps before λ changes (`inversion.neural_cleanse`).
+      patience: steps before λ changes, of inversions that have one (`inversion.neural_cleanse`);
+        None for the inversion's own, which is the published 10.
       stamp_share, max_trigger_share: `hardening.StepConfig`; the limit holds in the warm-up, too,
         where the published code has none.
       augment_stamped: flip and shift images again once they are stamped, as planted triggers were
@@ -73,7 +74,7 @@ class MothConfig(AddOnConfig):
     warmup_images_per_class: int = 10
     warmup_max_images: int = 1000
     minibatch_size: int = 32
-    patience: int = 10
+    patience: int | None = None
     stamp_share: float = 0.1
     max_trigger_share: float = 0.25
     augment_stamped: bool = False
@@ -110,6 +111,4 @@ class MothConfig(AddOnConfig):
 
     def inversion_at(self, success_bound: float) -> Inversion:
         """Return the method of inversion for this success bound."""
-        published = self.inversion == "neural_cleanse"
-        patience = self.patience if published else None
-        return create(self.inversion, success_bound=success_bound, patience=patience)
+        return create(self.inversion, success_bound=success_bound, patience=self.patience)

@@ -17,6 +17,7 @@ from moth_jax.models.sources import head_is_fixed, load_source, with_classes
 from moth_jax.pacing import Pacer, Saver
 from moth_jax.phases import check_hardening
 from moth_jax.progress import Progress
+from moth_jax.replacing import standing
 from moth_jax.selection import chosen_backdoor
 from moth_jax.workdir import write_json
 
@@ -35,7 +36,7 @@ def original_model(
         classifier, variables = (
             import_model(config, dataset) if source else new_model(config, dataset)
         )
-        check_hardening(config, dataset, classifier)  # not after the training
+        check_hardening(config, dataset, classifier, variables)  # not after the training
         seconds = None
         if not source or config.model.fine_tune:
             images = training_images(config, dataset)
@@ -46,7 +47,7 @@ def original_model(
         checkpoints.save_model(folder, classifier, variables)
     checkpoints.RunCheckpoints(workdir / "training").clear()
     saved = checkpoints.load_model(folder)
-    check_hardening(config, dataset, saved.classifier)  # not after the measuring
+    check_hardening(config, dataset, saved.classifier, saved.variables)  # not after the measuring
     return saved.classifier, saved.variables
 
 
@@ -63,7 +64,7 @@ def import_model(
     config: ml_collections.ConfigDict, dataset: ImageDataset
 ) -> tuple[Classifier, Variables]:
     """Return the model of `config.model.checkpoint`, checked against the data."""
-    path = Path(config.model.checkpoint).expanduser()
+    path = standing(Path(config.model.checkpoint).expanduser())
     num_classes = dataset.num_classes if config.model.fine_tune else None
     if path.is_dir():
         classifier, variables, _ = checkpoints.load_model(path)

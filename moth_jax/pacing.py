@@ -74,17 +74,23 @@ class Saver:
 
     def _save(self) -> None:
         with self._lock:
-            if self._unsaved is not None and is_writer():
-                step, state = self._unsaved
-                arrays, metadata = state()
-                metadata = {**metadata, "spent": self._pacer.spent()}
-                self._checkpoints.save(step, arrays, metadata)
-                self._unsaved = None
+            self._save_unsaved()
+
+    def _save_unsaved(self) -> None:
+        if self._unsaved is not None and is_writer():
+            step, state = self._unsaved
+            arrays, metadata = state()
+            metadata = {**metadata, "spent": self._pacer.spent()}
+            self._checkpoints.save(step, arrays, metadata)
+            self._unsaved = None
 
     def _save_now(self) -> Path | None:
-        self._save()
-        self._checkpoints.wait()
-        return self._checkpoints.newest()
+        # The thread of the signals comes here, too: all that asks the checkpoints holds the lock,
+        # and what writes them in the background never does.
+        with self._lock:
+            self._save_unsaved()
+            self._checkpoints.wait()
+            return self._checkpoints.newest()
 
     def __enter__(self) -> "Saver":
         preemption.save_before_giving_up(self._save_now)
@@ -93,5 +99,5 @@ class Saver:
     def __exit__(self, fault, *_) -> None:
         preemption.save_before_giving_up(None)
         # Where the block has failed, that is what is told.
-        with contextlib.suppress(InputError) if fault else contextlib.nullcontext():
+        with self._lock, contextlib.suppress(InputError) if fault else contextlib.nullcontext():
             self._checkpoints.wait()

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from moth_jax import checkpoints, configuration, distance
-from moth_jax.addon import PHASES, AddOnState, check_fit
+from moth_jax.addon import PHASES, AddOnState
 from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.data.splitting import split_validation
 from moth_jax.direction_choice import DirectionChoice
@@ -193,14 +193,17 @@ def harden(
 
 
 def check_hardening(
-    config: ml_collections.ConfigDict, dataset: ImageDataset, classifier: Classifier
+    config: ml_collections.ConfigDict,
+    dataset: ImageDataset,
+    classifier: Classifier,
+    variables: Variables,
 ) -> None:
     """Raise `InputError` if the run is to harden, and its method cannot train this classifier."""
     if config.phase not in ("all", "harden"):
         return
     options = configuration.method_config(config, classes=chosen_classes(config, dataset))
     check_batch_norm(classifier, options.batch_norm)
-    check_fit(classifier, clean_part(config, dataset), options)
+    METHODS[config.method].check(classifier, variables, clean_part(config, dataset), options)
 
 
 def clean_part(config: ml_collections.ConfigDict, dataset: ImageDataset) -> ImageDataset:

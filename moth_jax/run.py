@@ -31,6 +31,7 @@ from moth_jax.robustness import measure_robustness
 from moth_jax.scan_phase import check_scan, scan_model
 from moth_jax.selection import chosen_backdoor, directions
 from moth_jax.workdir import claim
+from moth_jax.workdir_lock import locked
 
 __all__ = [
     "claim",
@@ -47,7 +48,11 @@ __all__ = [
 def run(
     config: ml_collections.ConfigDict, workdir: Path, *, overwrite: bool, progress: Progress
 ) -> dict:
-    """Do the phases that `config.phase` asks for and are not done yet; return the summary."""
+    """Do the phases that `config.phase` asks for and are not done yet; return the summary.
+
+    Raises:
+      InputError: something given cannot be used, or another run is at work in `workdir`.
+    """
     configuration.check(config)
     sharding.use_devices(config.mesh.devices)
     check_same("the configuration", config.to_json_best_effort(), jax.__version__)
@@ -62,11 +67,12 @@ def run(
         check_scan(config, dataset)
     if phase == "report" and not from_writer((workdir / "original").exists):
         raise InputError(f"there is no run in {workdir} to report on; do another phase first")
-    from_writer(functools.partial(claim, workdir, config, overwrite=overwrite))
-    if phase != "report":
-        _do(config, dataset, workdir, progress)
-    measure_robustness(config, dataset, workdir, progress)
-    return summarise(config, dataset, workdir)
+    with locked(workdir):
+        from_writer(functools.partial(claim, workdir, config, overwrite=overwrite))
+        if phase != "report":
+            _do(config, dataset, workdir, progress)
+        measure_robustness(config, dataset, workdir, progress)
+        return summarise(config, dataset, workdir)
 
 
 def _check_same_data(dataset: data.ImageDataset) -> None:

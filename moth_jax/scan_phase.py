@@ -36,19 +36,16 @@ def scan_model(
 ) -> Scan:
     """Scan the model, unless it was already scanned in the same way; write scan.npz and scan.json.
 
-    Distances that the run has measured are not measured again: "pairs" is then free.
+    If the run has measured the distances of all directions they are not measured again: "pairs" is
+    then free, and of that measurement, whatever the options of the scan.
     """
-    asked = {
-        **config.scan.to_dict(),
-        "seed": config.seed,
-        "classes": [dataset.class_names[k] for k in chosen_classes(config, dataset)],
-    }
+    matrix = _measured(config, workdir, progress)
+    asked = _asked(config, dataset, matrix)
     done = read_json(workdir / "scan.json").get("asked")
     if done == asked:
         return from_writer(Scan.load, workdir / "scan.npz")
     threshold = config.scan.threshold or None
-    matrix = stored(DistanceMatrix.load, workdir / "distance_before.npz")
-    if config.scan.method == "pairs" and matrix is not None:
+    if matrix is not None:
         options = configuration.scan_options(config)
         found = scan_distances(
             matrix, image_shape=dataset.image_shape, threshold=threshold, options=options
@@ -60,6 +57,35 @@ def scan_model(
     write_json(workdir / "scan.json", {**found.to_json(), "asked": asked})
     by_writer(shutil.rmtree, workdir / "scanning", True)
     return found
+
+
+def _measured(
+    config: ml_collections.ConfigDict, workdir: Path, progress: Progress
+) -> DistanceMatrix | None:
+    """Return the distances that "pairs" need not measure; None if there are none, or not all."""
+    if config.scan.method != "pairs":
+        return None
+    matrix = stored(DistanceMatrix.load, workdir / "distance_before.npz")
+    if matrix is None:
+        return None
+    if matrix.is_whole:
+        progress.note("scanning the distances of this run, as config.distance had them measured")
+        return matrix
+    progress.note(f"this run has the distances of {matrix.choice()}; a scan measures all of them")
+    return None
+
+
+def _asked(
+    config: ml_collections.ConfigDict, dataset: ImageDataset, matrix: DistanceMatrix | None
+) -> dict:
+    """Return what a scan depends on: its options, or those of the distances that it is of."""
+    options = {**config.scan.to_dict(), "seed": config.seed}
+    if matrix is not None:
+        used = ("method", "threshold", "max_pair_size")
+        measured = {"split": config.distance.split, **matrix.details}
+        options = {**{name: options[name] for name in used}, "distances": measured}
+    classes = [dataset.class_names[k] for k in chosen_classes(config, dataset)]
+    return {**options, "classes": classes}
 
 
 def load_scan(workdir: Path) -> Scan | None:

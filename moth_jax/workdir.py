@@ -10,6 +10,7 @@ from moth_jax.configuration import default_config
 from moth_jax.distributed import by_writer, from_writer
 from moth_jax.errors import InputError
 from moth_jax.report import write_summary
+from moth_jax.workdir_lock import make_folder
 
 _RESULT_FILES = (
     "original.json",
@@ -41,6 +42,8 @@ _FREE_FIELDS = (
     "harden.trigger_memory_mb",
     "harden.trigger_capacity",  # of earlier versions
 )
+# Defaults of earlier versions that mean what None means now.
+_FORMER_DEFAULTS = {"harden.patience": 10}
 # What these ask for is made anew if their own fields differ.
 _FREE_PARTS = ("scan.", "robustness.", "mesh.")
 
@@ -54,10 +57,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) 
       InputError: it holds another run and `overwrite` is not set, or files of the same names that
         are of no run, or it cannot be written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot use {workdir} as --workdir: {error.strerror}") from error
+    make_folder(workdir)
     path = workdir / "config.json"
     ours = _as_json(config)
     results = _results(workdir)
@@ -92,16 +92,16 @@ def _results(workdir: Path) -> list[Path]:
 
 def changed_fields(theirs: dict, ours: dict) -> list[str]:
     """Return the fields that differ; those that an earlier version did not have had the default."""
+    missing = object()
     theirs, ours, defaults = (
         {
-            name: value
+            name: None if value == _FORMER_DEFAULTS.get(name, missing) else value
             for name, value in _flat(fields).items()
             if name not in _FREE_FIELDS and not name.startswith(_FREE_PARTS)
         }
         for fields in (theirs, ours, _as_json(default_config()))
     )
     theirs = {**{name: defaults[name] for name in ours.keys() & defaults.keys()}, **theirs}
-    missing = object()
     return sorted(
         name
         for name in ours.keys() | theirs.keys()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,21 @@ def test_every_method_refuses_a_class_without_clean_images(name):
     without = dataclasses.replace(DATASET, train=DATASET.train.subset(np.flatnonzero(labels != 1)))
     with pytest.raises(InputError, match="no training images of 'row1'"):
         run(name, dataset=without, classes=(0, 1), batch_size=24)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_warns_of_classes_without_clean_images_where_none_are_named(name):
+    kept = np.flatnonzero(DATASET.train.labels != 1)
+    without = dataclasses.replace(DATASET, train=DATASET.train.subset(kept))
+    with (
+        pytest.warns(UserWarning, match="no training images of 'row1': they are not hardened"),
+        pytest.raises(InputError, match="batch_size 61"),  # which comes next
+    ):
+        run(name, dataset=without, batch_size=61)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match="batch_size 61"):
+            run(name, dataset=without, classes=(0, 2), batch_size=61)
 
 
 def test_a_pass_over_the_data_has_every_image_once_and_the_next_one_another_order():

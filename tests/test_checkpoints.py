@@ -255,6 +255,23 @@ def test_a_model_goes_from_one_device_to_four_and_back(tmp_path, saved):
     assert_same_arrays(loaded.variables, variables)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_model_that_cannot_be_replaced_stays(tmp_path):
+    classifier, variables = small_cnn(seed=0)
+    save_model(tmp_path / "m", classifier, variables, distances())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(InputError, match="cannot write"):
+            save_model(tmp_path / "m", *small_cnn(seed=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    loaded = load_model(tmp_path / "m")
+    assert_same_arrays(loaded.variables, variables)
+    assert loaded.distances is not None
+    assert os.listdir(tmp_path) == ["m"]
+
+
 # States of a run
 
 

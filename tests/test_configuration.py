@@ -76,7 +76,8 @@ def another_value(field):
 @pytest.mark.parametrize("part", PARTS)
 def test_every_field_reaches_the_options(part):
     options, convert = PARTS[part]
-    changed = {field.name: another_value(field) for field in dataclasses.fields(options)}
+    having = [field for field in dataclasses.fields(options) if field.default is not None]
+    changed = {field.name: another_value(field) for field in having}
     assert not [name for name, value in changed.items() if getattr(options(), name) == value]
     expected = options(**changed)
     fields = dataclasses.asdict(expected)
@@ -86,6 +87,17 @@ def test_every_field_reaches_the_options(part):
     labels = {"classes": fields.pop("classes")} if "classes" in fields else {}
     config[part].update(fields)
     assert convert(config, **labels) == expected
+
+
+def test_a_patience_reaches_the_inversion_that_has_one_and_no_other():
+    config = digits_config(harden__patience=4)
+    check(config)
+    assert configuration.method_config(config).patience == 4
+    config.harden.inversion = "trimmed"
+    with pytest.raises(InputError, match="the inversion 'trimmed' has no option 'patience'"):
+        check(config)
+    config.harden.patience = None
+    check(config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

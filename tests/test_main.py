@@ -3,11 +3,23 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
+import jax
 import numpy as np
 import pytest
-from runs import DIGITS, FLAGS, ROOT, command_server, contents, finished_run, steps
+from runs import (
+    DIGITS,
+    FLAGS,
+    ROOT,
+    command_server,
+    contents,
+    finished_run,
+    steps,
+    tiny_config,
+)
 
+from moth_jax import main
 from moth_jax.configuration import PHASES
 from moth_jax.data import DATASETS
 from moth_jax.inversion import INVERSIONS
@@ -30,6 +42,47 @@ def assert_one_line(answer, *fragments):
     assert err.endswith("\n")
     missing = [fragment for fragment in fragments if fragment not in err]
     assert not missing, err
+
+
+def ending(monkeypatch, fault, **changes):
+    """What `main` ends with where the run raises `fault`."""
+
+    def run():
+        raise fault
+
+    for name, value in (("_GRACE", 20.0), ("_CONFIG", tiny_config(**changes))):
+        monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(main, "prepare_console", lambda: None)
+    monkeypatch.setattr(main, "_run", run)
+    with pytest.raises((SystemExit, RuntimeError)) as end:
+        main.main([])
+    return end.value
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("moth", "harden.batch_size, harden.victims_per_class, harden.warmup_max_images"),
+        ("nc", "nc.batch_size, nc.num_images"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_what_to_lower(monkeypatch, capsys, method, fields):
+    fault = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes")
+    end = ending(monkeypatch, fault, method=method)
+    out, err = capsys.readouterr()
+    assert_one_line(
+        (end.code, out, err),
+        "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes); ",
+        "another number of mesh.devices",
+        f"lower training.batch_size or {fields}\n",
+    )
+    end = ending(monkeypatch, MemoryError())
+    assert_one_line((end.code, *capsys.readouterr()), "out of memory (no more of the host)")
+
+
+def test_any_other_fault_of_a_device_keeps_its_traceback(monkeypatch):
+    fault = jax.errors.JaxRuntimeError("INTERNAL: a bug")
+    assert ending(monkeypatch, fault) is fault
 
 
 # The command line

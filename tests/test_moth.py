@@ -16,7 +16,7 @@ from toys import (
 from moth_jax import addon, moth, moth_config, scheduler
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
-from moth_jax.inversion import trimmed
+from moth_jax.inversion import neural_cleanse, trimmed
 from moth_jax.moth import MothConfig, harden
 from moth_jax.training import Adversary, make_update
 from moth_jax.trigger_bank import TriggerBank
@@ -609,8 +609,11 @@ def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(mon
 
 
 def test_another_inversion_can_be_chosen_and_has_no_patience():
-    config = dataclasses.replace(CONFIG, inversion="trimmed", patience=4)
+    config = dataclasses.replace(CONFIG, inversion="trimmed", patience=None)
     assert config.inversion_at(0.8) is trimmed(success_bound=0.8)
+    assert MothConfig().inversion_at(0.8) is neural_cleanse(success_bound=0.8, patience=10)
+    with pytest.raises(InputError, match="the inversion 'trimmed' has no option 'patience'"):
+        dataclasses.replace(CONFIG, inversion="trimmed", patience=4)
     with pytest.raises(InputError, match=r"unknown inversion 'guess'.*neural_cleanse, trimmed"):
         dataclasses.replace(CONFIG, inversion="guess")
 

@@ -1,5 +1,7 @@
 import functools
+import threading
 import time
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -79,6 +81,42 @@ def test_where_no_safe_point_comes_the_state_of_the_last_is_saved_once(tmp_path,
         written = [save(), save()]
     assert written == [tmp_path / "00000005"] * 2
     assert given == [save, None]
+
+
+def test_a_state_saved_while_a_signal_waits_for_the_one_before_is_waited_for(tmp_path, monkeypatch):
+    """Its fault would be lost otherwise: the thread of the signal would forget what is written."""
+    given, waited, offered = [], threading.Event(), threading.Event()
+    main, wait = threading.current_thread(), futures.wait
+
+    def wait_long(writing):
+        done = wait(writing)
+        if threading.current_thread() is not main:
+            waited.set()
+            offered.wait(0.5)  # with the lock held, the main thread cannot get there before
+        return done
+
+    def write(path, *_):
+        if path.name == "00000002":
+            raise InputError("no space left")
+
+    tmp_path.joinpath("00000001").mkdir()
+    monkeypatch.setattr(checkpoints, "_save", write)
+    monkeypatch.setattr(checkpoints.futures, "wait", wait_long)
+    monkeypatch.setattr(preemption, "save_before_giving_up", given.append)
+    states = [({"weights": np.ones(1)}, {"epoch": step}) for step in (1, 2)]
+
+    def run():
+        with Saver(RunCheckpoints(tmp_path), Pacer(0.0)) as saver:
+            saver.offer(1, lambda: states[0])
+            signal = threading.Thread(target=given[0])
+            signal.start()
+            assert waited.wait(10)
+            saver.offer(2, lambda: states[1])
+            offered.set()
+            signal.join()
+
+    with pytest.raises(InputError, match="no space left"):
+        run()
 
 
 def test_a_fault_of_the_last_state_is_told_at_the_end_but_hides_no_other(tmp_path, monkeypatch):

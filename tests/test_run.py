@@ -11,6 +11,7 @@ from moth_jax import checkpoints, data, run, selection
 from moth_jax.distance import DistanceMatrix, relative_increase
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
+from moth_jax.workdir import changed_fields
 
 NAMES = tuple("0123456789")
 NUM_VICTIMS = len(FIELDS["distance.victims"])
@@ -42,6 +43,7 @@ def matrices(workdir):
 
 def test_a_finished_run_leaves_its_results_and_nothing_else(workdir):
     assert sorted(path.name for path in workdir.iterdir()) == [
+        ".lock",
         "config.json",
         "distance_after.npz",
         "distance_before.npz",
@@ -246,6 +248,15 @@ def test_a_run_of_an_earlier_version_goes_on_where_new_fields_have_their_default
     assert do(tiny_config(), copy) == summary
     with pytest.raises(InputError, match="different: classes"):
         do(tiny_config(classes=("0", "1")), copy)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(10, None), (None, 10), (10, 10)])
+def test_a_run_of_when_the_published_patience_was_written_out_goes_on(theirs, ours):
+    fields, now = (json.loads(tiny_config().to_json_best_effort()) for _ in range(2))
+    fields["harden"]["patience"], now["harden"]["patience"] = theirs, ours
+    assert changed_fields(fields, now) == []
+    now["harden"]["patience"] = 4
+    assert changed_fields(fields, now) == ["harden.patience"]
 
 
 def test_what_does_not_change_the_results_may_differ(copy, summary):

@@ -15,6 +15,8 @@ from moth_jax.triggers import Trigger
 
 TINY = {"phase": "scan", "scan__num_steps": 10, "scan__num_images": 9}
 
+PAIRS = {**TINY, "scan__method": "pairs", "scan__num_steps": 3}
+
 
 def scanned(workdir):
     return Scan.load(workdir / "scan.npz")
@@ -31,6 +33,7 @@ def test_the_phase_scans_the_given_model_and_neither_measures_nor_hardens_it(tmp
     config = tiny_config(model__checkpoint=str(finished_run() / "original"), **TINY)
     summary = do(config, tmp_path / "scan")
     assert sorted(path.name for path in (tmp_path / "scan").iterdir()) == [
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "original",
@@ -64,16 +67,41 @@ def test_a_scan_is_not_done_twice_but_anew_with_other_options(copy):
 
 
 def test_distances_that_the_run_has_measured_are_scanned_without_a_gradient(copy):
-    summary = do(tiny_config(phase="scan", scan__method="pairs"), copy)
-    found = scanned(copy)
     measured = DistanceMatrix.load(copy / "distance_before.npz")
+    values = np.random.default_rng(0).uniform(5.0, 6.0, (10, 10)).astype(np.float32)
+    np.fill_diagonal(values, np.nan)
+    whole = dataclasses.replace(
+        measured, values=values, success_rate=np.ones_like(values), triggers=None
+    )
+    whole.save(copy / "distance_before.npz")
+    summary = do(tiny_config(**PAIRS), copy)
+    found = scanned(copy)
     assert found.num_gradients == 0
-    assert len(found.arms) == measured.num_measured()
+    assert len(found.arms) == 90
     assert summary["scan"]["method"] == "pairs"
+    assert found.details == measured.details
+    asked = json.loads((copy / "scan.json").read_text())["asked"]
+    assert asked["distances"] == {"split": "test", **measured.details}
+    assert not {"num_steps", "num_images", "split", "success_bound"} & asked.keys()
+    before = (copy / "scan.npz").stat().st_mtime_ns
+    do(tiny_config(**{**PAIRS, "scan__num_steps": 9}), copy)  # which it does not depend on
+    assert (copy / "scan.npz").stat().st_mtime_ns == before
     page = (copy / "report.html").read_text()
     assert "<h2>Scan</h2>" in page
     assert "Mean class distance" in page
     assert "Hardening raised" in page or "Hardening lowered" in page
+
+
+def test_distances_of_some_directions_are_no_scan_and_all_are_measured_beside_them(copy):
+    before = contents(copy)["distance_before.npz"]
+    assert not DistanceMatrix.load(copy / "distance_before.npz").is_whole
+    do(tiny_config(**PAIRS), copy)
+    found = scanned(copy)
+    assert len(found.arms) == 90
+    assert found.num_gradients == 90 * 3 * 9
+    assert found.details["num_steps"] == 3
+    assert json.loads((copy / "scan.json").read_text())["asked"]["num_steps"] == 3
+    assert contents(copy)["distance_before.npz"] == before
 
 
 @pytest.mark.slow

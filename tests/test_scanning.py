@@ -468,6 +468,9 @@ def test_distances_that_cannot_be_scanned_are_a_clear_error():
         scan_distances(matrix(NATURAL))
     with pytest.raises(InputError, match="at least 3 classes, got a, b"):
         scan_distances(matrix([[NAN, 1.0], [2.0, NAN]]), image_shape=(4, 4, 1))
+    some = [[NAN, 1.0, NAN], [2.0, NAN, 3.0], [2.0, 2.0, NAN]]
+    with pytest.raises(InputError, match=r"all directions, got those of 5 .*by method 'pairs'"):
+        scan_distances(matrix(some), image_shape=(4, 4, 1))
 
 
 def test_every_scanner_has_an_explanation_in_the_report():

@@ -75,10 +75,14 @@ class Stages(NamedTuple):
 
 def as_method(
     make_stages: Callable[[Classifier, Variables, object, AddOnConfig], Stages],
+    *,
+    check: Callable[[Classifier, Variables, object, AddOnConfig], None] = check_fit,
 ) -> Callable[..., BaselineState]:
     """Return the method of these stages, to be called as `moth.harden`.
 
     harden(classifier, variables, dataset, config, *, state, on_round, progress, scratch_dir)
+
+    `check` raises `InputError` if model, data and options do not fit.
     """
 
     @functools.wraps(make_stages, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
@@ -94,7 +98,7 @@ def as_method(
         scratch_dir: Path | None = None,
     ) -> BaselineState:
         del scratch_dir  # all of a state of these methods is in memory
-        check_fit(classifier, dataset, config)
+        check(classifier, variables, dataset, config)
         stages = make_stages(classifier, variables, dataset, config)
         if state is None:
             state = _start(classifier, variables, dataset, stages)

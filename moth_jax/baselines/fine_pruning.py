@@ -1,6 +1,7 @@
 """Fine-pruning (Liu et al., RAID 2018): cut channels that clean images leave idle, then train."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -45,7 +46,19 @@ class FinePruningConfig(AddOnConfig):
             raise InputError(f"max_prune_drop is a share in [0, 1], got {self.max_prune_drop}")
 
 
-@as_method
+def check_fit(
+    classifier: Classifier, variables: Variables, dataset, config: FinePruningConfig
+) -> None:
+    """Raise `InputError` if model, data and options do not fit, or no channels can be cut."""
+    addon.check_fit(classifier, variables, dataset, config)
+    stage = feature_stages(classifier, variables)[-1]
+    image = jax.ShapeDtypeStruct((1, *classifier.spec.image_shape), jnp.float32)
+    maps = jax.eval_shape(with_features(classifier.predict), variables, image)[1][stage]
+    every_other = np.arange(maps.shape[-1]) % 2 == 1
+    weights_to_keep(classifier, variables, dataset, every_other)
+
+
+@functools.partial(as_method, check=check_fit)
 def harden(
     classifier: Classifier, variables: Variables, dataset, config: FinePruningConfig
 ) -> Stages:

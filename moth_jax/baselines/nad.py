@@ -1,6 +1,7 @@
 """NAD: neural attention distillation (Li et al., ICLR 2021)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from moth_jax import addon
 from moth_jax.addon import AddOnConfig
 from moth_jax.baselines.base import (
     BaselineState,
@@ -67,7 +69,13 @@ def attention(features: Array) -> Array:
     return maps / jnp.maximum(jnp.linalg.norm(maps, axis=1, keepdims=True), 1e-12)
 
 
-@as_method
+def check_fit(classifier: Classifier, variables: Variables, dataset, config: NadConfig) -> None:
+    """Raise `InputError` if model, data and options do not fit, or no feature maps are marked."""
+    addon.check_fit(classifier, variables, dataset, config)
+    feature_stages(classifier, variables)
+
+
+@functools.partial(as_method, check=check_fit)
 def harden(classifier: Classifier, variables: Variables, dataset, config: NadConfig) -> Stages:
     """Fine-tune a teacher, then train the given model to look where it looks.
 

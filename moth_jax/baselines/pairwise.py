@@ -9,6 +9,11 @@ from moth_jax.moth import MothConfig, MothState
 from moth_jax.progress import Progress
 
 
+def check_fit(classifier: Classifier, variables: Variables, dataset, config: MothConfig) -> None:
+    """Raise `InputError` if model, data and options do not fit, before anything is computed."""
+    moth.check_fit(classifier, variables, dataset, _sweeping(config))
+
+
 def harden(
     classifier: Classifier,
     variables: Variables,
@@ -30,9 +35,14 @@ def harden(
         classifier,
         variables,
         dataset,
-        dataclasses.replace(config, scheduler="sweep"),
+        _sweeping(config),
         state=state,
         on_round=on_round,
         progress=progress,
         scratch_dir=scratch_dir,
     )
+
+
+def _sweeping(config: MothConfig) -> MothConfig:
+    """Return the options with all pairs in random order."""
+    return dataclasses.replace(config, scheduler="sweep")

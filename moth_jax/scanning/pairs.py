@@ -49,12 +49,17 @@ def evidence(matrix: DistanceMatrix, image_shape: tuple[int, int, int]) -> Evide
     """Return the evidence that a distance matrix holds.
 
     Raises:
-      InputError: it is of fewer than three classes.
+      InputError: it is of fewer than three classes, or not of all directions between them.
     """
     if matrix.num_classes < MIN_CLASSES:
         raise InputError(
             f"a scan needs distances between at least {MIN_CLASSES} classes, got "
             f"{', '.join(matrix.class_names)}"
+        )
+    if not matrix.is_whole:
+        raise InputError(
+            f"a scan needs the distances of all directions, got those of {matrix.choice()}; "
+            "measure the others, too, or scan the model by method 'pairs'"
         )
     names, total = matrix.class_names, float(np.prod(image_shape))
     measured = np.argwhere(~np.isnan(matrix.values))
