@@ -202,7 +202,7 @@ def harden(
             console_progress(),
             watch=functools.partial(_keep_snapshot, given.classifier, folder, every),
         )
-    # The seed is the hardening's: what is measured before and after, and the backdoor, are as given.
+    # The seed is the hardening's: what is measured before and after, and the backdoor, are given.
     config.seed = given.config.seed
     return Model(given.classifier, variables, given.dataset, config, folder)
 
