@@ -43,6 +43,7 @@ def adversarially_trained(problem: str, seed: int = 0) -> Model:
             config.training.learning_rate = 0.02
         else:
             config.model.checkpoint = ""
+            config.model.name = PROBLEMS[problem].arch  # that of a given model is read off it
         for part in ("harden", "universal", "uap", "nc", "nad", "fine_tuning", "fine_pruning"):
             _perturb(config[part], config.data.name)
 
