@@ -1,5 +1,6 @@
 """What the experiments configure, without the training: models other than the natural ones."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,6 +8,9 @@ import sys
 
 import pytest
 from runs import ROOT
+
+from moth_jax.configuration import node_of
+from moth_jax.methods import METHODS
 
 # The scripts find each other in their folder, and define the flags of a process of their own.
 SCRIPT = """
@@ -35,6 +39,7 @@ print(json.dumps(found))
 ARCHITECTURES = ["preact_resnet20", "preact_resnet20", "small_cnn", "small_cnn"]
 
 
+@functools.cache
 def configurations(*options):
     """Those of an adversarially trained and of a poisoned model, of two problems."""
     done = subprocess.run(
@@ -59,3 +64,14 @@ def test_at_scale_cpu_the_other_models_are_natural_ones_trained_on():
     models = [config["model"] for config in configurations("--scale=cpu")]
     assert {model["checkpoint"] for model in models} == {"natural/original"}
     assert all(model["fine_tune"] for model in models)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
+def test_an_adversarially_trained_model_is_hardened_with_its_adversary_by_every_method(scale):
+    trained, poisoned = configurations(f"--scale={scale}")[:2]
+    adversary = trained["training"]["adversary"]
+    assert adversary == {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 7}
+    assert [trained[node_of(method)]["adversary"] for method in METHODS] == [adversary] * len(
+        METHODS
+    )
+    assert poisoned["training"]["adversary"]["epsilon"] == 0
