@@ -12,10 +12,8 @@ increase 32.16 %, hardening 38.71 minutes.
 Hardware: one GPU or TPU; days on a CPU.
 """
 
-from moth_jax.configuration import default_config
-
-ADVERSARY = {"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 7}
-METHODS = ("harden", "universal", "uap", "nc", "nad", "adversarial", "fine_tuning", "fine_pruning")
+from moth_jax.configuration import default_config, set_adversary
+from moth_jax.training import PUBLISHED_ADVERSARIES
 
 
 def get_config():
@@ -24,8 +22,7 @@ def get_config():
     config.data.dir = "~/tensorflow_datasets"
     config.data.download = False
     config.training.epochs = 100
-    for part in ("training", *METHODS):
-        config[part].adversary.update(ADVERSARY)
+    set_adversary(config, PUBLISHED_ADVERSARIES["cifar10"])
     config.robustness.epsilon = 8 / 255
     config.robustness.step_size = 2 / 255
     config.robustness.num_steps = 20

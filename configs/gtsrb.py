@@ -9,7 +9,8 @@ Hardware: one GPU or TPU; 1,806 directions take days on a CPU (config.distance.v
 them).
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.configuration import default_config, set_adversary
+from moth_jax.training import PUBLISHED_ADVERSARIES
 
 
 def get_config():
@@ -19,7 +20,7 @@ def get_config():
     config.data.size = 32
     config.training.epochs = 40
     # As published for these data, where the method is adversarial training.
-    config.adversarial.adversary.update({"epsilon": 0.03, "step_size": 0.005, "num_steps": 8})
+    set_adversary(config, PUBLISHED_ADVERSARIES["gtsrb"], parts=["adversarial"])
     config.robustness.step_size = 0.001
     config.robustness.num_steps = 100
     return config

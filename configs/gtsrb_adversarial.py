@@ -12,10 +12,8 @@ Hardware: one GPU or TPU; 1,806 directions take days on a CPU (config.distance.v
 them).
 """
 
-from moth_jax.configuration import default_config
-
-ADVERSARY = {"epsilon": 0.03, "step_size": 0.005, "num_steps": 8}
-METHODS = ("harden", "universal", "uap", "nc", "nad", "adversarial", "fine_tuning", "fine_pruning")
+from moth_jax.configuration import default_config, set_adversary
+from moth_jax.training import PUBLISHED_ADVERSARIES
 
 
 def get_config():
@@ -24,8 +22,7 @@ def get_config():
     config.data.dir = "~/gtsrb"
     config.data.size = 32
     config.training.epochs = 40
-    for part in ("training", *METHODS):
-        config[part].adversary.update(ADVERSARY)
+    set_adversary(config, PUBLISHED_ADVERSARIES["gtsrb"])
     config.robustness.epsilon = 0.03
     config.robustness.step_size = 0.001
     config.robustness.num_steps = 100

@@ -7,7 +7,8 @@ LISA_DIR holds train_x.npy, train_y.npy, test_x.npy, test_y.npy (or x_train.npy,
 Hardware: one GPU or TPU; hours on a CPU.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.configuration import default_config, set_adversary
+from moth_jax.training import PUBLISHED_ADVERSARIES
 
 
 def get_config():
@@ -18,7 +19,7 @@ def get_config():
     config.model.name = "small_cnn"
     config.training.epochs = 40
     # As published for these data, where the method is adversarial training.
-    config.adversarial.adversary.update({"epsilon": 0.1, "step_size": 0.02, "num_steps": 8})
+    set_adversary(config, PUBLISHED_ADVERSARIES["lisa"], parts=["adversarial"])
     config.robustness.step_size = 0.01
     config.robustness.num_steps = 100
     return config

@@ -8,7 +8,8 @@ Without a checkpoint a ResNet20 is trained first.
 Hardware: one GPU or TPU; hours on a CPU.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.configuration import default_config, set_adversary
+from moth_jax.training import PUBLISHED_ADVERSARIES
 
 
 def get_config():
@@ -18,7 +19,7 @@ def get_config():
     config.data.download = False
     config.training.epochs = 40
     # As published for these data, where the method is adversarial training.
-    config.adversarial.adversary.update({"epsilon": 0.03, "step_size": 0.005, "num_steps": 8})
+    set_adversary(config, PUBLISHED_ADVERSARIES["svhn"], parts=["adversarial"])
     config.robustness.step_size = 0.001
     config.robustness.num_steps = 100
     return config

@@ -18,6 +18,7 @@ from lab import (
 from scales import ADVERSARIAL, PROBLEMS
 from tables import Row
 
+from moth_jax.configuration import set_adversary
 from moth_jax.errors import require_choice
 from moth_jax.workdir import read_json
 
@@ -35,7 +36,7 @@ def adversarially_trained(problem: str, seed: int = 0) -> Model:
     """Return the model of PGD training: the natural one trained on, at full scale from scratch."""
 
     def change(config: ml_collections.ConfigDict) -> None:
-        _perturb(config.training, config.data.name)
+        set_adversary(config, ADVERSARIAL[config.data.name])
         config.training.epochs = scale().adversarial_epochs
         if scale().name != "full":
             config.model.checkpoint = str(natural(problem, seed).folder / "original")
@@ -44,17 +45,9 @@ def adversarially_trained(problem: str, seed: int = 0) -> Model:
             config.training.learning_rate = 0.02
         else:
             config.model.checkpoint = ""
-        for part in ("harden", "universal", "uap", "nc", "nad", "fine_tuning", "fine_pruning"):
-            _perturb(config[part], config.data.name)
+            config.model.name = PROBLEMS[problem].arch  # that of a given model is read off it
 
     return model(f"{problem}-adversarial-{seed}", PROBLEMS[problem], seed, change=change)
-
-
-def _perturb(part: ml_collections.ConfigDict, data: str) -> None:
-    options = ADVERSARIAL[data]
-    part.adversary.epsilon = options.epsilon
-    part.adversary.step_size = options.step_size
-    part.adversary.num_steps = options.num_steps
 
 
 def methods_flag() -> flags.FlagHolder[list[str]]:

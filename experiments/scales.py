@@ -13,7 +13,7 @@ import ml_collections
 
 from moth_jax.configuration import default_config
 from moth_jax.methods import METHODS
-from moth_jax.training import Adversary
+from moth_jax.training import PUBLISHED_ADVERSARIES, Adversary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,7 @@ class Robustness:
 
 
 # PGD of adversarial training.
-ADVERSARIAL = {
-    "digits": Adversary(0.1, 0.05, 3),
-    "cifar10": Adversary(8 / 255, 2 / 255, 7),
-    "svhn": Adversary(0.03, 0.005, 8),
-    "gtsrb": Adversary(0.03, 0.005, 8),
-    "lisa": Adversary(0.1, 0.02, 8),
-}
+ADVERSARIAL = {"digits": Adversary(0.1, 0.05, 3), **PUBLISHED_ADVERSARIES}
 # At scale cpu, of the 43 traffic signs those that are hardened and measured among each other: signs
 # of one kind that are easily confused, and five that are not. 40 rounds of 3 steps pass once over
 # most of their 66 pairs; of all 903 they would see one in twenty.

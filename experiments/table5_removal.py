@@ -66,6 +66,7 @@ def poisoned(problem: str, kind: str, specific: bool) -> Model:
             config.training.epochs = 8 if config.data.name == "gtsrb" else 6
         elif scale().name == "full":
             config.model.checkpoint = ""
+            config.model.name = PROBLEMS[problem].arch  # that of a given model is read off it
 
     name = f"{problem}-{kind}-{'specific' if specific else 'universal'}"
     return model(name, PROBLEMS[problem], change=change)

@@ -7,6 +7,7 @@ so there is one list of options and one place that documents each.
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 
 import ml_collections
 from ml_collections import config_dict
@@ -176,6 +177,26 @@ def node_of(method: str) -> str:
     return "harden" if METHODS[method].config is MothConfig else method
 
 
+_TRAINED = ("training", *map(node_of, METHODS))  # the parts that train
+
+
+def set_adversary(
+    config: ml_collections.ConfigDict, adversary: Adversary, *, parts: Sequence[str] = ()
+) -> None:
+    """Let an adversary perturb the images in some parts of a configuration.
+
+    Without `parts` it does in training and in every method: the model is trained adversarially,
+    and whichever method hardens it goes on with that.
+
+    >>> config = default_config()
+    >>> set_adversary(config, Adversary(epsilon=0.03))
+    >>> config.training.adversary.epsilon, config.uap.adversary.epsilon
+    (0.03, 0.03)
+    """
+    for part in parts or _TRAINED:
+        config[part].adversary.update(dataclasses.asdict(adversary))
+
+
 def scan_options(config: ml_collections.ConfigDict) -> ScanOptions:
     """Return the options of scanning."""
     fields = config.scan.to_dict()
@@ -207,7 +228,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     require_choice("split", config.distance.split, SPLITS)
     require_choice("scan.method", config.scan.method, SCANNERS)
     require_choice("scan.split", config.scan.split, SPLITS)
-    for part in ("training", *map(node_of, METHODS)):
+    for part in _TRAINED:
         require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
     check_ranges(config, RANGES)
     inversion = distance_inversion(config)

@@ -44,6 +44,13 @@ class Adversary:
 
 
 NO_ADVERSARY = Adversary()
+# Of the paper's adversarial training (Section V-A), by the name of the data set.
+PUBLISHED_ADVERSARIES = {
+    "cifar10": Adversary(8 / 255, 2 / 255, 7),
+    "svhn": Adversary(0.03, 0.005, 8),
+    "gtsrb": Adversary(0.03, 0.005, 8),
+    "lisa": Adversary(0.1, 0.02, 8),
+}
 
 
 @dataclasses.dataclass(frozen=True)

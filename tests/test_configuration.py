@@ -7,13 +7,13 @@ import pytest
 from runs import ROOT, load_config
 
 from moth_jax import configuration, data
-from moth_jax.configuration import check, default_config, field_names
+from moth_jax.configuration import check, default_config, field_names, set_adversary
 from moth_jax.errors import InputError
 from moth_jax.inversion import INVERSIONS
 from moth_jax.methods import METHODS
 from moth_jax.models import MODELS
 from moth_jax.moth import MothConfig
-from moth_jax.training import Adversary, TrainingConfig
+from moth_jax.training import PUBLISHED_ADVERSARIES, Adversary, TrainingConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 PARTS = {
@@ -98,6 +98,33 @@ def test_a_patience_reaches_the_inversion_that_has_one_and_no_other():
         check(config)
     config.harden.patience = None
     check(config)
+
+
+def adversaries(config):
+    """The adversary of training, and of every method by its name."""
+    found = {"training": configuration.training_config(config).adversary}
+    for config.method in METHODS:
+        found[config.method] = configuration.method_config(config).adversary
+    return found
+
+
+def test_an_adversary_is_one_of_training_and_of_every_method_or_of_the_parts_named():
+    config, adversary = digits_config(), Adversary(0.05, 0.02, 3)
+    set_adversary(config, adversary)
+    assert adversaries(config) == dict.fromkeys(["training", *METHODS], adversary)
+    config = digits_config()
+    set_adversary(config, adversary, parts=["uap"])
+    changed = {name for name, found in adversaries(config).items() if found == adversary}
+    assert changed == {"uap"}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if "_adversarial" in path.name], ids=lambda path: path.name
+)
+def test_an_adversarially_trained_model_is_hardened_with_its_adversary_by_every_method(path):
+    config = load_config(path)
+    published = PUBLISHED_ADVERSARIES[config.data.name]
+    assert adversaries(config) == dict.fromkeys(["training", *METHODS], published)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -6,21 +6,19 @@ from moth_jax.addon import AddOnConfig
 from moth_jax.baselines.base import Stages, as_method, plain_stages
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, Variables
-from moth_jax.training import Adversary
-
-_CIFAR10 = Adversary(8 / 255, 2 / 255, 7)
+from moth_jax.training import PUBLISHED_ADVERSARIES, Adversary
 
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig(AddOnConfig):
     """Options of adversarial training; the adversary is CIFAR-10's in the paper.
 
-    For SVHN and GTSRB the paper has epsilon 0.03, 8 steps of 0.005, for LISA 0.1, 8 steps of 0.02.
+    Those of its other data sets are in `training.PUBLISHED_ADVERSARIES`.
     """
 
     learning_rate: float = 1e-2
     max_accuracy_drop: float = 1.0
-    adversary: Adversary = _CIFAR10
+    adversary: Adversary = PUBLISHED_ADVERSARIES["cifar10"]
 
     def __post_init__(self):
         super().__post_init__()
