@@ -5,8 +5,9 @@
 A backdoor is planted in a model, and every method hardens it on the same clean images: accuracy and
 attack success rate before and after. At scale cpu the poisoned model is the natural one trained on
 for a few epochs with poisoned images among the clean ones; at full it is trained from scratch. The
-5 % include no image that decided anything: no accuracy bound stops a method. Fine-pruning alone reads
-more: how many channels it cuts is decided on the validation images, a tenth of the training images.
+5 % include no image that decided anything: no accuracy bound stops a method. Fine-pruning alone
+reads more: it decides how many channels to cut on the validation images, a tenth of the training
+images.
 
 Published: attack success from about 100 to about 1 % with less than 1 % of accuracy lost; of the
 others the best left 26.75 %.
