@@ -15,7 +15,7 @@ from moth_jax.backdoors.base import (
 )
 from moth_jax.errors import InputError, require_choice
 
-_AREAS = (0.02, 0.25)
+_AREAS = (0.005, 0.25)
 _ANYWHERE = "random"
 
 
@@ -33,7 +33,7 @@ def polygon(
 
     Args:
       image_shape: (h, w, c).
-      area: share of the image it covers, in [0.02, 0.25].
+      area: share of the image it covers, in [0.005, 0.25].
       sides: at least 3.
       regular: whether all sides are equal.
       colour: c numbers in [0, 1]; () draws it.
@@ -46,7 +46,8 @@ def polygon(
 
     Note:
       TrojAI counts 2 to 25 % of the foreground object; data sets here have no objects marked, so it
-      is the share of the image. The corners lie on a circle, which keeps every polygon convex.
+      is the share of the image: 2 % of an object that covers a quarter of it are 0.005. The corners
+      lie on a circle, which keeps every polygon convex.
 
     Example:
       >>> stamp = polygon((32, 32, 3), area=0.1, colour=(1.0, 0.0, 0.0))
