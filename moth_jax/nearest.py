@@ -12,6 +12,7 @@ every class's loss falls by nearly all of it. On a CNN of the digits its rank co
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moth_jax import preemption
+from moth_jax.chunks import Chunk, ChunkStore, Directions
 from moth_jax.direction_choice import DirectionChoice, choose_directions
 from moth_jax.distance import with_variables
 from moth_jax.distance_checks import check_at_least_one, check_classes, check_classifier, names_of
@@ -34,6 +37,7 @@ from moth_jax.sharding import fetch, replicate
 from moth_jax.triggers import Trigger, stamp
 
 _SHARES = np.arange(1, 17, dtype=np.float32) / 16  # of a universal trigger's mask
+_IMAGES_TOGETHER = 256  # as many classes as have so many images
 
 
 def nearest_directions(
@@ -66,7 +70,7 @@ def nearest_directions(
         are of all other classes together.
       images_per_class: on so many of each class the scaled triggers are tried.
       success_bound: share of them that has to be sent to the target.
-      resume_dir: a folder for finished universal triggers.
+      resume_dir: a folder for finished universal triggers, and how their parts did.
       progress: as for `distance.distance_matrix`.
 
     Raises:
@@ -124,22 +128,42 @@ def distance_bounds(
     does not, it is the size over the share that it does send: a guess, and no bound.
     """
     classes = suspect.classes
-    found = neural_cleanse.search(
-        suspect, options, None if resume_dir is None else Path(resume_dir), progress
-    )
+    folder = None if resume_dir is None else Path(resume_dir)
+    found = neural_cleanse.search(suspect, options, folder, progress)
     sizes = np.array([arm.size for arm in found.arms], np.float32)
-    samples = replicate(_samples(suspect, images_per_class))
-    variables = replicate(suspect.variables)
-    bounds = np.full((len(classes), len(classes)), np.inf, np.float32)
+    reaching = np.flatnonzero(np.isfinite(sizes))
+    samples = _samples(suspect, images_per_class)
+    model = suspect.seen if suspect.variables is None else suspect.variables
+    store = ChunkStore(folder, {"shares": _SHARES.tolist()}, (*samples, found.triggers, model))
+    directions = {k: [(victim, classes[k]) for victim in classes] for k in reaching.tolist()}
+    done = store.load(list(itertools.chain.from_iterable(directions.values())))
+    rates = {classes.index(chunk.directions[0, 1]): chunk.rates for chunk in done}
+    inputs = suspect.logits_fn, *replicate((suspect.variables, *samples))
     with progress.task("shares of universal triggers", total=len(classes), unit="targets") as task:
-        for column, target in enumerate(classes):
-            if np.isfinite(sizes[column]):
-                trigger = jax.tree.map(lambda v, i=column: v[i], found.triggers)
-                rates = fetch(_rates(suspect.logits_fn, variables, *samples, target, trigger))
-                bounds[:, column] = _bound(rates, sizes[column], options.success_bound)
+        task.skip(len(classes) - len(reaching) + len(rates))
+        for k in (k for k in directions if k not in rates):
+            trigger = jax.tree.map(lambda leaf, k=k: leaf[k], found.triggers)
+            rates[k] = fetch(_rates(*inputs, classes[k], trigger)).T
+            store.save(_of_shares(directions[k], sizes[k], rates[k]))
             task.advance(1)
+            preemption.stop_here(folder)
+    bounds = np.full((len(classes), len(classes)), np.inf, np.float32)
+    for k in rates:
+        bounds[:, k] = _bound(rates[k].T, sizes[k], options.success_bound)
     np.fill_diagonal(bounds, np.inf)
     return bounds
+
+
+def _of_shares(directions: Directions, size: float, rates: np.ndarray) -> Chunk:
+    """Return the success `rates` [K, shares] of a target's trigger; itself is kept elsewhere."""
+    nothing = np.zeros((len(directions), 0), np.float32)
+    return Chunk(
+        directions=np.asarray(directions),
+        sizes=np.broadcast_to(size * _SHARES, rates.shape),
+        rates=rates,
+        trigger=Trigger(nothing, nothing),
+        seconds=0.0,
+    )
 
 
 def margins(suspect: Suspect, images_per_class: int, share: float) -> np.ndarray:
@@ -192,6 +216,11 @@ def _rates(
 
     def of_share(share: Array) -> Array:
         scaled = Trigger(share * trigger.mask, trigger.pattern)
-        return jax.lax.map(lambda each: of_class(scaled, *each), (images, weights))
 
+        def of_one(each: tuple[Array, Array]) -> Array:
+            return of_class(scaled, *each)
+
+        return jax.lax.map(of_one, (images, weights), batch_size=together)
+
+    together = min(len(images), max(1, _IMAGES_TOGETHER // images.shape[1]))
     return jax.lax.map(of_share, jnp.asarray(_SHARES))

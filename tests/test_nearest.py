@@ -1,12 +1,15 @@
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from toys import RecordedProgress, linear_classifier, row_images, row_variables
 
-from moth_jax import distance, nearest
+from moth_jax import distance, nearest, preemption
 from moth_jax.errors import InputError
+from moth_jax.scanning import neural_cleanse
+from moth_jax.triggers import Trigger
 
 CLASSIFIER = linear_classifier(num_classes=4)
 LABELS = np.repeat([0, 1, 2, 3], 8).astype(np.int32)
@@ -69,7 +72,107 @@ def test_universal_triggers_that_are_done_are_not_inverted_again(tmp_path):
     whole = choose(5, resume_dir=tmp_path)
     progress = RecordedProgress()
     assert choose(5, resume_dir=tmp_path, progress=progress) == whole
-    assert sum(progress.skipped) == 4
+    assert sum(progress.skipped) == 4 + 4  # the triggers, and the success of their parts
+    assert not progress.advanced
+
+
+def test_targets_that_are_done_are_not_tried_again_after_an_interruption(tmp_path, monkeypatch):
+    whole, computed, rates = choose(12), [], nearest._rates
+
+    def counted(*arguments):
+        computed.append(int(arguments[4]))
+        return rates(*arguments)
+
+    monkeypatch.setattr(nearest, "_rates", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "requested", lambda: len(computed) == 2)
+        with pytest.raises(preemption.Preempted, match=f"saved in {tmp_path}"):
+            choose(12, resume_dir=tmp_path)
+    assert computed == [0, 1]
+    assert choose(12, resume_dir=tmp_path) == whole
+    assert computed == [0, 1, 2, 3]
+    # On other images they did otherwise.
+    choose(12, resume_dir=tmp_path, images_per_class=5)
+    assert len(computed) == 8
+
+
+@pytest.fixture(scope="module")
+def tried():
+    """Images [4, 5, ...] of the classes, weights, a trigger, and its parts' success by NumPy."""
+    images = IMAGES.reshape(4, 8, *IMAGES.shape[1:])[:, :5]
+    weights = np.ones((4, 5), np.float32)
+    weights[2, 3:] = 0
+    mask = np.linspace(0.2, 1, 16, dtype=np.float32).reshape(4, 4, 1)
+    pattern = np.zeros((4, 4, 1), np.float32)
+    pattern[3] = 1
+    expected = np.zeros((16, 4))
+    for i, share in enumerate(np.arange(1, 17) / 16):
+        for k in range(4):
+            own = images[k][weights[k] > 0]
+            stamped = (1 - share * mask) * own + share * mask * pattern
+            logits = np.asarray(CLASSIFIER.predict(variables(), jnp.asarray(stamped)))
+            expected[i, k] = (logits.argmax(-1) == 3).mean()
+    return images, weights, Trigger(mask, pattern), expected
+
+
+@pytest.mark.parametrize("images_together", [1, 15, 256])
+def test_parts_of_a_trigger_do_as_well_as_they_do_stamped_in_numpy(
+    monkeypatch, tried, images_together
+):
+    images, weights, trigger, expected = tried
+    assert 0 < expected[:, :3].mean() < 1
+    monkeypatch.setattr(nearest, "_IMAGES_TOGETHER", images_together)
+    jax.clear_caches()
+    rates = nearest._rates(CLASSIFIER.predict, variables(), images, weights, 3, trigger)
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+def test_bounds_are_sizes_of_parts_that_succeed_stamped_in_numpy(monkeypatch):
+    seen = []
+
+    def watch(module, name, whole):
+        def watched(*arguments, **options):
+            seen.append(whole(*arguments, **options))
+            return seen[-1]
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(neural_cleanse, "search", neural_cleanse.search)
+    watch(nearest, "distance_bounds", nearest.distance_bounds)
+    choose(12, num_steps=60, images_per_class=8)
+    found, bounds = seen
+    checked = 0
+    for target in range(4):
+        mask, pattern = found.triggers.mask[target], found.triggers.pattern[target]
+        for victim in set(range(4)) - {target}:
+            own = IMAGES[victim == LABELS]
+            rates = []
+            for share in np.arange(1, 17) / 16:
+                stamped = (1 - share * mask) * own + share * mask * pattern
+                logits = np.asarray(CLASSIFIER.predict(variables(), jnp.asarray(stamped)))
+                rates.append((logits.argmax(-1) == target).mean())
+            if rates[-1] >= 0.9:
+                last_failure = max((i for i in range(16) if rates[i] < 0.9), default=-1)
+                size = mask.sum() * (last_failure + 2) / 16
+                np.testing.assert_allclose(bounds[victim, target], size, rtol=1e-5)
+                checked += 1
+    assert checked >= 8
+
+
+def test_bounds_count_where_margins_say_otherwise():
+    kernel = np.zeros((16, 3), np.float32)
+    kernel[:, 1] = 0.3  # near by its margin of 1, but it takes all pixels together
+    kernel[0, 2] = 8  # a margin of 2, which a single pixel overcomes
+    tree = {
+        "params": {"kernel": jnp.asarray(kernel), "bias": jnp.array([0.0, -3.4, -6.0])},
+        "batch_stats": {"mean": jnp.zeros(3)},
+    }
+    images, labels = np.full((24, 4, 4, 1), 0.5, np.float32), np.repeat([0, 1, 2], 8)
+    images[8:16], images[8:16, 0, 0], images[16:, 0, 0] = 1.0, 0.5, 1.0
+    options = {"variables": tree, "victims": (0,), "num_steps": 200, "progress": False}
+    predict = linear_classifier(num_classes=3).predict
+    choice = nearest.nearest_directions(predict, images, labels, 2, **options)
+    assert choice.directions == [(0, 2), (0, 1)]
 
 
 @pytest.mark.parametrize(
