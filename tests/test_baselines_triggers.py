@@ -63,10 +63,11 @@ def test_pairwise_has_no_warm_up_and_takes_every_pair_once_before_any_twice():
 
 
 def test_pairwise_stays_with_a_pair_for_a_round():
-    _, rounds = run("pairwise", steps_per_round=2, max_steps=12)
-    pairs = [frozenset(record["directions"][0]) for record in rounds.records]
+    _, rounds = run("pairwise", steps_per_round=2, max_steps=8)
+    pairs = [record["directions"][0] for record in rounds.records]
     assert pairs[::2] == pairs[1::2]
-    assert len(set(pairs[:6])) == len(set(pairs[6:])) == 3
+    turns = [sweep_pair(K, turn, config_of("pairwise").seed) for turn in range(4)]
+    assert pairs[::2] == [[DATASET.class_names[k] for k in pair] for pair in turns]
 
 
 def test_pairwise_takes_one_pair_at_a_time():
