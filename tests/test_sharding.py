@@ -12,9 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from toys import linear_classifier, row_dataset, row_images, row_variables
+from toys import linear_classifier, row_dataset, row_distances, row_images, row_variables
 
-from moth_jax.distance import distance_matrix
 from moth_jax.errors import InputError
 from moth_jax.evaluation import pgd_accuracy, predictions
 from moth_jax.hardening import StepConfig, make_harden_step, random_triggers
@@ -54,16 +53,12 @@ def run_python(*arguments):
 
 def measured(directions_per_chunk):
     """A distance matrix; each size of chunk is placed on the devices in its own way."""
-    return distance_matrix(
-        CLASSIFIER.predict,
-        row_images(LABELS),
+    return row_distances(
         LABELS,
-        variables=row_variables(K),
         num_steps=20,
         minibatch_size=2,
         inversion=INVERSION,
         directions_per_chunk=directions_per_chunk,
-        progress=False,
     )
 
 

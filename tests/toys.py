@@ -8,6 +8,7 @@ import numpy as np
 
 from moth_jax.data.dataset import ImageDataset, ImageSplit
 from moth_jax.displays import Nothing
+from moth_jax.distance import distance_matrix
 from moth_jax.models import Classifier, ModelSpec
 from moth_jax.progress import Progress
 
@@ -58,6 +59,19 @@ def row_images(labels, seed=0):
     images = rng.uniform(0.1, 0.3, (len(labels), *SHAPE)).astype(np.float32)
     images[np.arange(len(labels)), labels] += 0.6
     return images
+
+
+def row_distances(labels, **options):
+    """The distance matrix of the linear classifier on row images; `labels` 0, ..., K - 1."""
+    num_classes = int(labels.max()) + 1
+    return distance_matrix(
+        linear_classifier(num_classes).predict,
+        row_images(labels),
+        labels,
+        variables=row_variables(num_classes),
+        progress=False,
+        **options,
+    )
 
 
 def row_split(counts, seed=0):
