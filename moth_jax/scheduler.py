@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moth_jax.errors import InputError
+from moth_jax.nearness import pair_ranks
 
 GROWTH = 1.1  # of a pair's smaller size in a round; what grows by less has not moved
 
@@ -80,25 +81,15 @@ def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
 
 
 def _nearness(state: KArmState) -> np.ndarray:
-    """Return how near each pair looks, in the order of rows: finite, least where no size is known.
+    """Return how near each pair is for its kind, in the order of rows: minus its rank.
 
-    It is the smaller of its two sizes, less by the ratio of the two, and negative. Classes that are
-    near by nature are so both ways, and a planted trigger works one way only: by that ratio the
-    K-arm scanner tells them apart, too (`scanning/k_arm.py`). A universal size stands for the
-    direction's own by what the two were elsewhere, on average. A way back that was not found is as
-    far as the farthest known. A pair that a round did not move counts as twice as far, after two
-    such rounds as three times.
+    A universal size stands for the direction's own by what the two were elsewhere, on average. A
+    pair that a round did not move counts as twice as far, after two such rounds as three times.
     """
     log_share, count = state.own_share
     share = np.exp(log_share / count) if count else 1.0
     sizes = np.where(state.pairwise, state.size, share * state.size)
-    pairs = np.triu_indices(len(sizes), 1)
-    one, other = sizes[pairs], sizes.T[pairs]
-    farthest = sizes.max(initial=0.0, where=np.isfinite(sizes))
-    smaller, larger = np.minimum(one, other), np.minimum(np.maximum(one, other), farthest)
-    ratio = np.divide(smaller, larger, out=np.ones_like(smaller), where=larger > 0)
-    # -inf is what a pair that cannot be selected has.
-    return np.nan_to_num(-smaller * ratio * (1 + state.num_idle[pairs]))
+    return -pair_ranks(sizes, state.num_idle).astype(float)
 
 
 class PairSums:
@@ -161,13 +152,13 @@ def select_pairs(
 
     Each is a random arm with probability `random_share`, else the arm with the largest reward among
     those that share no class with the pairs chosen before it. `sums` are those kept from the round
-    before. With `nearest` it is the arm that looks nearest instead, a random one of several: with
-    the smallest trigger, the more so where the opposite direction's is large.
+    before. With `nearest` it is the arm that looks nearest instead, a random one of several: whose
+    trigger is small for its victim and target, and for the opposite direction's (`nearness`).
 
     Note: The paper takes one pair a round. More are an extension for many classes.
     Note: `nearest` is an extension, too. The paper's rewards begin with the largest sizes, so that
-      a planted backdoor, whose trigger is small, waits for a random turn; this begins with it. Of
-      many classes some pairs are near by nature and stay so: those make way for others.
+      a planted backdoor, whose trigger is small, waits for a random turn; this comes to it early.
+      Of many classes some pairs are near by nature and stay so: those make way for others.
     """
     num_classes = len(state.prior)
     if not 1 <= num_pairs <= num_classes // 2:

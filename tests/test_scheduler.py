@@ -236,21 +236,25 @@ def test_where_no_free_pair_has_a_size_any_free_one_is_selected(seed):
 
 
 def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
-    sizes = matrix({(0, 1): 40.0, (2, 3): 50.0, (0, 2): 60.0}, rest=90.0)
-    state = scheduler.init_state(np.zeros((K, K)), sizes)
+    universal = np.tile([90.0, 40.0, 60.0, 50.0], (K, 1))
+    state = scheduler.init_state(np.zeros((K, K)), universal)
 
     def select(state):
         rng = np.random.default_rng(0)
         return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True)
 
-    assert select(state) == [(0, 1)]
-    # A trigger of its own is half as large: those of (2, 3) can be expected at 25, not at 50.
-    state = scheduler.record(state, {(0, 1): [30.0], (1, 0): [40.0]}, [(0, 1)])
-    assert select(state) == [(2, 3)]
+    def as_if(sizes):
+        return select(scheduler.init_state(np.zeros((K, K)), sizes, pairwise=True))
+
+    # A trigger of its own is half as large: the others can be expected at half of theirs.
+    state = scheduler.record(state, {(0, 1): [20.0], (1, 0): [45.0]}, [(0, 1)])
+    assert np.exp(state.own_share[0] / state.own_share[1]) == pytest.approx(0.5)
+    own = np.where(state.pairwise, state.size, np.inf)
+    assert select(state) == as_if(np.minimum(own, universal / 2))
+    assert select(state) != as_if(np.minimum(own, universal))
     # What hardening adds is no part of the ratio.
-    state = scheduler.record(state, {(0, 1): [80.0], (2, 3): [26.0]}, [(0, 1), (2, 3)])
-    assert np.exp(state.own_share[0] / state.own_share[1]) == pytest.approx(0.55, abs=0.05)
-    assert select(state) == [(2, 3)]
+    grown = scheduler.record(state, {(0, 1): [80.0], (2, 3): [25.0]}, [(0, 1), (2, 3)])
+    assert np.exp(grown.own_share[0] / grown.own_share[1]) == pytest.approx(0.5)
 
 
 def test_a_near_pair_that_does_not_move_makes_way_for_others():
