@@ -43,6 +43,8 @@ GTSRB_DIR = flags.DEFINE_string("gtsrb_dir", "~/gtsrb", "Folder of the traffic s
 PROBLEMS = flags.DEFINE_list("problems", [], "Only these of the script's models.")
 SEEDS = flags.DEFINE_integer("seeds", 0, "How many seeds; 0 for those of the scale.")
 
+_PARTS_OF_TABLES = ("problems", "methods", "triggers")  # flags
+
 # Parts of a configuration: the options of each method, and what changes no cell.
 _NODES = {node_of(method) for method in METHODS}
 _NO_MATTER = {"scan", "robustness", "mesh", "checkpoint_seconds"}
@@ -91,7 +93,7 @@ def first_problems() -> tuple[str, ...]:
 def narrowed() -> bool:
     """Return whether the command line asks for a part of the table."""
     given = flags.FLAGS
-    return any(name in given and given[name].present for name in ("problems", "methods"))
+    return any(name in given and given[name].present for name in _PARTS_OF_TABLES)
 
 
 def start() -> None:
