@@ -1,10 +1,10 @@
 """How near a pair of classes is for its kind: the order of the scheduler `nearest`.
 
-A planted trigger need not be small among all: of many classes some are near by nature. It is small
-for what its victim is sent elsewhere with (a universal backdoor, which sends every victim to one
-target), or for what its victim and its target usually have (a label-specific one). Beside that it
-works one way only, where classes that are alike are near both ways; by that ratio the K-arm scanner
-tells them apart, too (`scanning/k_arm.py`).
+A planted trigger is small: of few classes it may be the smallest of all. Of many classes some are
+near by nature, and it stands out only by what is usual: what its victim is sent elsewhere with (a
+universal backdoor, which sends every victim to one target), or what its victim and its target
+usually have (a label-specific one). Beside that it works one way only, where classes that are alike
+are near both ways; by that ratio the K-arm scanner tells them apart, too (`scanning/k_arm.py`).
 """
 
 import numpy as np
@@ -15,10 +15,11 @@ SWEEPS = 3  # of the median polish: more than two hardly change an order
 def pair_ranks(sizes: np.ndarray, num_idle: np.ndarray) -> np.ndarray:
     """Return the rank of every pair: how many are at least as near, but for itself.
 
-    Of every direction two measures are taken: its log size less the median of its victim, and what
-    a median polish leaves of it, which takes the medians of victims and of targets off in turn
-    until neither has any. A pair's score is the smaller over its directions of the measure, less by
-    how much the opposite direction's is larger. The rank is the smaller of those by the two scores.
+    Of every direction three measures are taken: its log size; that less the median of its victim;
+    and what a median polish leaves of it, which takes the medians of victims and of targets off in
+    turn until neither has any. A pair's score is the smaller over its directions of the measure,
+    less by how much the opposite direction's is larger. The rank is the smallest of those by the
+    three scores, which so take turns.
 
     Args:
       sizes: [K, K], row victim, column target; inf where no trigger is known. Such a way back is as
@@ -28,19 +29,19 @@ def pair_ranks(sizes: np.ndarray, num_idle: np.ndarray) -> np.ndarray:
     Returns:
       [K(K-1)/2] whole numbers, the pairs (a, b), a < b, in the order of rows. Pairs that are
       equally near share the largest of their ranks: a measure that does not tell pairs apart (the
-      second, of universal triggers alone) leaves the order to the other.
+      third, of universal triggers alone) leaves the order to the others.
 
     It takes half a second for 1,000 classes.
     """
     known = np.isfinite(sizes) & ~np.eye(len(sizes), dtype=bool)
     logs = np.log(np.maximum(sizes, 1.0), where=known, out=np.full(sizes.shape, np.nan))
-    of_victim = _less_median(logs, axis=1)
-    of_both = of_victim
+    of_both = of_victim = _less_median(logs, axis=1)
     for _ in range(SWEEPS):
         of_both = _less_median(_less_median(of_both, axis=0), axis=1)
     upper = np.triu_indices(len(sizes), 1)
     idle = np.log1p(num_idle[upper])
-    return np.minimum(*(_ranks(_pair_scores(m)[upper] + idle) for m in (of_victim, of_both)))
+    measures = (logs, of_victim, of_both)
+    return np.min([_ranks(_pair_scores(m)[upper] + idle) for m in measures], axis=0)
 
 
 def _less_median(values: np.ndarray, axis: int) -> np.ndarray:

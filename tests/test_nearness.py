@@ -35,8 +35,6 @@ def test_a_label_specific_trigger_is_first_though_others_are_smaller(seed):
     sizes[victim, target] /= 2.5
     assert np.sum(sizes[OFF] < sizes[victim, target]) > 20
     assert rank_of(sizes, victim, target) <= 1
-    sizes[victim, target] *= 2.5
-    assert rank_of(sizes, victim, target) > 5
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -47,9 +45,9 @@ def test_the_pairs_of_a_universal_trigger_are_the_nearest(seed):
     ranks = pair_ranks(np.where(OFF, sizes, np.inf), NEVER)
     of_target = (FIRST[0] == target) | (FIRST[1] == target)
     nearest = np.argsort(ranks, kind="stable")[: K - 1]
-    # The two measures take turns: the half that the second one finds is of no trigger.
-    assert of_target[nearest].sum() >= (K - 1) // 2
-    assert of_target[np.argmin(ranks)] or of_target[np.argsort(ranks)[1]]
+    # The measures take turns: what the polish finds is of no trigger.
+    assert of_target[nearest].sum() >= 4  # by chance 2
+    assert of_target[ranks == 0].any()
 
 
 def test_of_two_equally_small_ones_the_one_that_works_one_way_only_is_nearer():
