@@ -107,6 +107,8 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
         config.nad.teacher_epochs, config.nad.high_epochs = passes, passes / 10
     if scale().name != "full":
         _look_for_small_triggers(config.harden)
+        if config.data.name == "gtsrb":  # where half of the natural triggers are larger
+            config.harden.max_trigger_share = 0.03
 
 
 def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
@@ -121,14 +123,14 @@ def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
     A found trigger is one of many that open the same backdoor, in one place of the image: shifted
     and mirrored it stands for more of them, and all of the pair's few samples are stamped.
     """
-    options.scheduler = "nearest"
+    options.scheduler, options.random_share = "nearest", 0.1
     options.approximate_warmup = False
     options.max_trigger_share = 0.05
     options.augment_stamped = True
     options.stamp_share = 1.0
     if scale().name == "cpu":
         options.learning_rate = 2.5e-3
-        options.warmup_images_per_class, options.warmup_steps = 8, 60
+        options.warmup_steps = 40
         # Of 16 samples and not of thousands: less would stop far above the smallest trigger.
         options.first_steps, options.next_steps = 100, 40
 
