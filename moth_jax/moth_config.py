@@ -50,9 +50,9 @@ class MothConfig(AddOnConfig):
       dynamic: start from triggers found before, with the smaller budgets; False starts every
         inversion from a random trigger with the first budget ("w/o dynamic adjustment").
       approximate_warmup: universal triggers; False inverts every direction in the warm-up.
-      scheduler: "k_arm"; "nearest" for the pair with the smallest trigger, of all or for its victim
-        and target, above all where the opposite one is large: it finds a planted backdoor early
-        (`nearness`);
+      scheduler: "k_arm"; "nearest" for the pair with the smallest trigger, of all or for what its
+        victim, or its victim and target, usually have, above all where the opposite one is large:
+        it finds a planted backdoor early (`nearness`);
         "uniform" for random pairs after the warm-up ("w/o scheduler"); or "sweep" for all pairs in
         random order, again and again, without a warm-up (`baselines.pairwise`).
       trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on

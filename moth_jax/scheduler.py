@@ -153,8 +153,8 @@ def select_pairs(
     Each is a random arm with probability `random_share`, else the arm with the largest reward among
     those that share no class with the pairs chosen before it. `sums` are those kept from the round
     before. With `nearest` it is the arm that looks nearest instead, a random one of several: whose
-    trigger is small, or small for its victim and target, and for the opposite direction's
-    (`nearness`).
+    trigger is small, of all or for what its victim, or its victim and target, usually have, and
+    for the opposite direction's (`nearness`).
 
     Note: The paper takes one pair a round. More are an extension for many classes.
     Note: `nearest` is an extension, too. The paper's rewards begin with the largest sizes, so that
