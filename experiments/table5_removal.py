@@ -77,9 +77,10 @@ def poisoned(problem: str, trigger: str, specific: bool) -> Model:
             config.model.name = "auto"
             config.model.fine_tune = True
             config.training.learning_rate = 0.02
-            # A label-specific one takes more: about as many stamped images keep their labels.
-            few = 12 if specific else 6
-            config.training.epochs = 8 if config.data.name == "gtsrb" else few
+            config.training.epochs = 8
+            if config.data.name == "cifar10":
+                config.training.epochs = 6
+                config.backdoor.cover_rate = 0.05  # as many again would keep their labels
         elif scale().name == "full":
             config.model.checkpoint = ""
             config.model.name = PROBLEMS[problem].arch  # that of a given model is read off it
@@ -112,8 +113,13 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
         config.nad.teacher_epochs, config.nad.high_epochs = passes, passes / 10
     if scale().name != "full":
         _look_for_small_triggers(config.harden)
-        if config.data.name == "gtsrb":  # where half of the natural triggers are larger
+        if (
+            config.data.name == "gtsrb"
+        ):  # of 903 pairs more at once; half of the triggers are larger
+            config.harden.pairs_per_step = 2
             config.harden.max_trigger_share = 0.03
+            if scale().name == "cpu":
+                config.harden.learning_rate = 2e-3
 
 
 def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
