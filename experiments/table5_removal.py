@@ -77,10 +77,9 @@ def poisoned(problem: str, trigger: str, specific: bool) -> Model:
             config.model.name = "auto"
             config.model.fine_tune = True
             config.training.learning_rate = 0.02
-            config.training.epochs = 8
-            if config.data.name == "cifar10":
-                config.training.epochs = 6
-                config.backdoor.cover_rate = 0.05  # as many again would keep their labels
+            config.training.epochs = 8 if config.data.name == "gtsrb" else 6
+            if specific and config.data.name == "cifar10":
+                config.backdoor.cover_rate = 0.05  # 0.1 would be as many as are poisoned
         elif scale().name == "full":
             config.model.checkpoint = ""
             config.model.name = PROBLEMS[problem].arch  # that of a given model is read off it
