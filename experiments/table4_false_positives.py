@@ -104,7 +104,9 @@ def main(argv) -> None:
             columns = [COUNT, UNDECIDED, OF, STATISTIC, LOWEST, HIGHEST, ACCURACY, SUCCESS]
             title = "Scanning: models reported as poisoned, before and after hardening"
             keys = ["models", "state", "scanner"]
-            path = write("table4_scanning", title, keys, columns, rows, num_seeds=num_models())
+            path = write(
+                "table4_false_positives", title, keys, columns, rows, num_seeds=num_models()
+            )
             print(path.read_text())
 
 

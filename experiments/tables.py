@@ -164,10 +164,11 @@ def _about(sources: Sequence[dict], rows: Sequence[Row]) -> list[str]:
             f"{', '.join(map(_short, source['commits_of_cells'])) or 'this commit'}.",
             "",
         ]
+    paper = any(row.published for row in rows)
     return [
         *lines,
         "`DIR` stands for a folder or file of the machine. Where there are several seeds: mean ± "
-        "standard deviation. Columns marked (paper) are the published figures.",
+        "standard deviation." + paper * " Columns marked (paper) are the published figures.",
     ]
 
 

@@ -16,7 +16,7 @@ TABLES = {
     "table1_natural": ("table1_natural", 7),
     "table2_adversarial": ("table2_adversarial", 7),
     "table3_ablation": ("table3_ablation", 6),
-    "table4_false_positives": ("table4_scanning", 9),
+    "table4_false_positives": ("table4_false_positives", 9),
     "table5_removal": ("table5_removal", 12),
     "figure6_symmetric": ("figure6_symmetric", 6),
     "figure7_heatmaps": ("figure7_heatmaps", 4),
@@ -107,7 +107,7 @@ def test_every_seed_of_a_hardening_is_measured_in_the_directions_of_the_given_mo
 
 
 def test_a_call_for_some_problems_leaves_the_rows_of_the_others(workdir):
-    table = workdir / "out" / "table4_scanning" / "smoke.csv"
+    table = workdir / "out" / "table4_false_positives" / "smoke.csv"
     if not table.exists():
         run("table4_false_positives", workdir)
     before = table.read_text()
@@ -128,10 +128,22 @@ def test_an_unknown_scale_is_answered_with_the_choices(workdir):
     assert "smoke|cpu|full" in done.stderr + done.stdout
 
 
-def test_an_unknown_problem_is_answered_with_the_choices(workdir):
-    done = run("table1_natural", workdir, "--problems=mnist-resnet9")
+@pytest.mark.parametrize(
+    ("script", "option", "message"),
+    [
+        (
+            "table1_natural",
+            "--problems=mnist-resnet9",
+            "unknown problem 'mnist-resnet9'; choose one of: digits-small_cnn",
+        ),
+        ("table5_removal", "--methods=uap", "unknown method 'uap'; choose one of: fine_pruning"),
+        ("table5_removal", "--triggers=blob", "unknown trigger 'blob'; choose one of: patch"),
+    ],
+)
+def test_an_unknown_part_of_a_table_is_answered_with_the_choices(workdir, script, option, message):
+    done = run(script, workdir, option)
     assert done.returncode
-    assert "unknown problem 'mnist-resnet9'; choose one of: digits-small_cnn" in done.stderr
+    assert message in done.stderr
 
 
 def test_a_call_for_some_methods_leaves_the_rows_of_the_others(workdir):
