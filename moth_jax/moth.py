@@ -29,7 +29,7 @@ from moth_jax.progress import Progress, as_progress
 from moth_jax.sharding import replicate
 from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
-from moth_jax.warmup import invert_towards
+from moth_jax.warmup import invert_both_ways, invert_towards
 
 __all__ = [
     "SCHEDULERS",
@@ -160,16 +160,19 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
         adversary=config.adversary,
     )
     pairwise = config.inversion_at(config.success_bound)
-    universal = config.inversion_at(config.warmup_success_bound)
+    warm_up = (
+        invert_both_ways
+        if config.universal_too
+        else functools.partial(invert_towards, universal=config.approximate_warmup)
+    )
     return Programs(
         tx=tx,
         invert_towards=jax.jit(
             functools.partial(
-                invert_towards,
+                warm_up,
                 classifier.predict,
                 minibatch_size=config.minibatch_size,
-                inversion=universal,
-                universal=config.approximate_warmup,
+                inversion=config.inversion_at(config.warmup_success_bound),
             )
         ),
         stamped_update=make_stamped_update(classifier, tx, step_config),
