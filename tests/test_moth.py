@@ -325,22 +325,18 @@ def test_without_approximation_the_warm_up_inverts_every_direction_by_itself(cal
     assert (state.scheduler.pairwise == ~np.eye(K, dtype=bool)).all()
 
 
-def test_both_ways_a_direction_that_has_no_trigger_of_its_own_keeps_the_universal_one(calls):
-    few = {"stop_after": K, "approximate_warmup": False, "warmup_steps": 4}
-    own = run(**few)[1][-1][0].warmup_sizes
-    state = run(**few, universal_too=True)[1][-1][0]
-    sizes = state.warmup_sizes
-    # Of target 0 one victim has its own, the other two the universal trigger.
-    assert np.isfinite(own[1:, 0]).tolist() == [False, True, False]
-    assert sizes[1, 0] == sizes[3, 0] > sizes[2, 0] == own[2, 0]
-    np.testing.assert_array_equal(state.bank.start(1, 0).mask, state.bank.start(3, 0).mask)
+def test_both_ways_every_direction_keeps_the_smaller_trigger_as_its_own(calls):
+    own = run(stop_after=K, approximate_warmup=False)[1][-1][0]
+    state = run(stop_after=K, approximate_warmup=False, universal_too=True)[1][-1][0]
+    # The first target's own inversions are those without the universal one.
+    assert (state.warmup_sizes[1:, 0] <= own.warmup_sizes[1:, 0] * (1 + 1e-5)).all()
+    assert not np.allclose(state.warmup_sizes, own.warmup_sizes)
     for target, (_, _, result) in enumerate(calls.of("invert_towards")[K:]):
         for i, victim in enumerate(k for k in range(K) if k != target):
-            if np.isfinite(result.sizes[i]):
-                start = state.bank.start(victim, target)
-                np.testing.assert_array_equal(start.mask, result.trigger.mask[i])
-    assert (state.bank.arrays["direction"] >= 0).all()  # each is a direction's own
-    assert state.scheduler.pairwise[1:, 0].all()
+            start = state.bank.start(victim, target)
+            np.testing.assert_array_equal(start.mask, result.trigger.mask[i])
+    assert (state.bank.arrays["direction"] >= 0).all()
+    assert (state.scheduler.pairwise == ~np.eye(K, dtype=bool)).all()
 
 
 def test_a_target_whose_warm_up_fails_has_no_prior_no_size_and_no_trigger():
