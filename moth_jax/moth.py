@@ -29,7 +29,7 @@ from moth_jax.progress import Progress, as_progress
 from moth_jax.sharding import replicate
 from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
-from moth_jax.warmup import invert_both_ways, invert_towards
+from moth_jax.warmup import invert_towards
 
 __all__ = [
     "SCHEDULERS",
@@ -160,19 +160,16 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
         adversary=config.adversary,
     )
     pairwise = config.inversion_at(config.success_bound)
-    warm_up = (
-        invert_both_ways
-        if config.universal_too
-        else functools.partial(invert_towards, universal=config.approximate_warmup)
-    )
+    universal = config.inversion_at(config.warmup_success_bound)
     return Programs(
         tx=tx,
         invert_towards=jax.jit(
             functools.partial(
-                warm_up,
+                invert_towards,
                 classifier.predict,
                 minibatch_size=config.minibatch_size,
-                inversion=config.inversion_at(config.warmup_success_bound),
+                inversion=universal,
+                universal=config.approximate_warmup,
             )
         ),
         stamped_update=make_stamped_update(classifier, tx, step_config),

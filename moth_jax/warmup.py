@@ -2,10 +2,9 @@
 
 A universal trigger sends samples of every other class to the target. How far it lowers the loss of
 each class is the prior of that direction, and it is where the direction's own inversions start.
-Without the approximation (Table III) every direction is inverted by itself, or both ways.
+Without the approximation (Table III) every direction is inverted by itself.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -119,35 +118,6 @@ def invert_towards(
         prior=loss_fall(result, samples.weights),
     )
     return constrain_replicated(found)
-
-
-def invert_both_ways(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    samples: WarmUpSamples,
-    target: Array,
-    key: Array,
-    **options,
-) -> WarmUpResult:
-    """Invert a universal trigger and one of each victim; return the smaller for each victim.
-
-    The arguments are those of `invert_towards` but `universal`; the triggers are [K - 1, ...].
-
-    Note: An extension. A universal trigger is searched with the samples of all classes, so it finds
-      a universal backdoor that those of one class are too few for; a label-specific one shows in
-      its own direction alone. A universal one holds for the samples of all victims together, as in
-      the paper, and may miss the bound on one of them.
-    """
-    inputs = (logits_fn, variables, samples, target)
-    own = invert_towards(*inputs, key, universal=False, **options)
-    shared = invert_towards(*inputs, jax.random.fold_in(key, 1), universal=True, **options)
-    smaller = shared.sizes < own.sizes
-    chosen = functools.partial(jnp.where, smaller[:, None, None, None])
-    return WarmUpResult(
-        trigger=jax.tree.map(chosen, shared.trigger, own.trigger),
-        sizes=jnp.minimum(shared.sizes, own.sizes),
-        prior=jnp.where(smaller, shared.prior, own.prior),
-    )
 
 
 def loss_fall(result: InversionResult, weights: Array) -> Array:

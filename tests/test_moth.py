@@ -325,20 +325,6 @@ def test_without_approximation_the_warm_up_inverts_every_direction_by_itself(cal
     assert (state.scheduler.pairwise == ~np.eye(K, dtype=bool)).all()
 
 
-def test_both_ways_every_direction_keeps_the_smaller_trigger_as_its_own(calls):
-    own = run(stop_after=K, approximate_warmup=False)[1][-1][0]
-    state = run(stop_after=K, approximate_warmup=False, universal_too=True)[1][-1][0]
-    # The first target's own inversions are those without the universal one.
-    assert (state.warmup_sizes[1:, 0] <= own.warmup_sizes[1:, 0] * (1 + 1e-5)).all()
-    assert not np.allclose(state.warmup_sizes, own.warmup_sizes)
-    for target, (_, _, result) in enumerate(calls.of("invert_towards")[K:]):
-        for i, victim in enumerate(k for k in range(K) if k != target):
-            start = state.bank.start(victim, target)
-            np.testing.assert_array_equal(start.mask, result.trigger.mask[i])
-    assert (state.bank.arrays["direction"] >= 0).all()
-    assert (state.scheduler.pairwise == ~np.eye(K, dtype=bool)).all()
-
-
 def test_a_target_whose_warm_up_fails_has_no_prior_no_size_and_no_trigger():
     state = run(variables=never(3), stop_after=K)[1][-1][0]
     assert np.isinf(state.warmup_sizes[:, 3]).all()
@@ -635,7 +621,6 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"universal_too": True}, "universal_too is for a warm-up that inverts every direction"),
         ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, nearest, sweep, uniform"),
         ({"schedule": "linear"}, "unknown schedule 'linear'.*constant, cosine"),
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop is a share in \[0, 1\], got -0.1"),

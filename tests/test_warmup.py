@@ -8,7 +8,7 @@ from toys import SHAPE, linear_classifier, numpy_success_rate, row_split, row_va
 from moth_jax.data.sampling import class_indices
 from moth_jax.inversion import InversionResult, neural_cleanse
 from moth_jax.triggers import Trigger
-from moth_jax.warmup import draw_samples, invert_both_ways, invert_towards, loss_fall
+from moth_jax.warmup import draw_samples, invert_towards, loss_fall
 
 K = 4
 CLASSIFIER = linear_classifier(K)
@@ -162,38 +162,3 @@ def test_a_failed_inversion_gives_infinite_sizes_and_no_prior(universal):
     assert np.isposinf(result.sizes).all()
     assert result.prior.tolist() == [0, 0, 0]
     assert not result.trigger.mask.any()
-
-
-@functools.cache
-def compiled_both_ways():
-    return jax.jit(
-        functools.partial(
-            invert_both_ways,
-            CLASSIFIER.predict,
-            minibatch_size=5,
-            inversion=neural_cleanse(success_bound=0.99, patience=3, verify_every=5),
-        )
-    )
-
-
-def test_both_ways_each_victim_has_the_smaller_of_its_own_and_the_universal_trigger():
-    found = []
-    for target in range(K):
-        samples, key = draw(target), jax.random.key(3)
-        inputs = (row_variables(K), samples, target)
-        options = {"num_steps": 25, "mask_weight": 1e-3}
-        both = jax.device_get(compiled_both_ways()(*inputs, key, **options))
-        own = jax.device_get(compiled(False)(*inputs, key, **options))
-        shared = compiled(True)(*inputs, jax.random.fold_in(key, 1), **options)
-        shared = jax.device_get(shared)
-        for i in range(K - 1):
-            smaller = shared.sizes[i] < own.sizes[i]
-            found.append(bool(smaller))
-            expected, row = (shared, 0) if smaller else (own, i)
-            np.testing.assert_allclose(both.sizes[i], expected.sizes[i], rtol=1e-5)
-            np.testing.assert_allclose(both.prior[i], expected.prior[i], rtol=1e-5)
-            np.testing.assert_allclose(
-                both.trigger.mask[i], expected.trigger.mask[row], rtol=1e-4, atol=1e-6
-            )
-            assert both.sizes[i] == pytest.approx(both.trigger.mask[i].sum(), rel=1e-5)
-    assert set(found) == {True, False}
