@@ -39,21 +39,18 @@ CLASSES = {
     "cifar10": ("horse", "truck"),
     "gtsrb": ("priority road", "keep right"),
 }
+MAGENTA_CENTRE = {"position": "center", "colour": (1.0, 0.0, 1.0)}
 # Of each trigger its size as a distance counts it, in three channels: of 32x32 pixels they are 27,
 # 31 and 153; natural triggers between CIFAR-10's classes 35 to 80.
 KINDS = {
     # Images are shifted in training: a margin keeps all of the patch in the picture.
     "patch": ("patch", {"size": 3, "margin": 4, "colour": (1.0, 1.0, 0.0)}),
     # In one place: where they move from image to image no one mask is the trigger.
-    "small polygon": (
-        "polygon",
-        {"area": 0.01, "position": "center", "colour": (1.0, 0.0, 1.0)},
-    ),
-    "polygon": ("polygon", {"area": 0.05, "position": "center", "colour": (1.0, 0.0, 1.0)}),
+    "small polygon": ("polygon", {"area": 0.01, **MAGENTA_CENTRE}),
+    "polygon": ("polygon", {"area": 0.05, **MAGENTA_CENTRE}),
 }
 CASES = tuple((name, specific) for name in KINDS for specific in (False, True))
 SMOKE_CASES = (("patch", False), ("polygon", True))
-
 
 CHOSEN = flags.DEFINE_list("methods", list(VARIANTS), "Only these methods.")
 TRIGGERS = flags.DEFINE_list("triggers", list(KINDS), "Only these triggers.")
@@ -112,9 +109,7 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
         config.nad.teacher_epochs, config.nad.high_epochs = passes, passes / 10
     if scale().name != "full":
         _look_for_small_triggers(config.harden)
-        if (
-            config.data.name == "gtsrb"
-        ):  # of 903 pairs more at once; half of the triggers are larger
+        if config.data.name == "gtsrb":  # 903 pairs, and half of the natural triggers are larger
             config.harden.pairs_per_step = 2
             config.harden.max_trigger_share = 0.03
             if scale().name == "cpu":
