@@ -7,6 +7,8 @@ usually have (a label-specific one). Beside that it works one way only, where cl
 are near both ways; by that ratio the K-arm scanner tells them apart, too (`scanning/k_arm.py`).
 """
 
+import warnings
+
 import numpy as np
 
 SWEEPS = 3  # of the median polish: more than two hardly change an order
@@ -46,11 +48,9 @@ def pair_ranks(sizes: np.ndarray, num_idle: np.ndarray) -> np.ndarray:
 
 def _less_median(values: np.ndarray, axis: int) -> np.ndarray:
     """Return `values` less their median along an axis; NaN is no value."""
-    ordered = np.sort(values, axis=axis)  # NaN last
-    count = np.sum(~np.isnan(values), axis=axis, keepdims=True)
-    low, high = np.maximum(count - 1, 0) // 2, count // 2
-    middle = [np.take_along_axis(ordered, place, axis) for place in (low, high)]
-    return values - (middle[0] + middle[1]) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a class that has none
+        return values - np.nanmedian(values, axis=axis, keepdims=True)
 
 
 def _pair_scores(measure: np.ndarray) -> np.ndarray:
