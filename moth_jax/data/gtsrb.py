@@ -95,8 +95,8 @@ def load_gtsrb(
       validation_fraction: share of each class's training images kept for validation.
       seed: of the choice of their tracks.
 
-    Note: The paper does not say how these images are augmented. A tenth of their width is what
-      lifts a ResNet20 above 95 % here; no sign is mirrored, which may make it another.
+    Note: The paper does not say how these images are augmented. Here they are shifted by up to a
+      tenth of their width; no sign is mirrored, which may make it another.
     """
     path = existing_path(dir, what="GTSRB", remedy=_REMEDY)
     file = path / f"gtsrb{size}.npz" if path.is_dir() else path
