@@ -28,8 +28,8 @@ class StepConfig:
 
     Attributes:
       minibatch_size: of the inversions.
-      stamp_share: share of the victims in the batch that are stamped, on every side as many as of
-        the class with the fewest, at least one.
+      stamp_share: share of the victims in the batch that are stamped, on both sides of a pair as
+        many as of its class with the fewer, at least one.
       max_trigger_share: a trigger larger than this share of h*w*c is not stamped.
       symmetric: both directions of a pair; False inverts and stamps the first only.
       batch_norm: "update" or "frozen" (`training.make_update`).
@@ -103,8 +103,7 @@ def make_harden_step(
 
     Note: Each direction's loss is the weighted mean over its own victims, so that one λ means the
       same for one direction and for two. The published two-sided code takes the sum.
-    Note: As many samples are stamped on every side: the share of the smallest class. With several
-      pairs that is the smallest of all their classes, not of each pair.
+    Note: As many samples are stamped on both sides of a pair: the share of its smaller class.
     """
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
 
@@ -239,11 +238,12 @@ def random_triggers(
 
 
 def _choose_stamped(result: InversionResult, weights: Array, config: StepConfig) -> Array:
-    """Return [D, V] bool, the victims to stamp: as many on every side, none with a bad trigger.
+    """Return [D, V] bool, the victims to stamp: as many on both sides, none with a bad trigger.
 
     The slots of a class are a random draw, so its first ones are too.
     """
-    fewest = weights.sum(1).min()
+    sides = 2 if config.symmetric else 1
+    fewest = jnp.repeat(weights.sum(1).reshape(-1, sides).min(1), sides)[:, None]
     count = jnp.maximum(1, jnp.floor(config.stamp_share * fewest))
     limit = config.max_trigger_share * result.trigger.pattern[0].size
     good = result.found & (result.size <= limit)

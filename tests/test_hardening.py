@@ -243,6 +243,7 @@ def result_with(sizes):
         ([3.0, 3.01], [20, 20], 0.1, [2, 0]),
         ([1, 1], [20, 0], 0.1, [1, 0]),
         ([np.inf, np.inf], [20, 20], 0.1, [0, 0]),
+        ([1, 1, 1, 1], [20, 10, 20, 20], 0.2, [2, 2, 4, 4]),
     ],
     ids=[
         "a tenth",
@@ -254,6 +255,7 @@ def result_with(sizes):
         "larger than a quarter of 2*2*3",
         "no victim",
         "both failed",
+        "of each pair by itself",
     ],
 )
 def test_a_share_of_the_smaller_class_is_stamped_on_each_side(sizes, victims, share, stamped):
@@ -261,6 +263,12 @@ def test_a_share_of_the_smaller_class_is_stamped_on_each_side(sizes, victims, sh
     chosen = choose(result_with(sizes), weights, config=StepConfig(stamp_share=share))
     assert chosen.sum(1).tolist() == stamped
     assert not np.any(np.asarray(chosen) & (weights == 0))
+
+
+def test_one_direction_at_a_time_stamps_a_share_of_its_own_victims():
+    weights = (np.arange(20) < np.array([20, 10])[:, None]).astype(np.float32)
+    config = StepConfig(stamp_share=0.2, symmetric=False)
+    assert choose(result_with([1, 1]), weights, config=config).sum(1).tolist() == [4, 2]
 
 
 def test_padding_between_the_victims_is_never_stamped():
