@@ -265,7 +265,11 @@ def state_arrays(state: AddOnState) -> tuple[dict, dict]:
     metadata = {name: getattr(state, name) for name in _PLAIN}
     if isinstance(state, MothState):
         arrays["bank"] = state.bank.arrays
-        arrays["warmup"] = {"sizes": state.warmup_sizes, "prior": state.warmup_prior}
+        arrays["warmup"] = {
+            "sizes": state.warmup_sizes,
+            "prior": state.warmup_prior,
+            "universal_sizes": state.universal_sizes,
+        }
         if state.scheduler is not None:
             arrays["scheduler"] = state.scheduler._asdict()
         return arrays, {**metadata, "warmed_up": state.warmed_up}
@@ -287,13 +291,17 @@ def state_from_arrays(
         **{name: metadata[name] for name in _PLAIN},
     }
     if kind is MothState:
+        warmup = arrays["warmup"]
+        none = np.full(len(warmup["sizes"]), np.inf, np.float32)
         return MothState(
             **fields,
             scheduler=_scheduler(arrays["scheduler"]) if "scheduler" in arrays else None,
             bank=TriggerBank.from_arrays(arrays["bank"]),
             warmed_up=metadata["warmed_up"],
-            warmup_sizes=arrays["warmup"]["sizes"],
-            warmup_prior=arrays["warmup"]["prior"],
+            warmup_sizes=warmup["sizes"],
+            warmup_prior=warmup["prior"],
+            # Those of before it have none.
+            universal_sizes=warmup.get("universal_sizes", none),
         )
     # Orbax keeps no empty collections.
     return kind(**fields, memory=arrays.get("memory", {}), prepared=metadata["prepared"])

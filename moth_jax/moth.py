@@ -160,18 +160,16 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
         adversary=config.adversary,
     )
     pairwise = config.inversion_at(config.success_bound)
-    universal = config.inversion_at(config.warmup_success_bound)
+    warm_up = functools.partial(
+        invert_towards,
+        classifier.predict,
+        minibatch_size=config.minibatch_size,
+        inversion=config.inversion_at(config.warmup_success_bound),
+    )
     return Programs(
         tx=tx,
-        invert_towards=jax.jit(
-            functools.partial(
-                invert_towards,
-                classifier.predict,
-                minibatch_size=config.minibatch_size,
-                inversion=universal,
-                universal=config.approximate_warmup,
-            )
-        ),
+        invert_towards=jax.jit(functools.partial(warm_up, universal=config.approximate_warmup)),
+        invert_universal=jax.jit(functools.partial(warm_up, universal=True)),
         stamped_update=make_stamped_update(classifier, tx, step_config),
         step=make_harden_step(classifier, pairwise, tx, step_config),
     )
@@ -191,6 +189,7 @@ def _start(setting: Setting, classifier: Classifier, variables: Variables) -> Mo
         warmed_up=0,
         warmup_sizes=sizes,
         warmup_prior=prior,
+        universal_sizes=np.full(num_classes, np.inf, np.float32),
     )
 
 

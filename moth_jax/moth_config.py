@@ -50,6 +50,9 @@ class MothConfig(AddOnConfig):
       dynamic: start from triggers found before, with the smaller budgets; False starts every
         inversion from a random trigger with the first budget ("w/o dynamic adjustment").
       approximate_warmup: universal triggers; False inverts every direction in the warm-up.
+      universal_too: where every direction is inverted, invert the targets' universal triggers as
+        well, and count those that are unusually small among them: to look for backdoors of one
+        victim and of all (`warmup.unusual_universals`). An extension.
       scheduler: "k_arm"; "nearest" for the pair with the smallest trigger, of all or for what its
         victim, or its victim and target, usually have, above all where the opposite one is large:
         it finds a planted backdoor early (`nearness`);
@@ -82,6 +85,7 @@ class MothConfig(AddOnConfig):
     symmetric: bool = True
     dynamic: bool = True
     approximate_warmup: bool = True
+    universal_too: bool = False
     scheduler: str = "k_arm"
     trigger_memory_mb: int = 512
 
@@ -90,6 +94,11 @@ class MothConfig(AddOnConfig):
         require_choice("scheduler", self.scheduler, SCHEDULERS)
         self.inversion_at(self.success_bound)
         self.check_counts(*_COUNTS)
+        if self.universal_too and self.approximate_warmup:
+            raise InputError(
+                "universal_too is for a warm-up that inverts every direction: set "
+                "approximate_warmup to False, or leave universal_too"
+            )
         if self.scheduler == "sweep" and self.pairs_per_step > 1:
             raise InputError(
                 f"scheduler 'sweep' takes one pair at a time, got pairs_per_step "

@@ -24,7 +24,7 @@ from moth_jax.sharding import fetch, read_batch
 from moth_jax.training import TrainState
 from moth_jax.trigger_bank import TriggerBank
 from moth_jax.triggers import Trigger
-from moth_jax.warmup import WarmUpResult, draw_samples
+from moth_jax.warmup import WarmUpResult, draw_samples, unusual_universals
 
 Records = list[dict]
 Direction = tuple[int, int]
@@ -33,10 +33,11 @@ WARM_UP, BATCH, SELECT = 1, 2, 3  # purposes of randomness
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled computations of a hardening."""
+    """The compiled computations of a hardening; `invert_universal` is that of `universal_too`."""
 
     tx: optax.GradientTransformation
     invert_towards: Callable[..., WarmUpResult]
+    invert_universal: Callable[..., WarmUpResult]
     stamped_update: Callable[..., tuple[TrainState, Array]]
     step: Callable[..., tuple[TrainState, HardenInfo]]
 
@@ -81,20 +82,16 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
         classes=setting.classes,
     )
     invert_key, update_key = jax.random.split(key_of(config, WARM_UP, position))
-    result = fetch(
-        setting.programs.invert_towards(
-            state.train.variables,
-            samples,
-            target,
-            invert_key,
-            num_steps=config.warmup_steps,
-            mask_weight=config.warmup_mask_weight,
-        )
-    )
+    inputs = (state.train.variables, samples, target)
+    budget = {"num_steps": config.warmup_steps, "mask_weight": config.warmup_mask_weight}
+    result, universal = fetch(setting.programs.invert_towards(*inputs, invert_key, **budget)), None
+    if config.universal_too:
+        key = jax.random.fold_in(invert_key, 1)
+        universal = fetch(setting.programs.invert_universal(*inputs, key, **budget))
     train, loss = _train_on_warm_up(setting, state, samples.victims, result, rng, update_key)
-    state = _after_warm_up(setting, dataclasses.replace(state, train=train), result)
+    state = _after_warm_up(setting, dataclasses.replace(state, train=train), result, universal)
     found = np.isfinite(result.sizes)
-    return state, {
+    record = {
         "phase": "warm-up",
         "step": position,
         "target": setting.name(position),
@@ -102,6 +99,9 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
         "prior": float(result.prior.mean()),
         "loss": float(loss),
     }
+    if universal is not None:
+        record["universal_size"] = float(universal.sizes[0])
+    return state, record
 
 
 def _train_on_warm_up(
@@ -139,19 +139,33 @@ def _train_on_warm_up(
     )
 
 
-def _after_warm_up(setting: Setting, state: MothState, result: WarmUpResult) -> MothState:
-    """Return the state that keeps what the warm-up of its next class found."""
+def _after_warm_up(
+    setting: Setting, state: MothState, result: WarmUpResult, universal: WarmUpResult | None
+) -> MothState:
+    """Return the state that keeps what the warm-up of its next class found.
+
+    `universal` is the target's universal trigger beside the directions' own.
+    """
     position, num_classes = state.warmed_up, len(setting.classes)
     victims = np.flatnonzero(np.arange(num_classes) != position)
     sizes, prior = state.warmup_sizes.copy(), state.warmup_prior.copy()
+    universal_sizes = state.universal_sizes.copy()
     sizes[victims, position] = result.sizes
     prior[victims, position] = result.prior
     bank = state.bank.copy()
     by_writer(_keep_warm_up, bank, victims, position, result)
+    if universal is not None:
+        universal_sizes[position] = universal.sizes[0]
+        by_writer(_keep_warm_up, bank, victims, position, universal)
     arms = state.scheduler
     if position + 1 == num_classes:
-        pairwise = not setting.config.approximate_warmup
-        arms = scheduler.init_state(prior, sizes, pairwise=pairwise)
+        shared = unusual_universals(sizes, universal_sizes)
+        by_writer(_forget, bank, shared)
+        arms = scheduler.init_state(
+            prior,
+            np.where(shared, universal_sizes, sizes),
+            pairwise=~shared & (not setting.config.approximate_warmup),
+        )
     return dataclasses.replace(
         state,
         bank=bank,
@@ -159,6 +173,7 @@ def _after_warm_up(setting: Setting, state: MothState, result: WarmUpResult) -> 
         warmed_up=position + 1,
         warmup_sizes=sizes,
         warmup_prior=prior,
+        universal_sizes=universal_sizes,
     )
 
 
@@ -170,6 +185,12 @@ def _keep_warm_up(bank: TriggerBank, victims, target: int, result: WarmUpResult)
             bank.keep(int(victim), target, trigger, float(result.sizes[i]))
     if universal and np.isfinite(result.sizes[0]):
         bank.keep_universal(target, jax.tree.map(lambda v: v[0], result.trigger))
+
+
+def _forget(bank: TriggerBank, directions: np.ndarray) -> None:
+    """Leave these `directions` [K, K] bool to start from the universal triggers of their targets."""
+    for victim, target in np.argwhere(directions).tolist():
+        bank.forget(victim, target)
 
 
 def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records]:

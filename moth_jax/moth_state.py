@@ -22,6 +22,8 @@ class MothState(AddOnState):
       bank: triggers to start from.
       warmed_up: how many of the classes have been warmed up as the target.
       warmup_sizes, warmup_prior: [K, K] what the warm-up found so far.
+      universal_sizes: [K], of the universal triggers beside the directions' own
+        (`MothConfig.universal_too`); inf where there is none.
     """
 
     scheduler: KArmState | None
@@ -29,6 +31,7 @@ class MothState(AddOnState):
     warmed_up: int
     warmup_sizes: np.ndarray
     warmup_prior: np.ndarray
+    universal_sizes: np.ndarray
 
     def positions(self) -> dict[str, int]:
         """Return the last step whose record is part of this state, by phase."""

@@ -41,13 +41,16 @@ class KArmState(NamedTuple):
     own_share: np.ndarray = np.zeros(2)
 
 
-def init_state(prior: np.ndarray, sizes: np.ndarray, *, pairwise: bool = False) -> KArmState:
+def init_state(
+    prior: np.ndarray, sizes: np.ndarray, *, pairwise: bool | np.ndarray = False
+) -> KArmState:
     """Return the state after the warm-up.
 
     Args:
       prior: [K, K] relative fall of the loss; 0 where the inversion failed.
       sizes: [K, K] size of the trigger of each direction; inf where the inversion failed.
-      pairwise: whether `sizes` are of the directions' own triggers (warm-up without approximation).
+      pairwise: whether `sizes` are of the directions' own triggers (warm-up without approximation);
+        of all, or of each [K, K].
 
     Note: A failed inversion says nothing of how far a pair can be pushed: its prior and post are 0,
       so that rewards of other arms, not an accident, decide. The published code let one failure

@@ -120,6 +120,11 @@ class TriggerBank:
         if known is None or size > known.size:
             self._put(key, _Held(_own(trigger), float(size)))
 
+    def forget(self, victim: int, target: int) -> None:
+        """Forget the trigger of a direction, if it has one; its target's universal one is left."""
+        self._held.pop((victim, target), None)
+        self._stored.pop((victim, target), None)
+
     def start(self, victim: int, target: int) -> Trigger | None:
         """Return the trigger that inversions of a direction start from; None if there is none."""
         for key in ((victim, target), (_ANY, target)):

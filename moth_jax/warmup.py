@@ -2,7 +2,8 @@
 
 A universal trigger sends samples of every other class to the target. How far it lowers the loss of
 each class is the prior of that direction, and it is where the direction's own inversions start.
-Without the approximation (Table III) every direction is inverted by itself.
+Without the approximation (Table III) every direction is inverted by itself, and universal triggers
+count where they are unusually small, if at all.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,11 @@ from jax import Array
 
 from moth_jax.hardening import invert_directions, random_triggers
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables
+from moth_jax.scanning.anomaly import anomaly_indices
 from moth_jax.sharding import constrain_replicated
 from moth_jax.triggers import Trigger
+
+UNUSUAL = 2.0  # the anomaly index from which Neural Cleanse takes a target for that of a backdoor
 
 
 class WarmUpSamples(NamedTuple):
@@ -131,3 +135,23 @@ def loss_fall(result: InversionResult, weights: Array) -> Array:
     after = result.losses_after.reshape(weights.shape)
     ratio = jnp.clip((before - after) / jnp.maximum(before, 1e-6), -1.0, 1.0)
     return jnp.sum(ratio * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+
+def unusual_universals(own: np.ndarray, universal: np.ndarray) -> np.ndarray:
+    """Return [K, K] bool, row victim: where a target's universal trigger stands for the direction.
+
+    That is where the target's is unusually small among the universal ones, by Neural Cleanse's
+    anomaly index, and smaller than the direction's own.
+
+    Args:
+      own: [K, K] sizes of the directions' own triggers; inf where none was found.
+      universal: [K] sizes of the targets' universal ones; inf where none was found.
+
+    Note: An extension. One class has too few samples to show a backdoor of all, and stops at a
+      natural trigger; all classes' samples together show it, but not one of a single victim. Were
+      every universal trigger counted that is smaller, it would change what is usual for a victim,
+      which the backdoor of a single victim stands out by (`nearness`).
+    """
+    unusual = anomaly_indices(universal) > UNUSUAL  # an index that is undefined is none
+    shared = unusual[None, :] & (universal[None, :] < own)
+    return shared & ~np.eye(len(own), dtype=bool)

@@ -433,6 +433,7 @@ def moth_state(config, *, warmed_up):
         stopped="",
         warmup_sizes=sizes,
         warmup_prior=rng.random((3, 3), np.float32),
+        universal_sizes=np.array([1.5, np.inf, 2.5], np.float32),
     )
 
 
@@ -458,6 +459,15 @@ def test_a_hardening_goes_on_from_a_state_of_before_idle_rounds_were_counted():
     tx = moth_optimiser(config, row_dataset())
     loaded = state_from_arrays(MothState, arrays, metadata, tx)
     np.testing.assert_array_equal(loaded.scheduler.num_idle, np.zeros((3, 3)))
+
+
+def test_a_hardening_goes_on_from_a_state_of_before_universal_triggers_beside_the_own():
+    config = MothConfig()
+    arrays, metadata = state_arrays(moth_state(config, warmed_up=1))
+    del arrays["warmup"]["universal_sizes"]
+    tx = moth_optimiser(config, row_dataset())
+    loaded = state_from_arrays(MothState, arrays, metadata, tx)
+    np.testing.assert_array_equal(loaded.universal_sizes, np.full(3, np.inf, np.float32))
 
 
 def test_the_state_of_a_training_comes_back_exactly_with_the_place_in_its_schedule(tmp_path):

@@ -13,7 +13,7 @@ from toys import (
     row_variables,
 )
 
-from moth_jax import addon, moth, moth_config, scheduler
+from moth_jax import addon, moth, moth_config, moth_rounds, scheduler
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.inversion import neural_cleanse, trimmed
@@ -47,7 +47,7 @@ HOST_FIELDS = {
         *("epochs", "max_steps", "max_accuracy_drop", "validate_every", "steps_per_round"),
         *("pairs_per_step", "random_share", "scheduler", "dynamic", "trigger_memory_mb", "seed"),
         *("first_steps", "first_mask_weight", "next_steps", "next_mask_weight"),
-        *("warmup_steps", "warmup_mask_weight", "warmup_max_images"),
+        *("warmup_steps", "warmup_mask_weight", "warmup_max_images", "universal_too"),
     )
 }
 compile_once = functools.cache(moth._compile)
@@ -75,7 +75,7 @@ def calls(monkeypatch):
 
     def compile_recorded(classifier, dataset, config):
         programs = compile_once(classifier, DATASET, dataclasses.replace(config, **HOST_FIELDS))
-        names = ("invert_towards", "stamped_update", "step")
+        names = ("invert_towards", "invert_universal", "stamped_update", "step")
         recorded = {name: calls.recorded(name, getattr(programs, name)) for name in names}
         return dataclasses.replace(programs, **recorded)
 
@@ -323,6 +323,49 @@ def test_without_approximation_the_warm_up_inverts_every_direction_by_itself(cal
     assert len(set(state.warmup_sizes[1:, 0].tolist())) == K - 1
     assert (state.bank.arrays["direction"] >= 0).all()  # no universal one
     assert (state.scheduler.pairwise == ~np.eye(K, dtype=bool)).all()
+
+
+def test_universal_triggers_beside_the_own_count_where_they_are_unusual(calls, monkeypatch):
+    asked, shared = [], np.zeros((K, K), bool)
+    shared[[0, 1], 2] = True
+    monkeypatch.setattr(
+        moth_rounds, "unusual_universals", lambda *sizes: asked.append(sizes) or shared
+    )
+    both = {"approximate_warmup": False, "universal_too": True}
+    state = run(stop_after=K, **both)[1][-1][0]
+    own, universal = (
+        [result for _, _, result in calls.of(name)]
+        for name in ("invert_towards", "invert_universal")
+    )
+    ((own_sizes, universal_sizes),) = asked
+    np.testing.assert_array_equal(own_sizes, state.warmup_sizes)
+    np.testing.assert_array_equal(universal_sizes, [result.sizes[0] for result in universal])
+    np.testing.assert_array_equal(universal_sizes, state.universal_sizes)
+    for target in range(K):
+        for i, victim in enumerate(k for k in range(K) if k != target):
+            takes = shared[victim, target]
+            trigger, row = (universal, 0) if takes else (own, i)
+            start = state.bank.start(victim, target)
+            np.testing.assert_array_equal(start.mask, trigger[target].trigger.mask[row])
+            size = (universal if takes else own)[target].sizes[i]
+            assert state.scheduler.size[victim, target] == size
+            assert state.scheduler.pairwise[victim, target] == (not takes)
+
+
+def test_the_own_triggers_of_a_warm_up_are_the_same_beside_universal_ones(calls):
+    run(stop_after=1, approximate_warmup=False)
+    records = run(stop_after=1, approximate_warmup=False, universal_too=True)[1][-1][1]
+    (*_, alone), (*_, beside) = calls.of("invert_towards")
+    np.testing.assert_array_equal(alone.sizes, beside.sizes)
+    ((_, _, universal),) = calls.of("invert_universal")
+    assert universal.trigger.mask.shape[0] == 1
+    assert records[0]["universal_size"] == universal.sizes[0]
+
+
+def test_a_warm_up_with_universal_triggers_beside_the_own_goes_on_where_it_stopped():
+    both = {"approximate_warmup": False, "universal_too": True}
+    final, rounds = run(**both)
+    assert_same_state(run(state=rounds[1][0], **both)[0], final)
 
 
 def test_a_target_whose_warm_up_fails_has_no_prior_no_size_and_no_trigger():
@@ -621,6 +664,7 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"universal_too": True}, "universal_too is for a warm-up that inverts every direction"),
         ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, nearest, sweep, uniform"),
         ({"schedule": "linear"}, "unknown schedule 'linear'.*constant, cosine"),
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop is a share in \[0, 1\], got -0.1"),

@@ -67,6 +67,20 @@ def test_a_direction_without_its_own_trigger_starts_from_its_targets_universal_o
     assert value_of(bank.start(2, 1)) == 0.75
 
 
+@pytest.mark.parametrize("room", [1, 9], ids=["on disk", "in memory"])
+def test_a_direction_whose_own_trigger_is_forgotten_starts_from_the_universal_one(tmp_path, room):
+    bank = TriggerBank(room * BYTES, tmp_path)
+    bank.keep(0, 1, trigger(0.5), 3.0)
+    bank.keep(2, 1, trigger(0.25), 3.0)
+    bank.keep_universal(1, trigger(0.75))
+    bank.forget(0, 1)
+    bank.forget(1, 0)  # there is none
+    assert value_of(bank.start(0, 1)) == 0.75
+    assert value_of(bank.start(2, 1)) == 0.25
+    bank.keep(0, 1, trigger(0.125), 1.0)  # smaller than the one that is forgotten
+    assert value_of(bank.start(0, 1)) == 0.125
+
+
 def test_a_kept_trigger_does_not_change_with_the_array_it_came_from_nor_in_the_hands_of_a_user():
     bank, given_trigger = TriggerBank(), trigger(0.5)
     bank.keep(0, 1, given_trigger, 2.0)

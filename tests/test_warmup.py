@@ -8,7 +8,7 @@ from toys import SHAPE, linear_classifier, numpy_success_rate, row_split, row_va
 from moth_jax.data.sampling import class_indices
 from moth_jax.inversion import InversionResult, neural_cleanse
 from moth_jax.triggers import Trigger
-from moth_jax.warmup import draw_samples, invert_towards, loss_fall
+from moth_jax.warmup import draw_samples, invert_towards, loss_fall, unusual_universals
 
 K = 4
 CLASSIFIER = linear_classifier(K)
@@ -162,3 +162,35 @@ def test_a_failed_inversion_gives_infinite_sizes_and_no_prior(universal):
     assert np.isposinf(result.sizes).all()
     assert result.prior.tolist() == [0, 0, 0]
     assert not result.trigger.mask.any()
+
+
+# Universal triggers beside the directions' own.
+
+
+@pytest.mark.parametrize(
+    ("universal", "unusual"),
+    [
+        ([10, 11, 12, 13, 1], [4]),
+        ([10, 11, 12, 13, np.inf], []),
+        ([10, 11, 12, 13, 9], []),
+        ([10, 11, 12, 13, 50], []),
+        ([10, 11, np.inf, 13, 1], [4]),
+        ([10, 10, 10, 10, 1], []),
+        ([np.inf, np.inf, np.inf, 2, 1], []),
+    ],
+    ids=["small", "failed", "usual", "large", "beside a failed one", "no spread", "too few"],
+)
+def test_universal_triggers_stand_for_directions_if_unusually_small_among_the_targets(
+    universal, unusual
+):
+    own = np.full((5, 5), 20.0)
+    shared = unusual_universals(own, np.array(universal, np.float32))
+    expected = np.isin(np.arange(5), unusual)[None, :] & ~np.eye(5, dtype=bool)
+    np.testing.assert_array_equal(shared, expected)
+
+
+def test_a_smaller_trigger_of_the_directions_own_is_left_and_a_missing_one_replaced():
+    own = np.full((5, 5), 20.0)
+    own[0, 4], own[1, 4] = 0.5, np.inf
+    shared = unusual_universals(own, np.array([10, 11, 12, 13, 1], np.float32))
+    assert np.argwhere(shared).tolist() == [[1, 4], [2, 4], [3, 4]]
