@@ -188,7 +188,7 @@ def _keep_warm_up(bank: TriggerBank, victims, target: int, result: WarmUpResult)
 
 
 def _forget(bank: TriggerBank, directions: np.ndarray) -> None:
-    """Leave these `directions` [K, K] bool to start from the universal triggers of their targets."""
+    """Let `directions` [K, K] bool start from the universal triggers of their targets."""
     for victim, target in np.argwhere(directions).tolist():
         bank.forget(victim, target)
 
