@@ -33,9 +33,11 @@ def get_config():
     config.backdoor.rate = 1.0
 
     config.clean_share = 0.05
-    # One direction alone has the backdoor, which no universal trigger shows.
+    # One direction alone has the backdoor, which no universal trigger shows; who removes it does
+    # not know that.
     config.harden.scheduler = "nearest"
     config.harden.approximate_warmup = False
+    config.harden.universal_too = True
     # As many steps as the published ones on all images.
     config.harden.epochs = 40.0
     return config
