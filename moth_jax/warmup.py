@@ -20,7 +20,9 @@ from moth_jax.scanning.anomaly import anomaly_indices
 from moth_jax.sharding import constrain_replicated
 from moth_jax.triggers import Trigger
 
-UNUSUAL = 2.0  # the anomaly index from which Neural Cleanse takes a target for that of a backdoor
+# The anomaly index from which a target is one of a universal backdoor. Neural Cleanse takes 2: of 43
+# clean targets one is above that by chance. Above 3 it is one of 700.
+UNUSUAL = 3.0
 
 
 class WarmUpSamples(NamedTuple):
@@ -141,7 +143,7 @@ def unusual_universals(own: np.ndarray, universal: np.ndarray) -> np.ndarray:
     """Return [K, K] bool, row victim: where a target's universal trigger stands for the direction.
 
     That is where the target's is unusually small among the universal ones, by Neural Cleanse's
-    anomaly index, and smaller than the direction's own.
+    anomaly index (above 3), and smaller than the direction's own.
 
     Args:
       own: [K, K] sizes of the directions' own triggers; inf where none was found.

@@ -173,12 +173,22 @@ def test_a_failed_inversion_gives_infinite_sizes_and_no_prior(universal):
         ([10, 11, 12, 13, 1], [4]),
         ([10, 11, 12, 13, np.inf], []),
         ([10, 11, 12, 13, 9], []),
+        ([10, 11, 12, 13, 7], []),  # an index of 2.7
         ([10, 11, 12, 13, 50], []),
         ([10, 11, np.inf, 13, 1], [4]),
         ([10, 10, 10, 10, 1], []),
         ([np.inf, np.inf, np.inf, 2, 1], []),
     ],
-    ids=["small", "failed", "usual", "large", "beside a failed one", "no spread", "too few"],
+    ids=[
+        "small",
+        "failed",
+        "usual",
+        "not so small",
+        "large",
+        "beside a failed one",
+        "no spread",
+        "too few",
+    ],
 )
 def test_universal_triggers_stand_for_directions_if_unusually_small_among_the_targets(
     universal, unusual
