@@ -20,8 +20,8 @@ from moth_jax.scanning.anomaly import anomaly_indices
 from moth_jax.sharding import constrain_replicated
 from moth_jax.triggers import Trigger
 
-# The anomaly index above which a target is one of a universal backdoor. Neural Cleanse takes 2, above
-# which is one of 43 clean targets by chance; above 3 it is one of 740.
+# The anomaly index above which a target is one of a universal backdoor. Neural Cleanse takes 2,
+# above which is one of 43 clean targets by chance; above 3 it is one of 740.
 UNUSUAL = 3.0
 
 
