@@ -144,7 +144,8 @@ def _after_warm_up(
 ) -> MothState:
     """Return the state that keeps what the warm-up of its next class found.
 
-    `universal` is the target's universal trigger beside the directions' own.
+    `universal` is the target's universal trigger beside the directions' own. What it stands for in
+    the end has its size and starts from it; the prior and what is trained on are the own ones'.
     """
     position, num_classes = state.warmed_up, len(setting.classes)
     victims = np.flatnonzero(np.arange(num_classes) != position)
