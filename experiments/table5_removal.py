@@ -143,8 +143,8 @@ def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
 def rows_of(problem: str, trigger: str, specific: bool) -> list[Row]:
     """Return the rows of one poisoned model: as it is, and hardened by every method.
 
-    MOTH has two: up to half of its batches are samples of a round's pairs, which costs accuracy, and
-    a short fine-tuning on the same clean images brings most of it back.
+    MOTH has two: up to half of its batches are samples of a round's pairs, which costs accuracy,
+    and a short fine-tuning on the same clean images brings most of it back.
     """
     given = poisoned(problem, trigger, specific)
     keys = (problem, trigger, "label-specific" if specific else "universal")
