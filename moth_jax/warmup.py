@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moth_jax.anomaly import anomaly_indices
 from moth_jax.hardening import invert_directions, random_triggers
 from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables
-from moth_jax.scanning.anomaly import anomaly_indices
 from moth_jax.sharding import constrain_replicated
 from moth_jax.triggers import Trigger
 

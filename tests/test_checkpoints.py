@@ -452,21 +452,14 @@ def test_the_state_of_a_hardening_comes_back_exactly(tmp_path, warmed_up):
     assert type(loaded.scheduler) is type(state.scheduler)
 
 
-def test_a_hardening_goes_on_from_a_state_of_before_idle_rounds_were_counted():
+def test_a_hardening_goes_on_from_a_state_of_before_idle_rounds_and_universal_sizes_were_kept():
     config = MothConfig()
     arrays, metadata = state_arrays(moth_state(config, warmed_up=3))
     del arrays["scheduler"]["num_idle"]
-    tx = moth_optimiser(config, row_dataset())
-    loaded = state_from_arrays(MothState, arrays, metadata, tx)
-    np.testing.assert_array_equal(loaded.scheduler.num_idle, np.zeros((3, 3)))
-
-
-def test_a_hardening_goes_on_from_a_state_of_before_universal_triggers_beside_the_own():
-    config = MothConfig()
-    arrays, metadata = state_arrays(moth_state(config, warmed_up=1))
     del arrays["warmup"]["universal_sizes"]
     tx = moth_optimiser(config, row_dataset())
     loaded = state_from_arrays(MothState, arrays, metadata, tx)
+    np.testing.assert_array_equal(loaded.scheduler.num_idle, np.zeros((3, 3)))
     np.testing.assert_array_equal(loaded.universal_sizes, np.full(3, np.inf, np.float32))
 
 

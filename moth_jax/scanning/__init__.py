@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from jax import Array
 
+from moth_jax.anomaly import anomaly_indices
 from moth_jax.distance import with_variables
 from moth_jax.distance_checks import check_classes, check_classifier, names_of
 from moth_jax.errors import InputError, require_choice
@@ -23,7 +24,6 @@ from moth_jax.inversion import LogitsFn, Variables
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.progress import Progress, as_progress
 from moth_jax.scanning import k_arm, neural_cleanse, pairs
-from moth_jax.scanning.anomaly import anomaly_indices
 from moth_jax.scanning.base import Evidence, Scanner, Suspect, check_classes_have_images
 from moth_jax.scanning.calibration import calibrate
 from moth_jax.scanning.options import ScanOptions

@@ -8,11 +8,12 @@ import functools
 
 import numpy as np
 
+from moth_jax.anomaly import MIN_CLASSES
 from moth_jax.distance import distance_matrix
 from moth_jax.errors import InputError
 from moth_jax.matrix import DistanceMatrix
 from moth_jax.progress import Progress
-from moth_jax.scanning.anomaly import MIN_CLASSES, with_anomaly_indices
+from moth_jax.scanning.anomaly import with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import Arm
