@@ -1,14 +1,16 @@
 """The methods of inversion side by side on a model's directions: size, success, gradients, time.
 
     python experiments/inversions.py --checkpoint=FILE --name=keras_resnet20 --data_dir=DIR
+    python experiments/inversions.py --data=digits --checkpoint=DIR/original --name=digits
 
 Each method measures the same directions on the same test images of each victim, at most 100, and
-its triggers are tried on the class's validation images as well, which are a tenth of CIFAR-10's
-training images: no inversion saw them, but the network did. `--published_seeds=0,1,2` measures
-the published schedule three times and takes the smallest, as the paper does; with one seed it is
-what a third of those gradients give. `--published=FILE.npy` sets the authors' own distances of that
-model beside them. Goes on where it was interrupted. On two CPU cores a direction takes about 20
-seconds by the trimmed method, and two minutes for each seed by the published one.
+its triggers are tried on the class's validation images as well, which are a tenth of its
+training images: no inversion saw them, but the network of a given CIFAR-10 model did.
+`--published_seeds=0,1,2` measures the published schedule three times and takes the smallest, as the
+paper does; with one seed it is what a third of those gradients give. `--published=FILE.npy` sets
+the authors' own distances of that model beside them. Goes on where it was interrupted. On two CPU
+cores a direction of CIFAR-10 takes about 20 seconds by the trimmed method, and two minutes for each
+seed by the published one.
 """
 
 import json
@@ -22,12 +24,13 @@ from machine import command, commit, processor
 from published import against, published_matrix
 from scipy.stats import spearmanr
 
-from moth_jax import data, distance, sharding
+from moth_jax import checkpoints, data, distance, sharding
 from moth_jax.inversion import create
-from moth_jax.models import importing
+from moth_jax.models import Classifier, Variables, importing
 from moth_jax.triggers import stamp, success_rate
 from moth_jax.workdir import write_json
 
+FOUR_CLASSES = {"cifar10": ("bird", "cat", "ship", "deer"), "digits": ("0", "1", "2", "3")}
 REFERENCE = "neural_cleanse"
 SETTLING = "neural_cleanse_settling"  # a direction leaves once it has not improved for a while
 METHODS = {  # name and options
@@ -37,10 +40,13 @@ METHODS = {  # name and options
     SETTLING: ("neural_cleanse", {"settle_after": 200}),
 }
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Weights of a CIFAR-10 model.", required=True)
+DATA = flags.DEFINE_enum("data", "cifar10", ["cifar10", "digits"], "What the model is for.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Weights of a model, or a folder of one of this package.", required=True
+)
 NAME = flags.DEFINE_string("name", None, "What the results are called.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of TFDS data sets.")
-VICTIMS = flags.DEFINE_list("victims", ["bird", "cat", "ship", "deer"], "Classes to measure from.")
+VICTIMS = flags.DEFINE_list("victims", [], "Classes to measure from; four of the data if none.")
 MOST = flags.DEFINE_integer("directions", 30, "The first so many of their directions.")
 CHOSEN = flags.DEFINE_list("methods", ["trimmed", REFERENCE], f"Of {', '.join(METHODS)}.")
 TRIMMED_SEEDS = flags.DEFINE_list("trimmed_seeds", ["0"], "Seeds of the trimmed method.")
@@ -48,6 +54,14 @@ PUBLISHED_SEEDS = flags.DEFINE_list("published_seeds", ["0"], "Seeds of the publ
 NUM_IMAGES = flags.DEFINE_integer("num_images", 100, "Images of each class.")
 PUBLISHED = flags.DEFINE_string("published", None, "The authors' distances, a .npy file [10, 9].")
 OUT = flags.DEFINE_string("out", "experiments/results/inversions", "Where the result goes.")
+
+
+def loaded(path: Path) -> tuple[Classifier, Variables]:
+    """Return the model in a file of weights, or in a folder of this package."""
+    if path.is_dir():
+        saved = checkpoints.load_model(path)
+        return saved.classifier, saved.variables
+    return importing.load(path)
 
 
 def held_out_rates(predict, variables, matrix, directions, images, labels) -> list[float]:
@@ -127,10 +141,11 @@ def as_matrix(sizes: list[float], directions: list[tuple[int, int]]) -> np.ndarr
 
 def main(_) -> None:
     sharding.use_all_cores()
-    model = importing.load(CHECKPOINT.value)
-    dataset = data.load("cifar10", dir=DATA_DIR.value)
+    model = loaded(Path(CHECKPOINT.value))
+    options = {"dir": DATA_DIR.value} if DATA.value == "cifar10" else {}
+    dataset = data.load(DATA.value, **options)
     names = dataset.class_names
-    rows = [names.index(name) for name in VICTIMS.value]
+    rows = [names.index(name) for name in VICTIMS.value or FOUR_CLASSES[DATA.value]]
     directions = [(a, b) for a in rows for b in range(10) if a != b][: MOST.value]
     used, held_out = (
         (split.batch(np.arange(len(split))), split.labels)

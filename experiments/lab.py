@@ -43,7 +43,7 @@ GTSRB_DIR = flags.DEFINE_string("gtsrb_dir", "~/gtsrb", "Folder of the traffic s
 PROBLEMS = flags.DEFINE_list("problems", [], "Only these of the script's models.")
 SEEDS = flags.DEFINE_integer("seeds", 0, "How many seeds; 0 for those of the scale.")
 
-_PARTS_OF_TABLES = ("problems", "methods", "triggers")  # flags
+_PARTS_OF_TABLES = ("problems", "methods", "triggers", "backdoors")  # flags
 
 # Parts of a configuration: the options of each method, and what changes no cell.
 _NODES = {node_of(method) for method in METHODS}
@@ -73,16 +73,19 @@ def scale() -> Scale:
     return dataclasses.replace(chosen, num_seeds=SEEDS.value or chosen.num_seeds)
 
 
-def problems(of_the_script: Sequence[str] = ()) -> tuple[str, ...]:
+def problems(of_the_script: Sequence[str] = (), on_request: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the problems of a table: a script's own, or the scale's; some of them if asked for.
+
+    Those `on_request` are there only if asked for.
 
     Raises:
       InputError: one is asked for that the table does not have.
     """
-    known = tuple(of_the_script) or scale().problems
+    usual = tuple(of_the_script) or scale().problems
     for name in PROBLEMS.value:
-        require_choice("problem", name, known)
-    return tuple(name for name in known if name in (PROBLEMS.value or known))
+        require_choice("problem", name, (*usual, *on_request))
+    chosen = PROBLEMS.value or usual
+    return tuple(name for name in (*usual, *on_request) if name in chosen)
 
 
 def first_problems() -> tuple[str, ...]:

@@ -16,21 +16,32 @@ others the best left 26.75 %.
 import ml_collections
 from absl import app, flags
 from comparison import natural
-from lab import Model, harden, hardening_cost, model, problems, quality, scale, start, success
+from lab import (
+    Model,
+    harden,
+    hardening_cost,
+    model,
+    problems,
+    quality,
+    scale,
+    snapshots,
+    start,
+    success,
+)
 from scales import PROBLEMS
 from tables import ACCURACY, CPU_SECONDS, SECONDS, SUCCESS, Column, Row, write
 
+from moth_jax.configuration import method_config
 from moth_jax.errors import require_choice
+from moth_jax.phases import clean_part
 
-# What a row is called, and the methods of it, one after another.
-ROWS = {
-    **{name: (name,) for name in ("fine_tuning", "fine_pruning", "nad", "nc", "moth")},
-    "moth and fine_tuning": ("moth", "fine_tuning"),
-}
+FINE_TUNED, CLOSED = "moth and fine_tuning", "moth, closing"
+ROWS = ("fine_tuning", "fine_pruning", "nad", "nc", "moth", FINE_TUNED, CLOSED)
 OTHERS = Column("others", "success on others %", factor=100)
 CLEAN_SHARE = 0.05
 CLEAN_IMAGES = {"cifar10": 229, "gtsrb": 600}  # about so many are that share at scale cpu
 OF_SCALE = {"cpu": ("cifar10-resnet20", "gtsrb-small_cnn")}  # else the problems of the scale
+ON_REQUEST = {"cpu": ("gtsrb-resnet20",)}  # an hour for each of its backdoors
 # Of each data set: a target, and a victim for the label-specific backdoor. MOTH's options at scale
 # cpu were chosen on models with other ones: deer and ship, and "speed limit 80 km/h" and "stop".
 CLASSES = {
@@ -48,11 +59,13 @@ KINDS = {
     "small polygon": ("polygon", {"area": 0.01, **MAGENTA_CENTRE}),
     "polygon": ("polygon", {"area": 0.05, **MAGENTA_CENTRE}),
 }
+BACKDOORS = ("universal", "label-specific")
 CASES = tuple((name, specific) for name in KINDS for specific in (False, True))
 SMOKE_CASES = (("patch", False), ("polygon", True))
 
 CHOSEN = flags.DEFINE_list("methods", list(ROWS), "Only these methods.")
 TRIGGERS = flags.DEFINE_list("triggers", list(KINDS), "Only these triggers.")
+CHOSEN_BACKDOORS = flags.DEFINE_list("backdoors", list(BACKDOORS), "Only these backdoors.")
 
 
 def poisoned(problem: str, trigger: str, specific: bool) -> Model:
@@ -106,6 +119,7 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
     if scale().name == "cpu":  # a pass is 2 to 5 steps: as many for NAD's teacher as for the others
         passes = config.nad.max_steps * size / CLEAN_IMAGES[config.data.name]
         config.nad.teacher_epochs, config.nad.high_epochs = passes, passes / 10
+    config.harden.closing_steps = {"smoke": 2, "cpu": 60, "full": 200}[scale().name]
     if scale().name != "full":
         _look_for_small_triggers(config.harden)
         if config.data.name == "gtsrb":  # 903 pairs, and half of the natural triggers are larger
@@ -143,31 +157,56 @@ def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
 def rows_of(problem: str, trigger: str, specific: bool) -> list[Row]:
     """Return the rows of one poisoned model: as it is, and hardened by every method.
 
-    MOTH has two: up to half of its batches are samples of a round's pairs, which costs accuracy,
-    and a short fine-tuning on the same clean images brings most of it back.
+    MOTH has three: up to half of its batches are samples of a round's pairs, which costs accuracy.
+    A short fine-tuning on the same clean images brings most of it back, or its own closing steps,
+    which stamp some of them with the triggers that it found.
     """
     given = poisoned(problem, trigger, specific)
-    keys = (problem, trigger, "label-specific" if specific else "universal")
+    keys = (problem, trigger, BACKDOORS[specific])
     rows = [Row((*keys, "none"), [{**quality(given), **success(given)}])]
     for name in CHOSEN.value:
         figures = []
         for seed in range(scale().num_seeds):
-
-            def change(config, seed=seed):
-                config.seed = seed
-
-            hardened, costs = given, []
-            for method in ROWS[name]:
-                hardened = harden(hardened, f"{method}-{seed}", method, change=change)
-                costs.append(hardening_cost(hardened))
-            figures.append({**quality(hardened), **success(hardened), **total(costs)})
+            hardened, costs = by_row(given, name, seed)
+            figures.append({**quality(hardened), **success(hardened), **costs})
         rows.append(Row((*keys, name), figures))
     return rows
 
 
-def total(costs: list[dict]) -> dict:
-    """Return the seconds of several hardenings together."""
-    return {name: sum(cost[name] for cost in costs) for name in ("seconds", "cpu_seconds")}
+def by_row(given: Model, name: str, seed: int) -> tuple[Model, dict]:
+    """Return the model hardened as a row says, and the seconds it took.
+
+    The rows of MOTH are of one hardening: its model after the rounds is what it is without closing
+    steps.
+    """
+
+    def change(config: ml_collections.ConfigDict) -> None:
+        config.seed = seed
+
+    if name not in ("moth", FINE_TUNED, CLOSED):
+        hardened = harden(given, f"{name}-{seed}", name, change=change)
+        return hardened, seconds(hardening_cost(hardened))
+    closed = harden(given, f"moth-{seed}", "moth", change=change, every=steps_in_rounds(given))
+    ((spent, after_rounds),) = snapshots(closed)
+    if name == "moth":
+        return after_rounds, seconds(spent)
+    if name == CLOSED:
+        return closed, seconds(hardening_cost(closed))
+    tuned = harden(after_rounds, f"fine_tuning-{seed}", "fine_tuning", change=change)
+    costs = seconds(spent), seconds(hardening_cost(tuned))
+    return tuned, {name: sum(cost[name] for cost in costs) for name in costs[0]}
+
+
+def steps_in_rounds(given: Model) -> int:
+    """Return how many steps MOTH's rounds take on the clean images."""
+    config = given.config.copy_and_resolve_references()
+    config.method = "moth"
+    return method_config(config).num_steps(len(clean_part(config, given.dataset).train))
+
+
+def seconds(spent: dict) -> dict:
+    """Return the seconds among the figures of a hardening."""
+    return {name: spent[name] for name in ("seconds", "cpu_seconds")}
 
 
 def main(argv) -> None:
@@ -177,10 +216,13 @@ def main(argv) -> None:
         require_choice("method", method, ROWS)
     for trigger in TRIGGERS.value:
         require_choice("trigger", trigger, KINDS)
+    for backdoor in CHOSEN_BACKDOORS.value:
+        require_choice("backdoor", backdoor, BACKDOORS)
     rows = []
-    for problem in problems(OF_SCALE.get(scale().name, ())):
+    of_scale = (known.get(scale().name, ()) for known in (OF_SCALE, ON_REQUEST))
+    for problem in problems(*of_scale):
         for trigger, specific in SMOKE_CASES if scale().name == "smoke" else CASES:
-            if trigger not in TRIGGERS.value:
+            if trigger not in TRIGGERS.value or BACKDOORS[specific] not in CHOSEN_BACKDOORS.value:
                 continue
             rows += rows_of(problem, trigger, specific)
             title = "Removal of injected backdoors with 5 % of the clean training images"

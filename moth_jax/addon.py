@@ -196,16 +196,28 @@ def check_fit(classifier: Classifier, variables: Variables, dataset, config: Add
 
 
 def optimiser(
-    config: AddOnConfig, dataset, *, steps_before: int = 0
+    config: AddOnConfig,
+    dataset,
+    *,
+    steps_before: int = 0,
+    closing: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
-    """Return the optimiser of a method; `steps_before` its main training it takes others."""
-    schedule = optax.constant_schedule(config.learning_rate)
+    """Return the optimiser of a method.
+
+    `steps_before` its main training it takes others; after it `closing`, if given, is the learning
+    rate.
+    """
+    schedule, total = (
+        optax.constant_schedule(config.learning_rate),
+        config.num_steps(len(dataset.train)),
+    )
     if config.schedule == "cosine":
-        total = config.num_steps(len(dataset.train))
         schedule = optax.join_schedules(
             [schedule, optax.cosine_decay_schedule(config.learning_rate, total)],
             boundaries=[steps_before],
         )
+    if closing is not None:
+        schedule = optax.join_schedules([schedule, closing], boundaries=[steps_before + total])
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 

@@ -5,6 +5,7 @@ until the budget is spent or the accuracy has dropped by the bound:
     1 the scheduler selects the most promising pair
     2 both directions' triggers are inverted, stamped, and the model takes a step (3 times)
     3 the scheduler records how the distances changed
+if asked for: close, on random batches with some of the triggers found
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import optax
 
 from moth_jax import addon, scheduler
 from moth_jax.addon import SCHEDULES, check_accuracy, initial_fields
+from moth_jax.closing import close
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import StepConfig, make_harden_step, make_stamped_update
@@ -100,7 +102,8 @@ def harden(
     ) as task:
         while not state.stopped:
             done = state.step
-            state, records = harden_round(setting, state)
+            advance = harden_round if done < setting.in_rounds else close
+            state, records = advance(setting, state)
             state = check_accuracy(
                 classifier, dataset, config, state, since=done, total=setting.total
             )
@@ -113,13 +116,15 @@ def harden(
 
 def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
     """Return what all rounds share."""
+    in_rounds = config.num_steps(len(dataset.train))
     return Setting(
         programs=_compile(classifier, dataset, config),
         dataset=dataset,
         config=config,
         classes=config.chosen(dataset),
         members=class_indices(dataset.train.labels, dataset.num_classes),
-        total=config.num_steps(len(dataset.train)),
+        in_rounds=in_rounds,
+        total=in_rounds + config.closing_steps,
         sums=scheduler.PairSums(),
     )
 
@@ -138,7 +143,11 @@ def check_fit(classifier: Classifier, variables: Variables, dataset, config: Mot
 
 def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
     """Return the optimiser of the hardening of a model on `dataset`."""
-    return addon.optimiser(config, dataset, steps_before=num_warmups(config, dataset))
+    closing = None
+    if config.closing_steps:
+        closing = optax.cosine_decay_schedule(config.closing_learning_rate, config.closing_steps)
+    before = num_warmups(config, dataset)
+    return addon.optimiser(config, dataset, steps_before=before, closing=closing)
 
 
 def num_warmups(config: MothConfig, dataset) -> int:
@@ -206,9 +215,11 @@ def _resume(setting: Setting, state: MothState) -> MothState:
 def _figures(state: MothState, records: Records) -> dict:
     """Return what a person watches."""
     last = records[-1]
+    figures = {"accuracy": state.accuracy, "loss": last["loss"]}
+    if "directions" not in last:
+        return {"closing with triggers": last["num_stamped"], **figures}
     return {
         "pair": " & ".join(" -> ".join(direction) for direction in last["directions"][:1]),
         "sizes": "/".join(f"{size:.0f}" for size in last["sizes"]),
-        "accuracy": state.accuracy,
-        "loss": last["loss"],
+        **figures,
     }

@@ -58,6 +58,13 @@ class MothConfig(AddOnConfig):
         it finds a planted backdoor early (`nearness`);
         "uniform" for random pairs after the warm-up ("w/o scheduler"); or "sweep" for all pairs in
         random order, again and again, without a warm-up (`baselines.pairwise`).
+      closing_steps: after the rounds, training steps on random batches, with `closing_share` of the
+        samples stamped: the rounds train on what a few classes have, which costs accuracy that a
+        fine-tuning brings back, and planted backdoors with it; this brings back less of them
+        (`closing`). An extension; the paper has 0.
+      closing_share: of a closing step's samples; each is stamped with a trigger found for its own
+        class in a round, and keeps its label.
+      closing_learning_rate: of the first closing step; it falls to 0 as a cosine.
       trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
         disk (`TriggerBank`), which changes no number.
     """
@@ -87,6 +94,9 @@ class MothConfig(AddOnConfig):
     approximate_warmup: bool = True
     universal_too: bool = False
     scheduler: str = "k_arm"
+    closing_steps: int = 0
+    closing_share: float = 0.1
+    closing_learning_rate: float = 5e-3
     trigger_memory_mb: int = 512
 
     def __post_init__(self):
@@ -94,6 +104,8 @@ class MothConfig(AddOnConfig):
         require_choice("scheduler", self.scheduler, SCHEDULERS)
         self.inversion_at(self.success_bound)
         self.check_counts(*_COUNTS)
+        if self.closing_steps < 0:
+            raise InputError(f"closing_steps must be 0 or more, got {self.closing_steps}")
         if self.universal_too and self.approximate_warmup:
             raise InputError(
                 "universal_too is for a warm-up that inverts every direction: set "

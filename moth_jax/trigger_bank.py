@@ -101,6 +101,11 @@ class TriggerBank:
         """How many triggers are in memory."""
         return len(self._held)
 
+    def size(self, victim: int, target: int) -> float:
+        """Return the size of a direction's own trigger; inf where there is none."""
+        known = self._held.get((victim, target)) or self._stored.get((victim, target))
+        return np.inf if known is None else known.size
+
     def __contains__(self, direction: Key) -> bool:
         """Whether a direction has a trigger of its own."""
         return direction in self._held or direction in self._stored

@@ -1,0 +1,83 @@
+"""The closing steps of a hardening: random batches, a few samples with triggers found before.
+
+In a round up to half of a batch is of two classes, and what the round before taught fades. A
+fine-tuning on random batches brings the accuracy back, and some of a planted backdoor with it.
+Where a few of its samples carry what the rounds found, and keep their true labels, less comes back,
+and it costs no inversion. An extension: the paper ends with the rounds.
+"""
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from moth_jax.addon import key_of, rng_of
+from moth_jax.data.sampling import batch_for_classes
+from moth_jax.distributed import from_writer
+from moth_jax.moth_rounds import BATCH, Records, Setting
+from moth_jax.moth_state import MothState
+from moth_jax.sharding import read_batch
+from moth_jax.trigger_bank import TriggerBank
+from moth_jax.triggers import Trigger
+
+
+def close(setting: Setting, state: MothState) -> tuple[MothState, Records]:
+    """Take as many closing steps as a round has."""
+    config, dataset = setting.config, setting.dataset
+    bank, train, records = state.bank.copy(), state.train, []
+    hardened = np.argwhere(state.scheduler.num_selected > 0)
+    for step in range(state.step, min(state.step + config.steps_per_round, setting.total)):
+        rng = rng_of(config, BATCH, step)
+        indices = batch_for_classes(
+            setting.members, setting.classes, batch_size=config.batch_size, rng=rng
+        )
+        labels = dataset.train.labels[indices]
+        # The bank of the writer is the one that is kept.
+        trigger, stamped = from_writer(_remembered, setting, bank, hardened, labels, rng)
+        train, loss = setting.programs.stamped_update(
+            train,
+            read_batch(dataset.train, indices),
+            labels,
+            trigger,
+            stamped,
+            key_of(config, BATCH, step),
+        )
+        records.append(
+            {
+                "phase": "hardening",
+                "step": step,
+                "num_stamped": int(stamped.sum()),
+                "loss": float(loss),
+            }
+        )
+    step = state.step + len(records)
+    return dataclasses.replace(state, train=train, bank=bank, step=step), records
+
+
+def _remembered(
+    setting: Setting,
+    bank: TriggerBank,
+    hardened: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[Trigger, np.ndarray]:
+    """Return a trigger of its own class for some samples, and bool [n], which ones.
+
+    `hardened` [M, 2] are the directions that have been in a round, `labels` [n] those of the
+    samples. A sample's trigger is one of those of its class that are not above the limit, each as
+    likely as another.
+    """
+    config, shape = setting.config, setting.dataset.image_shape
+    directions = collections.defaultdict(list)
+    for victim, target in hardened.tolist():
+        if bank.size(victim, target) <= config.max_trigger_share * np.prod(shape):
+            directions[setting.classes[victim]].append((victim, target))
+    mask = np.zeros((len(labels), *shape[:2], 1), np.float32)
+    pattern = np.zeros((len(labels), *shape), np.float32)
+    stamped = rng.random(len(labels)) < config.closing_share
+    stamped &= np.isin(labels, list(directions))
+    for i in np.flatnonzero(stamped):
+        known = directions[int(labels[i])]
+        found = bank.start(*known[rng.integers(len(known))])
+        mask[i], pattern[i] = found.mask, found.pattern
+    return Trigger(mask, pattern), stamped
