@@ -35,7 +35,7 @@ from moth_jax.configuration import method_config
 from moth_jax.errors import require_choice
 from moth_jax.phases import clean_part
 
-FINE_TUNED, CLOSED = "moth and fine_tuning", "moth, closing"
+FINE_TUNED, CLOSED = "moth and fine_tuning", "moth with closing"
 ROWS = ("fine_tuning", "fine_pruning", "nad", "nc", "moth", FINE_TUNED, CLOSED)
 OTHERS = Column("others", "success on others %", factor=100)
 CLEAN_SHARE = 0.05
