@@ -97,20 +97,26 @@ def harden(
                 state, record = warm_up_class(setting, state)
                 task.advance(1, target=record["target"], size=record["size"])
                 report(state, [record])
-    with progress.task(
-        "hardening", total=setting.total, unit="steps", completed=state.step
-    ) as task:
-        while not state.stopped:
-            done = state.step
-            advance = harden_round if done < setting.in_rounds else close
-            state, records = advance(setting, state)
-            state = check_accuracy(
-                classifier, dataset, config, state, since=done, total=setting.total
-            )
-            if state.accuracy_step == state.step:
-                records[-1]["validation_accuracy"] = state.accuracy
-            task.advance(state.step - done, **_figures(state, records))
-            report(state, records)
+    parts = (
+        ("hardening", harden_round, 0, setting.in_rounds),
+        ("closing", close, setting.in_rounds, setting.total),
+    )
+    for name, advance, begin, end in parts:
+        if state.stopped or state.step >= end:
+            continue
+        with progress.task(
+            name, total=end - begin, unit="steps", completed=state.step - begin
+        ) as task:
+            while not state.stopped and state.step < end:
+                done = state.step
+                state, records = advance(setting, state)
+                state = check_accuracy(
+                    classifier, dataset, config, state, since=done, total=setting.total
+                )
+                if state.accuracy_step == state.step:
+                    records[-1]["validation_accuracy"] = state.accuracy
+                task.advance(state.step - done, **_figures(state, records))
+                report(state, records)
     return state
 
 
@@ -214,12 +220,8 @@ def _resume(setting: Setting, state: MothState) -> MothState:
 
 def _figures(state: MothState, records: Records) -> dict:
     """Return what a person watches."""
-    last = records[-1]
-    figures = {"accuracy": state.accuracy, "loss": last["loss"]}
-    if "directions" not in last:
-        return {"closing with triggers": last["num_stamped"], **figures}
-    return {
-        "pair": " & ".join(" -> ".join(direction) for direction in last["directions"][:1]),
-        "sizes": "/".join(f"{size:.0f}" for size in last["sizes"]),
-        **figures,
-    }
+    last, figures = records[-1], {}
+    if "directions" in last:  # a closing step has none
+        figures["pair"] = " & ".join(" -> ".join(direction) for direction in last["directions"][:1])
+        figures["sizes"] = "/".join(f"{size:.0f}" for size in last["sizes"])
+    return {**figures, "accuracy": state.accuracy, "loss": last["loss"]}
