@@ -61,7 +61,7 @@ class MothConfig(AddOnConfig):
       closing_steps: after the rounds, training steps on random batches, with `closing_share` of the
         samples stamped: the rounds train on what a few classes have, which costs accuracy that a
         fine-tuning brings back, and planted backdoors with it; this brings back less of them
-        (`closing`). An extension; the paper has 0.
+        (`closing`). None where the accuracy has ended the rounds. An extension; the paper has 0.
       closing_share: of a closing step's samples; each is stamped with a trigger found for its own
         class in a round, and keeps its label.
       closing_learning_rate: of the first closing step; it falls to 0 as a cosine.

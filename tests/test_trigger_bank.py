@@ -81,6 +81,16 @@ def test_a_direction_whose_own_trigger_is_forgotten_starts_from_the_universal_on
     assert value_of(bank.start(0, 1)) == 0.125
 
 
+@pytest.mark.parametrize("room", [np.inf, 1.0], ids=["in memory", "on disk"])
+def test_the_size_is_of_a_directions_own_trigger(tmp_path, room):
+    bank = TriggerBank(room, tmp_path)
+    bank.keep(0, 1, trigger(0.5), 3.0)
+    bank.keep(2, 1, trigger(0.25), 4.0)
+    bank.keep_universal(1, trigger(0.75))
+    assert (bank.size(0, 1), bank.size(2, 1)) == (3.0, 4.0)
+    assert bank.size(1, 0) == bank.size(3, 1) == np.inf
+
+
 def test_a_kept_trigger_does_not_change_with_the_array_it_came_from_nor_in_the_hands_of_a_user():
     bank, given_trigger = TriggerBank(), trigger(0.5)
     bank.keep(0, 1, given_trigger, 2.0)
