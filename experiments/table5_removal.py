@@ -119,7 +119,7 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
     if scale().name == "cpu":  # a pass is 2 to 5 steps: as many for NAD's teacher as for the others
         passes = config.nad.max_steps * size / CLEAN_IMAGES[config.data.name]
         config.nad.teacher_epochs, config.nad.high_epochs = passes, passes / 10
-    config.harden.closing_steps = {"smoke": 2, "cpu": 60, "full": 200}[scale().name]
+    config.harden.closing_steps = {"smoke": 6, "cpu": 60, "full": 200}[scale().name]
     if scale().name != "full":
         _look_for_small_triggers(config.harden)
         if config.data.name == "gtsrb":  # 903 pairs, and half of the natural triggers are larger
@@ -187,7 +187,7 @@ def by_row(given: Model, name: str, seed: int) -> tuple[Model, dict]:
         hardened = harden(given, f"{name}-{seed}", name, change=change)
         return hardened, seconds(hardening_cost(hardened))
     closed = harden(given, f"moth-{seed}", "moth", change=change, every=steps_in_rounds(given))
-    ((spent, after_rounds),) = snapshots(closed)
+    spent, after_rounds = snapshots(closed)[0]  # there are more where it closes for as long
     if name == "moth":
         return after_rounds, seconds(spent)
     if name == CLOSED:
