@@ -74,8 +74,7 @@ def main(_) -> None:
     logits = classifier.predict(variables, images)
     with mock.patch.object(BatchNorm, "__call__", add_only):
         jax.clear_caches()
-        together = descent(lambda *inputs: classifier.predict(*inputs))
-        together = together.lower(variables, images).compile()
+        together = descent(classifier.predict).lower(variables, images).compile()
         same = classifier.predict(folded(variables), images)
     np.testing.assert_allclose(logits, same, rtol=1e-3, atol=1e-3)
     calls = {

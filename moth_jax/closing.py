@@ -33,23 +33,17 @@ def close(setting: Setting, state: MothState) -> tuple[MothState, Records]:
         )
         labels = dataset.train.labels[indices]
         # The bank of the writer is the one that is kept.
-        trigger, stamped = from_writer(_remembered, setting, bank, hardened, labels, rng)
+        stamped, found = from_writer(_remembered, setting, bank, hardened, labels, rng)
         train, loss = setting.programs.stamped_update(
             train,
             read_batch(dataset.train, indices),
             labels,
-            trigger,
+            _spread(found, stamped, dataset.image_shape),
             stamped,
             key_of(config, BATCH, step),
         )
-        records.append(
-            {
-                "phase": "hardening",
-                "step": step,
-                "num_stamped": int(stamped.sum()),
-                "loss": float(loss),
-            }
-        )
+        record = {"phase": "hardening", "step": step, "num_stamped": len(found)}
+        records.append({**record, "loss": float(loss)})
     step = state.step + len(records)
     return dataclasses.replace(state, train=train, bank=bank, step=step), records
 
@@ -60,24 +54,32 @@ def _remembered(
     hardened: np.ndarray,
     labels: np.ndarray,
     rng: np.random.Generator,
-) -> tuple[Trigger, np.ndarray]:
-    """Return a trigger of its own class for some samples, and bool [n], which ones.
+) -> tuple[np.ndarray, list[Trigger]]:
+    """Return bool [n], which samples are stamped, and for each of these a trigger of its class.
 
     `hardened` [M, 2] are the directions that have been in a round, `labels` [n] those of the
     samples. A sample's trigger is one of those of its class that are not above the limit, each as
     likely as another.
     """
-    config, shape = setting.config, setting.dataset.image_shape
+    config = setting.config
+    limit = config.max_trigger_share * np.prod(setting.dataset.image_shape)
     directions = collections.defaultdict(list)
     for victim, target in hardened.tolist():
-        if bank.size(victim, target) <= config.max_trigger_share * np.prod(shape):
+        if bank.size(victim, target) <= limit:
             directions[setting.classes[victim]].append((victim, target))
-    mask = np.zeros((len(labels), *shape[:2], 1), np.float32)
-    pattern = np.zeros((len(labels), *shape), np.float32)
     stamped = rng.random(len(labels)) < config.closing_share
     stamped &= np.isin(labels, list(directions))
-    for i in np.flatnonzero(stamped):
-        known = directions[int(labels[i])]
-        found = bank.start(*known[rng.integers(len(known))])
-        mask[i], pattern[i] = found.mask, found.pattern
-    return Trigger(mask, pattern), stamped
+    found = []
+    for label in labels[stamped].tolist():
+        known = directions[label]
+        found.append(bank.start(*known[rng.integers(len(known))]))
+    return stamped, found
+
+
+def _spread(found: list[Trigger], stamped: np.ndarray, shape: tuple[int, int, int]) -> Trigger:
+    """Return triggers [n, ...]: those found where `stamped` [n], none elsewhere."""
+    mask = np.zeros((len(stamped), *shape[:2], 1), np.float32)
+    pattern = np.zeros((len(stamped), *shape), np.float32)
+    for i, trigger in zip(np.flatnonzero(stamped), found, strict=True):
+        mask[i], pattern[i] = trigger.mask, trigger.pattern
+    return Trigger(mask, pattern)

@@ -121,8 +121,7 @@ class TriggerBank:
           victim class and for all are not alike.
         """
         key = victim, target
-        known = self._held.get(key) or self._stored.get(key)
-        if known is None or size > known.size:
+        if key not in self or size > self.size(*key):
             self._put(key, _Held(_own(trigger), float(size)))
 
     def forget(self, victim: int, target: int) -> None:
