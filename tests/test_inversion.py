@@ -244,6 +244,37 @@ def test_dealing_is_a_new_shuffle_for_every_key():
     assert len(orders) == 10
 
 
+def test_samples_of_one_minibatch_are_not_dealt():
+    def primitives(minibatch_size):
+        traced = jax.make_jaxpr(
+            functools.partial(
+                invert, CLASSIFIER.predict, minibatch_size=minibatch_size, inversion=INVERSION
+            )
+        )
+        start = random_trigger(jax.random.key(0), SHAPE)
+        arguments = VARIABLES, jnp.asarray(ROW_0), jnp.ones(8), 1, start, jax.random.key(1)
+        return str(traced(*arguments, num_steps=5, mask_weight=1e-3))
+
+    assert " sort[" in primitives(4)
+    assert " sort[" not in primitives(8)
+
+
+def test_the_order_of_one_minibatch_does_not_matter():
+    whole = jax.jit(
+        functools.partial(invert, CLASSIFIER.predict, minibatch_size=8, inversion=INVERSION)
+    )
+    order = np.random.default_rng(0).permutation(8)
+    start = random_trigger(jax.random.key(0), SHAPE)
+
+    def size(images):
+        options = {"num_steps": 40, "mask_weight": 1e-3}
+        samples = VARIABLES, jnp.asarray(images), jnp.ones(8)
+        return float(whole(*samples, 1, start, jax.random.key(1), **options).size)
+
+    assert np.isfinite(size(ROW_0))
+    assert size(ROW_0[order]) == pytest.approx(size(ROW_0), rel=1e-4)
+
+
 # The method: variables, schedule, candidates.
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from moth_jax.models import windows
+from moth_jax.models import convolution, windows
 from moth_jax.models.layers import BatchNorm, Conv, conv2d, resolve_padding
 
 
@@ -163,6 +163,34 @@ def test_on_an_accelerator_convolutions_are_left_as_jax_derives_them(platform):
     ours = lowered_convolutions(conv2d, platform)
     assert ours == lowered_convolutions(lax_conv, platform)
     assert ours != lowered_convolutions(conv2d, "cpu")
+
+
+def test_on_a_gpu_gradients_of_narrow_images_are_several_columns_at_once():
+    def widths(channels, kernel, platform):  # of what the convolutions of an input gradient give
+        x, w = example((8, 8), kernel, 48, channels, np.float32)
+        gradient = jax.jit(jax.grad(lambda x: jnp.square(conv2d(x, w)).sum()))
+        text = gradient.trace(x).lower(lowering_platforms=(platform,)).as_text()
+        lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+        return [int(line.split("x")[-2]) for line in lines]
+
+    assert widths(3, (3, 3), "cuda") == [48, 3 * 4]  # as many columns as an image of 8 has room for
+    assert widths(16, (3, 3), "cuda") == [48, 32]
+    assert widths(32, (3, 3), "cuda") == [48, 32]
+    assert widths(16, (1, 1), "cuda") == [48, 16]
+    assert widths(16, (3, 3), "tpu") == [48, 16]
+
+
+@pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CASES)
+def test_the_input_gradient_of_a_gpu_equals_that_of_xla(size, kernel, strides, padding):
+    with jax.enable_x64(True):
+        x, w = example(size, kernel)
+        pads = resolve_padding(padding, size, kernel, strides)
+        geometry = convolution.Geometry(strides, pads, (1, 1), 1)
+        g = jax.eval_shape(lambda: lax_conv(x, w, strides, padding))
+        g = jnp.asarray(np.random.default_rng(1).normal(size=g.shape))
+        ours = convolution._cuda_input_gradient(x, w, g, geometry=geometry)
+        want = convolution._xla_input_gradient(x, w, g, geometry=geometry)
+        np.testing.assert_allclose(ours, want, atol=1e-11)
 
 
 def test_an_unused_weight_gradient_is_not_computed():

@@ -6,7 +6,6 @@ trip inside; callers `jax.vmap` it over directions, over the two directions of a
 restarts. The number of steps is a traced value: one compilation serves every budget.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -233,9 +232,11 @@ def advance(
         every = jnp.arange(num_samples)
         return _score(logits_fn, variables, trigger, images, weights, target, every)
 
-    def minibatch(progress: Array, state: State, indices: Array) -> tuple[State, None]:
-        chosen = images[jnp.minimum(indices, num_samples - 1)]
-        chosen_weights = padded_weights[indices]
+    def dealt(indices: Array) -> tuple[Array, Array, Array]:
+        return images[jnp.minimum(indices, num_samples - 1)], padded_weights[indices], indices
+
+    def minibatch(progress: Array, state: State, samples: tuple[Array, Array, Array]) -> State:
+        chosen, chosen_weights, indices = samples
 
         def update(logits_fn: LogitsFn) -> State:
             def objective(trigger: Trigger) -> Score:
@@ -248,13 +249,22 @@ def advance(
         updated = in_precision(update, logits_fn, inversion.precision, progress)
         # A class with fewer samples than minibatches leaves some of padding alone: no update.
         real = jnp.any(chosen_weights > 0)
-        return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, state), None
+        return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, state)
+
+    def minibatches(progress: Array, state: State, key: Array) -> State:
+        if num_minibatches == 1:  # in any order; small kernels are what a step of few samples costs
+            return minibatch(progress, state, (images, weights, jnp.arange(num_samples)))
+        order = _deal(key, padded_weights, num_minibatches)
+
+        def one(state: State, indices: Array) -> tuple[State, None]:
+            return minibatch(progress, state, dealt(indices)), None
+
+        return jax.lax.scan(one, state, order)[0]
 
     def step(index: Array, state: State) -> State:
         order_key, observe_key = jax.random.split(jax.random.fold_in(key, first + index))
-        order = _deal(order_key, padded_weights, num_minibatches)
         progress = jnp.asarray((done + first + index) / (done + total), images.dtype)
-        state, _ = jax.lax.scan(functools.partial(minibatch, progress), state, order)
+        state = minibatches(progress, state, order_key)
         state = inversion.observe(state, observe_key)
         # The index is common to all vmapped directions, so this stays a branch that is skipped.
         due = ((index + 1) % inversion.verify_every == 0) | (index + 1 == num_steps)

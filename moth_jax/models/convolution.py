@@ -3,7 +3,8 @@
 `conv2d` exists because of one trap: inside a compiled loop, XLA:CPU sends only convolutions written
 as NHWC/HWIO without groups to its fast kernel, and the gradients that JAX derives are not written
 so. They are 8 to 150 times slower there (jax issue 12868), and trigger inversion is nothing but
-such a loop. On other devices everything is left to XLA.
+such a loop. On other devices all is left to XLA, but for one gradient on NVIDIA's
+(`_cuda_input_gradient`).
 """
 
 from functools import partial
@@ -74,11 +75,20 @@ def _conv2d_backward(geometry, residuals, g):
             w,
             g,
             cpu=partial(_on_cpu, *on_cpu, geometry=geometry),
+            cuda=partial(on_cuda, geometry=geometry),
             default=partial(elsewhere, geometry=geometry),
         )
-        for on_cpu, elsewhere in (
-            ((_depthwise_input_gradient, _dense_input_gradient), _xla_input_gradient),
-            ((_depthwise_weight_gradient, _dense_weight_gradient), _xla_weight_gradient),
+        for on_cpu, on_cuda, elsewhere in (
+            (
+                (_depthwise_input_gradient, _dense_input_gradient),
+                _cuda_input_gradient,
+                _xla_input_gradient,
+            ),
+            (
+                (_depthwise_weight_gradient, _dense_weight_gradient),
+                _xla_weight_gradient,
+                _xla_weight_gradient,
+            ),
         )
     )
     return gx, gw
@@ -101,6 +111,18 @@ def _xla(x, w, geometry):
 
 def _xla_input_gradient(x, w, g, *, geometry):
     return jax.linear_transpose(lambda x: _xla(x, w, geometry), x)(g)[0]
+
+
+def _cuda_input_gradient(x, w, g, *, geometry):
+    """XLA's, but for images of few channels several columns at once, as on the CPU (`_packed`).
+
+    cuDNN gives every output pixel at least 32 channels of a tile and throws the rest away: half of
+    them with 16 channels, nine tenths with the 3 of an image.
+    """
+    stepwise = geometry == Geometry((1, 1), geometry.pads, (1, 1), 1)
+    if stepwise and x.shape[-1] < 32 and max(w.shape[:2]) > 1:
+        return _dense_input_gradient(x, w, g, geometry)
+    return _xla_input_gradient(x, w, g, geometry=geometry)
 
 
 def _xla_weight_gradient(x, w, g, *, geometry):
@@ -215,7 +237,7 @@ def _dense(x, w, geometry):
 def _packed(x, w, strides, pads):
     """Compute several neighbouring output columns as channels of one.
 
-    The CPU kernel multiplies by whole vectors of output channels, and is half as fast with 16 of
+    The CPU's kernel multiplies by whole vectors of output channels, and is half as fast with 16 of
     them (ResNet20's first stage) and a tenth as fast with 3 (the gradient of an image) as with 32.
     A wider kernel that holds `count` shifted copies of `w` gives `count` columns in one window. It
     multiplies some zeros, and is faster all the same.
