@@ -6,6 +6,7 @@ their true labels; and the model takes one step on the whole, partly stamped bat
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.struct
@@ -227,6 +228,7 @@ def invert_directions(
     return over_directions(one)(images, weights, targets, start, keys)
 
 
+@functools.partial(jax.jit, static_argnames=("count", "image_shape", "start"))
 def random_triggers(
     key: Array,
     count: int,

@@ -124,7 +124,8 @@ def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
     """Return what all rounds share."""
     in_rounds = config.num_steps(len(dataset.train))
     return Setting(
-        programs=_compile(classifier, dataset, config),
+        # No program depends on the seed.
+        programs=_compile(classifier, dataset, dataclasses.replace(config, seed=0)),
         dataset=dataset,
         config=config,
         classes=config.chosen(dataset),
@@ -161,6 +162,7 @@ def num_warmups(config: MothConfig, dataset) -> int:
     return 0 if config.scheduler == "sweep" else len(config.chosen(dataset))
 
 
+@functools.lru_cache(maxsize=1)  # the next hardening of a model need not trace and compile again
 def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
     tx = optimiser(config, dataset)
     step_config = StepConfig(

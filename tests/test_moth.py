@@ -8,6 +8,7 @@ from toys import (
     RecordedProgress,
     Rounds,
     StoppedError,
+    compilations,
     linear_classifier,
     row_dataset,
     row_variables,
@@ -685,6 +686,18 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         MothConfig(**options)
+
+
+def test_a_second_hardening_with_another_seed_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(moth, "_compile", compile_once.__wrapped__)
+    programs = []
+    for seed in (0, 1):
+        config = dataclasses.replace(CONFIG, seed=seed, max_steps=3)
+        with compilations() as names:
+            harden(CLASSIFIER, VARIABLES, DATASET, config, progress=False)
+        programs.append(list(names))
+    assert "jit(step)" in programs[0]
+    assert programs[1] == []
 
 
 @pytest.mark.parametrize(
