@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -83,40 +84,71 @@ def harden(
     """
     check_fit(classifier, variables, dataset, config)
     setting = _setting(classifier, dataset, config)
-    num_targets = num_warmups(config, dataset)
     state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
     max_bytes = config.trigger_memory_mb * _MEGABYTE
     state = dataclasses.replace(state, bank=state.bank.copy(max_bytes, scratch_dir))
     report = (lambda state, records: None) if on_round is None else on_round
     progress = as_progress(progress)
-    if not state.stopped and state.warmed_up < num_targets:
-        with progress.task(
-            "warm-up", total=num_targets, unit="classes", completed=state.warmed_up
-        ) as task:
-            while state.warmed_up < num_targets:
-                state, record = warm_up_class(setting, state)
-                task.advance(1, target=record["target"], size=record["size"])
-                report(state, [record])
+    state = _warm_up(setting, state, progress, report)
     parts = (
-        ("hardening", harden_round, 0, setting.in_rounds),
-        ("closing", close, setting.in_rounds, setting.total),
+        _Part("hardening", harden_round, 0, setting.in_rounds),
+        _Part("closing", close, setting.in_rounds, setting.total),
     )
-    for name, advance, begin, end in parts:
-        if state.stopped or state.step >= end:
-            continue
-        with progress.task(
-            name, total=end - begin, unit="steps", completed=state.step - begin
-        ) as task:
-            while not state.stopped and state.step < end:
-                done = state.step
-                state, records = advance(setting, state)
-                state = check_accuracy(
-                    classifier, dataset, config, state, since=done, total=setting.total
-                )
-                if state.accuracy_step == state.step:
-                    records[-1]["validation_accuracy"] = state.accuracy
-                task.advance(state.step - done, **_figures(state, records))
-                report(state, records)
+    for part in parts:
+        state = _train(classifier, setting, part, state, progress, report)
+    return state
+
+
+class _Part(NamedTuple):
+    """A part of the main training: `advance` takes a state from step `begin` on towards `end`."""
+
+    name: str
+    advance: Callable[[Setting, MothState], tuple[MothState, Records]]
+    begin: int
+    end: int
+
+
+def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnRound) -> MothState:
+    """Warm up the classes that are left."""
+    total = num_warmups(setting.config, setting.dataset)
+    if state.stopped or state.warmed_up >= total:
+        return state
+    with progress.task("warm-up", total=total, unit="classes", completed=state.warmed_up) as task:
+        while state.warmed_up < total:
+            state, record = warm_up_class(setting, state)
+            task.advance(1, target=record["target"], size=record["size"])
+            report(state, [record])
+    return state
+
+
+def _train(
+    classifier: Classifier,
+    setting: Setting,
+    part: _Part,
+    state: MothState,
+    progress: Progress,
+    report: OnRound,
+) -> MothState:
+    """Do what is left of a part of the main training."""
+    if state.stopped or state.step >= part.end:
+        return state
+    length, done = part.end - part.begin, state.step - part.begin
+    with progress.task(part.name, total=length, unit="steps", completed=done) as task:
+        while not state.stopped and state.step < part.end:
+            since = state.step
+            state, records = part.advance(setting, state)
+            state = check_accuracy(
+                classifier,
+                setting.dataset,
+                setting.config,
+                state,
+                since=since,
+                total=setting.total,
+            )
+            if state.accuracy_step == state.step:
+                records[-1]["validation_accuracy"] = state.accuracy
+            task.advance(state.step - since, **_figures(state, records))
+            report(state, records)
     return state
 
 
