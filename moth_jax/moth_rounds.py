@@ -203,25 +203,18 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
     labels = [setting.classes[k] for pair in pairs for k in pair]
     bank, train, found_trigger, records = state.bank.copy(), state.train, None, []
     sizes: dict[Direction, list[float]] = {direction: [] for direction in directions}
-    for step in range(state.step, min(state.step + config.steps_per_round, setting.in_rounds)):
+    steps = range(state.step, min(state.step + config.steps_per_round, setting.in_rounds))
+    batch = _draw(setting, labels, steps[0])
+    for step in steps:
         key, start_key = jax.random.split(key_of(config, BATCH, step))
         afresh = found_trigger is None or not config.dynamic
         start = found_trigger
         if afresh:  # the bank of the writer is the one that is kept
             start = from_writer(_start_triggers, setting, bank, directions, start_key)
-        batch = pair_batch(
-            setting.members,
-            labels,
-            per_class=config.victims_per_class,
-            batch_size=config.batch_size,
-            rng=rng_of(config, BATCH, step),
-        )
         num_steps = config.first_steps if afresh else config.next_steps
         train, info = setting.programs.step(
             train,
-            read_batch(setting.dataset.train, batch.indices),
-            setting.dataset.train.labels[batch.indices],
-            batch.weights,
+            *batch,
             np.asarray([setting.classes[target] for _, target in directions]),
             start,
             key,
@@ -229,6 +222,8 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
             mask_weight=config.first_mask_weight if afresh else config.next_mask_weight,
             done=max(0, config.first_steps - num_steps),
         )
+        if step + 1 in steps:  # while the device is at this step
+            batch = _draw(setting, labels, step + 1)
         info = fetch(info)
         for i, direction in enumerate(directions):
             sizes[direction].append(float(info.sizes[i]))
@@ -246,6 +241,19 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
     )
     step = state.step + len(records)
     return dataclasses.replace(state, train=train, bank=bank, scheduler=arms, step=step), records
+
+
+def _draw(setting: Setting, labels: list[int], step: int) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Return the batch of a step: images, labels, and the weights of `labels`' slots."""
+    config, train = setting.config, setting.dataset.train
+    batch = pair_batch(
+        setting.members,
+        labels,
+        per_class=config.victims_per_class,
+        batch_size=config.batch_size,
+        rng=rng_of(config, BATCH, step),
+    )
+    return read_batch(train, batch.indices), train.labels[batch.indices], batch.weights
 
 
 def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[Direction]]:
