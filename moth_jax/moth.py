@@ -194,7 +194,8 @@ def num_warmups(config: MothConfig, dataset) -> int:
     return 0 if config.scheduler == "sweep" else len(config.chosen(dataset))
 
 
-@functools.lru_cache(maxsize=1)  # the next hardening of a model need not trace and compile again
+# The next hardening of a model need not trace and compile again. One, for it keeps the data alive.
+@functools.lru_cache(maxsize=1)
 def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
     tx = optimiser(config, dataset)
     step_config = StepConfig(

@@ -225,15 +225,10 @@ def advance(
     total = first + num_steps if total is None else total
     num_samples = images.shape[0]
     num_minibatches = -(-num_samples // minibatch_size)
-    # One index past the last sample is padding: it reads the last image and weighs nothing.
-    padded_weights = jnp.append(weights, jnp.zeros((-num_samples) % num_minibatches))
 
     def score_all(trigger: Trigger) -> Score:
         every = jnp.arange(num_samples)
         return _score(logits_fn, variables, trigger, images, weights, target, every)
-
-    def dealt(indices: Array) -> tuple[Array, Array, Array]:
-        return images[jnp.minimum(indices, num_samples - 1)], padded_weights[indices], indices
 
     def minibatch(progress: Array, state: State, samples: tuple[Array, Array, Array]) -> State:
         chosen, chosen_weights, indices = samples
@@ -254,12 +249,14 @@ def advance(
     def minibatches(progress: Array, state: State, key: Array) -> State:
         if num_minibatches == 1:  # in any order; small kernels are what a step of few samples costs
             return minibatch(progress, state, (images, weights, jnp.arange(num_samples)))
-        order = _deal(key, padded_weights, num_minibatches)
+        # One index past the last sample is padding: it reads the last image and weighs nothing.
+        padded_weights = jnp.append(weights, jnp.zeros((-num_samples) % num_minibatches))
 
         def one(state: State, indices: Array) -> tuple[State, None]:
-            return minibatch(progress, state, dealt(indices)), None
+            chosen = images[jnp.minimum(indices, num_samples - 1)]
+            return minibatch(progress, state, (chosen, padded_weights[indices], indices)), None
 
-        return jax.lax.scan(one, state, order)[0]
+        return jax.lax.scan(one, state, _deal(key, padded_weights, num_minibatches))[0]
 
     def step(index: Array, state: State) -> State:
         order_key, observe_key = jax.random.split(jax.random.fold_in(key, first + index))

@@ -69,27 +69,20 @@ def _conv2d_forward(x, w, geometry):
 def _conv2d_backward(geometry, residuals, g):
     x, w = residuals
     # Two separate choices, so that an unused weight gradient is dropped with everything it needs.
-    gx, gw = (
-        lax.platform_dependent(
-            x,
-            w,
-            g,
-            cpu=partial(_on_cpu, *on_cpu, geometry=geometry),
-            cuda=partial(on_cuda, geometry=geometry),
-            default=partial(elsewhere, geometry=geometry),
-        )
-        for on_cpu, on_cuda, elsewhere in (
-            (
-                (_depthwise_input_gradient, _dense_input_gradient),
-                _cuda_input_gradient,
-                _xla_input_gradient,
-            ),
-            (
-                (_depthwise_weight_gradient, _dense_weight_gradient),
-                _xla_weight_gradient,
-                _xla_weight_gradient,
-            ),
-        )
+    gx = lax.platform_dependent(
+        x,
+        w,
+        g,
+        cpu=partial(_on_cpu, _depthwise_input_gradient, _dense_input_gradient, geometry=geometry),
+        cuda=partial(_cuda_input_gradient, geometry=geometry),
+        default=partial(_xla_input_gradient, geometry=geometry),
+    )
+    gw = lax.platform_dependent(
+        x,
+        w,
+        g,
+        cpu=partial(_on_cpu, _depthwise_weight_gradient, _dense_weight_gradient, geometry=geometry),
+        default=partial(_xla_weight_gradient, geometry=geometry),
     )
     return gx, gw
 
