@@ -21,6 +21,9 @@ def text(part: str, rows: dict) -> str:
     for name, row in rows.items():
         cells = "".join(f"{cell:>12}" for cell in _cells(row))
         lines.append(f"{name!s:34}{cells}  {_measured(row)}")
+        if "outside_seconds" in row:
+            spent = (_short(row[f"outside_{unit}"]) for unit in ("seconds", "cpu_seconds"))
+            lines.append(f"{'  outside the inversions':34}" + "".join(f"{v:>12}" for v in spent))
     return "\n".join(lines)
 
 

@@ -64,22 +64,37 @@ def hardening(run: Callable[[int], dict[str, list[dict]]], timed: int) -> dict:
     round has 200, 50 and 50 steps.
     """
     parts = {n: run(n) for n in (1, timed)}
-    result = {"timed_steps": timed}
+    result = {"timed_steps": timed, **outside(parts[1])}
     rounds = HARDEN_STEPS / PER_ROUND
     for name in ("seconds", "cpu_seconds"):
-        one, many = (
-            {
-                part: statistics.median(c[name] for c in calls[UNTIMED:])
-                for part, calls in parts[n].items()
-            }
-            for n in (1, timed)
-        )
+        one, many = (medians(parts[n], name) for n in (1, timed))
         warm_up = on_line(one["warm-up"], many["warm-up"], timed, WARMUP_STEPS)
         per_step = sum(ROUND_STEPS) / len(ROUND_STEPS)
         a_round = on_line(one["hardening"], many["hardening"], timed, per_step)
         result[name] = NUM_CLASSES * warm_up + rounds * a_round
         result[f"warm_up_{name}"] = NUM_CLASSES * warm_up
     return result
+
+
+def outside(parts: dict[str, list[dict]]) -> dict:
+    """Return what a hardening takes outside its inversions, from one with one step in each.
+
+    Of the seconds of a whole one this is what better inversions do not change: samples, training
+    steps, selection, verified triggers, and whatever the host does between two calls.
+    """
+    rounds = HARDEN_STEPS / PER_ROUND
+    result = {}
+    for name in ("seconds", "cpu_seconds"):
+        taken = medians(parts, name)
+        result[f"outside_{name}"] = NUM_CLASSES * taken["warm-up"] + rounds * taken["hardening"]
+    return result
+
+
+def medians(parts: dict[str, list[dict]], unit: str) -> dict[str, float]:
+    """Return what a target of the warm-up and what a round takes, without the first, in `unit`."""
+    return {
+        part: statistics.median(lap[unit] for lap in laps[UNTIMED:]) for part, laps in parts.items()
+    }
 
 
 class Laps:

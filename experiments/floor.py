@@ -1,11 +1,14 @@
 """The floor of trigger inversion on this machine, our distance from it, and where the time goes.
 
     python experiments/floor.py --checkpoint=FILE.h5
+    python experiments/floor.py --checkpoint=FILE.h5 --images=16 --together=2
 
-Counts the operations and bytes of one image gradient of the authors' ResNet20, measures what the
-machine does with a large product of matrices, with the network's own 3x3 convolutions and with a
-copy, times the compiled inversion, and profiles it. On a CPU all times are CPU seconds of one core,
-which other load disturbs little; elsewhere they are seconds.
+The first is an update of a matrix, the second one of a hardening's rounds, whose few images leave
+an accelerator waiting for its host. Counts the operations and bytes of one image gradient of the
+authors' ResNet20, measures what the machine does with a large product of matrices, with the
+network's own 3x3 convolutions and with a copy, times the compiled inversion, and profiles it: how
+many operations an update has, what they are, and how long they keep the device busy. On a CPU all
+times are CPU seconds of one core, which other load disturbs little; elsewhere they are seconds.
 """
 
 import collections
@@ -30,10 +33,11 @@ from operations import (
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The authors' Keras .h5 file.", required=True)
 TOGETHER = flags.DEFINE_integer("together", 0, "Directions together; 0: 1 on a CPU, 90 elsewhere.")
-STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of 100 images.", lower_bound=2)
+IMAGES = flags.DEFINE_integer("images", 100, "Images of a direction.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, each of all images.", lower_bound=2)
 OUT = flags.DEFINE_string("out", "experiments/results/benchmark", "Folder of the result.")
 
-NUM_IMAGES = 100
+MINIBATCH = 32  # the largest
 # What the names of XLA's operations stand for; the first that matches.
 KINDS = {
     "convolutions, and what is fused into them": r"ynn_fusion|convolution|conv_general|cudnn|gemm",
@@ -59,15 +63,22 @@ def seconds(call: Callable[[], object], repeats: int = 5) -> float:
     return min(taken)
 
 
-def rates() -> dict:
-    """Return what the machine does, in GFLOP/s and GB/s (on a CPU: of one core)."""
+def num_minibatches() -> int:
+    """Return the updates of a step."""
+    return -(-IMAGES.value // MINIBATCH)
+
+
+def rates(batch: int) -> dict:
+    """Return what the machine does, in GFLOP/s and GB/s (on a CPU: of one core).
+
+    The convolutions and the copy are of `batch` images.
+    """
     import jax
     import jax.numpy as jnp
 
     from moth_jax.models.convolution import conv2d
 
-    on_cpu = jax.default_backend() == "cpu"
-    size, batch = (1536, 25) if on_cpu else (8192, 2250)
+    size = 1536 if jax.default_backend() == "cpu" else 8192
     key = jax.random.key(0)
     square = jax.random.normal(key, (size, size))
     product = jax.jit(lambda a: a @ a)
@@ -106,13 +117,12 @@ def inversion():
 
     classifier, variables = importing.load(CHECKPOINT.value)
     together = TOGETHER.value or (1 if jax.default_backend() == "cpu" else 90)
-    images = np.random.default_rng(0).random((NUM_IMAGES, 32, 32, 3), np.float32)
-    draw = functools.partial(
-        measurement.victims_images, images, np.zeros(NUM_IMAGES, int), NUM_IMAGES
-    )
+    count = IMAGES.value
+    images = np.random.default_rng(0).random((count, 32, 32, 3), np.float32)
+    draw = functools.partial(measurement.victims_images, images, np.zeros(count, int), count)
     directions = [(0, 1 + i % 9) for i in range(together)]
     inputs = measurement._inputs(variables, draw, directions, together, [0])
-    options = {"mask_weight": 1e-3, "minibatch_size": 32, "inversion": neural_cleanse()}
+    options = {"mask_weight": 1e-3, "minibatch_size": MINIBATCH, "inversion": neural_cleanse()}
 
     def run(num_steps: int):
         return measurement._invert_directions(
@@ -126,7 +136,12 @@ def inversion():
 
 
 def profile(run: Callable[[int], object]) -> dict:
-    """Return the share of time of each kind of operation in an inversion of some steps."""
+    """Return what an inversion of some steps spends its time on.
+
+    The share of each kind of operation, how many operations an update has (with its part of the
+    verifications), and the microseconds of all of them: how long an update keeps the device busy.
+    On a CPU its cores together.
+    """
     import jax
 
     with tempfile.TemporaryDirectory() as folder:
@@ -134,16 +149,18 @@ def profile(run: Callable[[int], object]) -> dict:
             jax.block_until_ready(run(STEPS.value))
         path = max(Path(folder).rglob("*.xplane.pb"))
         planes = jax.profiler.ProfileData.from_file(str(path)).planes
-        spent = collections.Counter()
+        count, kinds = 0, collections.Counter()
         for line in operation_lines(planes):
             for event in line.events:
-                spent[event.name] += event.duration_ns
-    kinds = collections.Counter()
-    for name, duration in spent.items():
-        if not _CONTAINERS.match(name):
-            kinds[_kind(name)] += duration
-    total = sum(kinds.values())
-    return {kind: duration / total for kind, duration in kinds.most_common()}
+                if not _CONTAINERS.match(event.name):
+                    kinds[_kind(event.name)] += event.duration_ns
+                    count += 1
+    total, updates = sum(kinds.values()), STEPS.value * num_minibatches()
+    return {
+        "shares": {kind: duration / total for kind, duration in kinds.most_common()},
+        "operations_of_an_update": count / updates,
+        "busy_microseconds_of_an_update": 1e-3 * total / updates,
+    }
 
 
 def _kind(name: str) -> str:
@@ -160,9 +177,10 @@ def main(_) -> None:
     per_step = (seconds(lambda: run(STEPS.value), 3) - seconds(lambda: run(1), 3)) / (
         STEPS.value - 1
     )
-    speeds = rates()
+    minibatch = together * -(-IMAGES.value // num_minibatches())
+    speeds = rates(minibatch)
     operations, moved = 2 * forward_operations(), gradient_bytes()
-    measured = per_step / (NUM_IMAGES * together)
+    measured = per_step / (IMAGES.value * together)
     floors = {
         "at the speed of a large matrix product": operations / speeds["matmul_gflops"] / 1e9,
         "at the speed of its own convolutions": convolution_seconds(speeds),
@@ -175,17 +193,20 @@ def main(_) -> None:
         "device": jax.devices()[0].device_kind,
         "unit": "CPU seconds of one core" if jax.default_backend() == "cpu" else "seconds",
         "together": together,
+        "images": IMAGES.value,
         "operations_per_image_gradient": operations,
         "bytes_per_image_gradient": moved,
         "convolutions": count_convolutions(program.as_text()),
         "rates": speeds,
         "floors": floors,
         "seconds_per_image_gradient": measured,
+        "microseconds_of_an_update": 1e6 * per_step / num_minibatches(),
         "profile": profile(run),
     }
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"floor_{jax.default_backend()}.json"
+    images = "" if IMAGES.value == 100 else f"_{IMAGES.value}_images"
+    path = out / f"floor_{jax.default_backend()}{images}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{operations / 1e6:.0f} MFLOP and {moved / 1e6:.1f} MB per image gradient")
     print(f"convolutions of an update: {result['convolutions']}")
@@ -194,7 +215,13 @@ def main(_) -> None:
     print(f"microseconds per image gradient: {1e6 * measured:.1f} ({result['unit']})")
     for name, floor in floors.items():
         print(f"  {name:40} {1e6 * floor:8.1f}   {floor / measured:5.0%} of ours")
-    for kind, share in result["profile"].items():
+    spent = result["profile"]
+    print(
+        f"an update: {result['microseconds_of_an_update']:.0f} microseconds, "
+        f"{spent['operations_of_an_update']:.0f} operations of together "
+        f"{spent['busy_microseconds_of_an_update']:.0f}"
+    )
+    for kind, share in spent["shares"].items():
         print(f"  {kind:44} {share:6.1%}")
 
 

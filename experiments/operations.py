@@ -40,13 +40,14 @@ def gradient_bytes() -> int:
 def count_convolutions(program: str) -> dict:
     """Return how many convolutions of an update are forward, to the input, and to weights.
 
-    Each is told by where JAX says it comes from; those of the scores outside of updates are left
-    out. To weights are all past one for each forward one.
+    Each is told by where JAX says it comes from; those of the scores before the loop and of the
+    verifications, which are conditional, are left out. To weights are all past one for each forward
+    one.
     """
     lines = [
         line for line in program.splitlines() if re.search(r" convolution\(|__cudnn\$conv", line)
     ]
-    updates = [line for line in lines if "while/body/while/body" in line]
+    updates = [line for line in lines if "while/body/" in line and "while/body/cond/" not in line]
     backward = sum("transpose(jvp" in line for line in updates)
     forward = len(updates) - backward
     return {

@@ -42,6 +42,7 @@ def test_a_hardening_is_projected_from_two_short_ones():
     assert projected["warm_up_seconds"] == pytest.approx(10 * (2 + 0.01 * 500))
     rounds = 782 / 3 * (1 + 0.01 * (200 + 50 + 50))
     assert projected["seconds"] == pytest.approx(70 + rounds)
+    assert projected["outside_seconds"] == pytest.approx(10 * 2.01 + 782 / 3 * 1.03)
 
 
 def test_ratios_are_to_the_fastest_pytorch():
@@ -73,6 +74,8 @@ def test_the_table_and_the_picture_say_what_was_extrapolated(tmp_path):
     shown = text("matrix", rows)
     assert "extrapolated from 60 steps of 2 directions" in shown
     assert "measured whole" in shown
+    hardened = {**row, "outside_seconds": 30.0, "outside_cpu_seconds": 31.0}
+    assert "outside the inversions" in text("harden", {"this package": hardened})
     result = {
         "machine": {"devices": 2, "kind": "cpu", "pytorch": "cpu"},
         "processor": "processor",
@@ -90,12 +93,14 @@ def test_the_operations_of_the_network_are_those_of_its_shapes():
 
     stages = 442_368, 14_155_776, 13_107_200, 13_107_200  # products: the first layer, three stages
     assert forward_operations() == 2 * sum(stages)
-    update = "jit(f)/while/body/while/body/"
-    program = "\n".join(
-        f' %c = f32[] convolution(a, b), metadata={{op_name="{name}conv"}}'
-        for name in [f"{update}jvp()/"] * 3 + [f"{update}transpose(jvp())/"] * 5 + ["jit(f)/cond/"]
-    )
-    assert count_convolutions(program) == {"forward": 3, "to_input": 3, "to_weights": 2}
+    for update in "jit(f)/while/body/", "jit(f)/while/body/while/body/":  # one minibatch, several
+        names = [f"{update}jvp()/"] * 3 + [f"{update}transpose(jvp())/"] * 5
+        scores = ["jit(f)/jvp()/", "jit(f)/while/body/cond/branch_1_fun/"]
+        program = "\n".join(
+            f' %c = f32[] convolution(a, b), metadata={{op_name="{name}conv"}}'
+            for name in names + scores
+        )
+        assert count_convolutions(program) == {"forward": 3, "to_input": 3, "to_weights": 2}
 
 
 def test_a_profile_counts_the_operations_of_the_device_once():
