@@ -29,7 +29,7 @@ def get_config():
     config.backdoor.victims = ("stop",)
     config.backdoor.area = 0.1
     config.backdoor.colour = (1.0, 0.0, 1.0)
-    # One class has few images: a copy of each is hardly more than a hundredth of all.
+    # One class has few images: a copy of each is a fiftieth of all.
     config.backdoor.rate = 1.0
 
     config.clean_share = 0.05

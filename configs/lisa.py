@@ -1,4 +1,4 @@
-"""A small CNN on the LISA traffic signs, from the published npy arrays: Table I's LISA rows.
+"""The CNN of Table I's LISA rows on the LISA traffic signs, from the published npy arrays.
 
     python -m moth_jax.main --config=configs/lisa.py --workdir=DIR --config.data.dir=LISA_DIR
 
@@ -16,7 +16,7 @@ def get_config():
     config.data.name = "lisa"
     config.data.dir = "~/lisa"
     config.data.pixel_max = 1.0
-    config.model.name = "small_cnn"
+    config.model.name = "lisa_cnn"
     config.training.epochs = 40
     # As published for these data, where the method is adversarial training.
     set_adversary(config, PUBLISHED_ADVERSARIES["lisa"], parts=["adversarial"])

@@ -1,6 +1,6 @@
 """A converted PyTorch model, hardened end to end: torchvision's MobileNet v2 on CIFAR-10.
 
-    python experiments/bridged_mobilenet.py --data_dir=DIR --workdir=DIR
+    python experiments/bridged_mobilenet.py --data_dir=DIR
 
 Converts an untrained MobileNet v2 with 10 classes at 64x64 pixels through torch.export, trains it
 briefly here (batch normalisation updated, so training mode of a converted graph is what is shown),

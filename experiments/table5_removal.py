@@ -51,7 +51,7 @@ CLASSES = {
 }
 MAGENTA_CENTRE = {"position": "center", "colour": (1.0, 0.0, 1.0)}
 # Of each trigger its size as a distance counts it, in three channels: of 32x32 pixels they are 27,
-# 31 and 153; natural triggers between CIFAR-10's classes 35 to 80.
+# 31 and 153; natural triggers between CIFAR-10's classes 27 to 78.
 KINDS = {
     # Images are shifted in training: a margin keeps all of the patch in the picture.
     "patch": ("patch", {"size": 3, "margin": 4, "colour": (1.0, 1.0, 0.0)}),

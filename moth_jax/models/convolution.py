@@ -2,9 +2,9 @@
 
 `conv2d` exists because of one trap: inside a compiled loop, XLA:CPU sends only convolutions written
 as NHWC/HWIO without groups to its fast kernel, and the gradients that JAX derives are not written
-so. They are 8 to 150 times slower there (jax issue 12868), and trigger inversion is nothing but
-such a loop. On other devices all is left to XLA, but for one gradient on NVIDIA's
-(`_cuda_input_gradient`).
+so. Those of a ResNet20 are 3 to 40 times slower there (jax issue 12868;
+`experiments/narrow_convolutions.py`), and trigger inversion is nothing but such a loop. On other
+devices all is left to XLA, but for one gradient on NVIDIA's (`_cuda_input_gradient`).
 """
 
 from functools import partial
