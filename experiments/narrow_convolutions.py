@@ -5,8 +5,8 @@
 Trigger inversion is a loop of forward convolutions and of gradients to their inputs. For the layers
 of the authors' ResNet20 that keep their size: microseconds of one convolution of a minibatch,
 forward and to the input, as XLA has it; written as a plain convolution (which XLA:CPU sends to its
-fast kernel also in loops); and with several columns packed into one, where that is worth it. On a
-CPU these are of its cores' time.
+fast kernel also in loops); and with several columns packed into one, where channels are few
+(elsewhere that is the plain one). On a CPU these are of its cores' time.
 """
 
 import time
@@ -43,7 +43,7 @@ def unpacked(function: Callable) -> Callable:
     """Return `function`, traced as if packing were never worth it."""
 
     def call(*arguments):
-        with mock.patch.object(convolution, "_columns_per_window", lambda *_: 1):
+        with mock.patch.object(convolution, "_columns_per_window", return_value=1):
             return function(*arguments)
 
     return call
@@ -52,23 +52,23 @@ def unpacked(function: Callable) -> Callable:
 def ways() -> dict[str, dict[str, Callable]]:
     """Return the functions (x, w, g) -> array of each kind of convolution."""
 
-    def forward_packed(x, w, g):
+    def forward(x, w, g):
         return convolution._dense(x, w, GEOMETRY)
 
-    def to_input_packed(x, w, g):
+    def to_input(x, w, g):
         return convolution._dense_input_gradient(x, w, g, GEOMETRY)
 
     return {
         "forward": {
             "XLA's own": lambda x, w, g: convolution._xla(x, w, GEOMETRY),
-            "packed": forward_packed,
+            "packed": forward,
         },
         "to the input": {
             "XLA's own": lambda x, w, g: convolution._xla_input_gradient(
                 x, w, g, geometry=GEOMETRY
             ),
-            "plain": unpacked(to_input_packed),
-            "packed": to_input_packed,
+            "plain": unpacked(to_input),
+            "packed": to_input,
         },
     }
 
@@ -115,7 +115,7 @@ def main(_) -> None:
             rows.append(row)
             print(
                 f"{row['layer']:18} {kind:13}"
-                + "".join(f"{name:>12} {row[name]:9.0f}" for name in functions),
+                + "".join(f"{name:>15} {row[name]:7.0f}" for name in functions),
                 flush=True,
             )
     result = {
