@@ -17,6 +17,7 @@ from moth_jax.data.checks import listed
 from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy
 from moth_jax.models import Classifier, Variables
+from moth_jax.option_ranges import METHOD_RANGES, check_options
 from moth_jax.training import NO_ADVERSARY, Adversary, TrainState, sgd
 
 SCHEDULES = ("constant", "cosine")
@@ -62,22 +63,14 @@ class AddOnConfig:
     seed: int = 0
 
     def __post_init__(self):
+        # A list would not be the hashable thing that compiled programs are kept under.
+        object.__setattr__(self, "classes", tuple(map(int, self.classes)))
         require_choice("schedule", self.schedule, SCHEDULES)
-        if not 0 <= self.max_accuracy_drop <= 1:
-            raise InputError(
-                f"max_accuracy_drop is a share in [0, 1], got {self.max_accuracy_drop}"
-            )
+        check_options(self, METHOD_RANGES)
         if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
             raise InputError(
                 f"classes must name at least 2 different classes, got {listed(self.classes)}"
             )
-        self.check_counts("validate_every", "batch_size")
-
-    def check_counts(self, *names: str) -> None:
-        """Raise `InputError` unless these options are at least 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def num_steps(self, num_images: int) -> int:
         """Return the number of main training steps on `num_images` training images."""
@@ -207,10 +200,8 @@ def optimiser(
     `steps_before` its main training it takes others; after it `closing`, if given, is the learning
     rate.
     """
-    schedule, total = (
-        optax.constant_schedule(config.learning_rate),
-        config.num_steps(len(dataset.train)),
-    )
+    total = config.num_steps(len(dataset.train))
+    schedule = optax.constant_schedule(config.learning_rate)
     if config.schedule == "cosine":
         schedule = optax.join_schedules(
             [schedule, optax.cosine_decay_schedule(config.learning_rate, total)],

@@ -129,7 +129,7 @@ def distance_matrix(
     call = with_variables(logits_fn, variables)
     seen = check_classifier(call, variables, images, labels)
     settings = {
-        "num_images": num_images,
+        "num_images": int(num_images),
         **_budget(inversion, num_steps, minibatch_size, mask_weight),
         "seeds": [int(seed) for seed in seeds],
     }
@@ -169,21 +169,26 @@ def _budget(
     minibatch_size: int | None,
     mask_weight: float | None,
 ) -> dict:
-    """Return the budget that was asked for; what was not is the method's."""
+    """Return the budget that was asked for, checked; what was not is the method's."""
     asked = {"num_steps": num_steps, "minibatch_size": minibatch_size, "mask_weight": mask_weight}
     given = {name: value for name, value in asked.items() if value is not None}
-    return inversion.budget._replace(**given)._asdict()
+    budget = inversion.budget._replace(**given)
+    check_at_least_one(num_steps=budget.num_steps, minibatch_size=budget.minibatch_size)
+    if not 0 <= budget.mask_weight < np.inf:
+        raise InputError(f"mask_weight must be finite and not negative, got {budget.mask_weight}")
+    # Python's numbers, which a file can hold.
+    return {
+        "num_steps": int(budget.num_steps),
+        "minibatch_size": int(budget.minibatch_size),
+        "mask_weight": float(budget.mask_weight),
+    }
 
 
 def _check_settings(settings: dict, directions_per_chunk: int | None) -> None:
-    counts = {name: settings[name] for name in ("num_images", "num_steps", "minibatch_size")}
+    counts = {"num_images": settings["num_images"]}
     if directions_per_chunk is not None:
         counts["directions_per_chunk"] = directions_per_chunk
     check_at_least_one(**counts)
-    if not 0 <= settings["mask_weight"] < np.inf:
-        raise InputError(
-            f"mask_weight must be finite and not negative, got {settings['mask_weight']}"
-        )
     if not settings["seeds"]:
         raise InputError("seeds must name at least one seed, such as (0,)")
 
@@ -213,14 +218,17 @@ def class_distance(
     """Return the smallest verified trigger that sends `images` to `target`.
 
     Args are those of `distance_matrix`; `images` [n, h, w, c] are the victims' (of one class for a
-    class distance, of all others for a universal trigger).
+    class distance, of all others for a universal trigger). Give `variables` where several are
+    measured: a function that holds its weights itself is compiled anew by every call.
+
+    Raises:
+      InputError: what is wrong with the images, the target, the budget or the model's output.
     """
     check_images(images)
     call = with_variables(logits_fn, variables)
     num_classes = first_logits(call, variables, images).shape[1]
     inversion = create(DEFAULT) if inversion is None else inversion
     budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
-    check_at_least_one(**{name: budget[name] for name in ("num_steps", "minibatch_size")})
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
     start_key, key = jax.random.split(jax.random.key(seed))

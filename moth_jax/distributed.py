@@ -176,7 +176,9 @@ def _broadcast(message: bytes) -> bytes:
     """Return the writer's `message`, in parts, after its length."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    length = int(broadcast_one_to_all(np.asarray([len(message)], np.uint32))[0])
+    # In two parts: JAX has no 64 bits unless told so.
+    high, low = broadcast_one_to_all(np.asarray(divmod(len(message), 2**32), np.uint32))
+    length = (int(high) << 32) + int(low)
     parts = []
     for first in range(0, length, _MOST_BYTES):
         count = min(length - first, _MOST_BYTES)

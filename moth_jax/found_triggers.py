@@ -27,14 +27,13 @@ class FoundTriggers(NamedTuple):
     def at(self, directions: np.ndarray) -> Trigger:
         """Return the triggers of `directions` [D, 2], zeros where none was found."""
         place = {direction: i for i, direction in enumerate(map(tuple, self.directions.tolist()))}
-        places = [
-            place.get(direction, -1) for direction in map(tuple, np.asarray(directions).tolist())
-        ]
-        has = np.asarray(places) >= 0
+        wanted = map(tuple, np.asarray(directions).tolist())
+        places = np.asarray([place.get(direction, -1) for direction in wanted], np.int64)
+        has = places >= 0
 
         def pick(kept: np.ndarray) -> np.ndarray:
             picked = np.zeros((len(places), *kept.shape[1:]), kept.dtype)
-            picked[has] = kept[np.asarray(places)[has]]
+            picked[has] = kept[places[has]]
             return picked
 
         return Trigger(pick(self.mask), pick(self.pattern))

@@ -157,10 +157,12 @@ class DistanceMatrix:
             names = ", ".join(sorted(missing))
             raise InputError(f"{path} is no distance matrix: it has no {names}")
         triggers = None
-        if "masks" in arrays:
+        if "trigger_directions" in arrays:
+            triggers = FoundTriggers(
+                arrays["trigger_directions"], arrays["masks"], arrays["patterns"]
+            )
+        elif "masks" in arrays:
             triggers = Trigger(arrays["masks"], arrays["patterns"])  # [K, K, ...] of version 0.1.0
-            if "trigger_directions" in arrays:
-                triggers = FoundTriggers(arrays["trigger_directions"], *vars(triggers).values())
         return cls(
             values=arrays["values"],
             success_rate=arrays["success_rate"],

@@ -80,7 +80,12 @@ def harden(
       The final state; its `kept` are the hardened variables: those of the last check within the
       accuracy bound.
 
-    Note: Progress is watched on validation data. The published code watches the test set.
+    Raises:
+      InputError: model, data and options do not fit, or `state` is of a hardening among another
+        number of classes.
+
+    Note: Progress is watched on validation data. The published code watches the test set. The
+      warm-up trains, too, one step for each class; the accuracy is first checked after it.
     """
     check_fit(classifier, variables, dataset, config)
     setting = _setting(classifier, dataset, config)

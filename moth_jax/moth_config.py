@@ -7,15 +7,6 @@ from moth_jax.errors import InputError, require_choice
 from moth_jax.inversion import Inversion, create
 
 SCHEDULERS = ("k_arm", "nearest", "uniform", "sweep")
-_COUNTS = (
-    "steps_per_round",
-    "victims_per_class",
-    "pairs_per_step",
-    "trigger_memory_mb",
-    "warmup_images_per_class",
-    "warmup_max_images",
-    "minibatch_size",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +53,8 @@ class MothConfig(AddOnConfig):
         samples stamped: the rounds train on what a few classes have, which costs accuracy that a
         fine-tuning brings back, and planted backdoors with it; this brings back less of them
         (`closing`). None where the accuracy has ended the rounds. An extension; the paper has 0.
-      closing_share: of a closing step's samples; each is stamped with a trigger found for its own
-        class in a round, and keeps its label.
+      closing_share: of a closing step's samples; each is stamped with the bank's trigger of its own
+        class as the victim, of a pair that a round has hardened, and keeps its label.
       closing_learning_rate: of the first closing step; it falls to 0 as a cosine.
       trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
         disk (`TriggerBank`), which changes no number.
@@ -103,9 +94,6 @@ class MothConfig(AddOnConfig):
         super().__post_init__()
         require_choice("scheduler", self.scheduler, SCHEDULERS)
         self.inversion_at(self.success_bound)
-        self.check_counts(*_COUNTS)
-        if self.closing_steps < 0:
-            raise InputError(f"closing_steps must be 0 or more, got {self.closing_steps}")
         if self.universal_too and self.approximate_warmup:
             raise InputError(
                 "universal_too is for a warm-up that inverts every direction: set "

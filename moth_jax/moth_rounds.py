@@ -128,8 +128,9 @@ def _train_on_warm_up(
     limit = config.max_trigger_share * np.prod(dataset.image_shape)
     stampable = np.zeros(dataset.num_classes, bool)
     stampable[victims] = result.sizes <= limit  # inf where none was found
-    batch_size = min(config.batch_size, len(dataset.train))
-    indices = batch_for_classes(setting.members, setting.classes, batch_size=batch_size, rng=rng)
+    indices = batch_for_classes(
+        setting.members, setting.classes, batch_size=config.batch_size, rng=rng
+    )
     labels = dataset.train.labels[indices]
     return setting.programs.stamped_update(
         state.train,
@@ -148,6 +149,10 @@ def _after_warm_up(
 
     `universal` is the target's universal trigger beside the directions' own. What it stands for in
     the end has its size and starts from it; the prior and what is trained on are the own ones'.
+
+    Note: Where every direction is inverted, a pair's first sizes in a round are compared with the
+      warm-up's, which are of the same kind but reach another bound (`warmup_success_bound`, 0.99
+      for 0.9) and so are somewhat larger: the first growth comes out smaller than it is.
     """
     position, num_classes = state.warmed_up, len(setting.classes)
     victims = np.flatnonzero(np.arange(num_classes) != position)
@@ -197,7 +202,14 @@ def _forget(bank: TriggerBank, directions: np.ndarray) -> None:
 
 
 def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records]:
-    """Select pairs and harden them for a round."""
+    """Select pairs and harden them for a round.
+
+    A later step of a round starts from the triggers just found, with the smaller budget.
+
+    Note: Where one of them was not found, the next step has the first budget again, as in the
+      paper, and all directions start from the bank, also those that had one: it holds the largest
+      that was found, which is what the first budget is for.
+    """
     config = setting.config
     pairs, directions = _select(setting, state)
     labels = [setting.classes[k] for pair in pairs for k in pair]

@@ -1,10 +1,9 @@
-"""The ranges of the numbers in a configuration."""
+"""The ranges of the numbers in a configuration, and in the options that it becomes."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
-
-import ml_collections
+from typing import Any, NamedTuple
 
 from moth_jax.errors import InputError
 
@@ -84,6 +83,7 @@ RANGES = {
 }
 # Of the options of all methods: one of a name means the same everywhere.
 METHOD_RANGES = {
+    "seed": _SEED,
     "epochs": _POSITIVE,
     "max_steps": _NOT_NEGATIVE,
     "max_accuracy_drop": _SHARE,
@@ -128,13 +128,20 @@ METHOD_RANGES = {
 }
 
 
-def check_ranges(config: ml_collections.ConfigDict, ranges: dict, prefix: str = "") -> None:
-    """Raise `InputError` at the first field of `config` that is out of its range.
+def check_ranges(options: Any, ranges: dict, prefix: str = "") -> None:
+    """Raise `InputError` at the first attribute of `options` that is out of its range.
 
     A field without a value (None) is what the method that it belongs to has for it.
     """
     for name, allowed in ranges.items():
+        value = getattr(options, name)
         if isinstance(allowed, dict):
-            check_ranges(config[name], allowed, f"{prefix}{name}.")
-        elif config[name] is not None and not allowed.contains(config[name]):
-            raise InputError(f"{prefix}{name} must be {allowed.name}, got {config[name]}")
+            check_ranges(value, allowed, f"{prefix}{name}.")
+        elif value is not None and not allowed.contains(value):
+            raise InputError(f"{prefix}{name} must be {allowed.name}, got {value}")
+
+
+def check_options(options: Any, ranges: dict) -> None:
+    """The same of a dataclass, which need not have all that there are `ranges` of."""
+    names = [field.name for field in dataclasses.fields(options)]
+    check_ranges(options, {name: ranges[name] for name in names if name in ranges})

@@ -19,6 +19,7 @@ from moth_jax.robustness import load_robustness
 from moth_jax.scan_phase import load_scan
 from moth_jax.scanning import Scan
 from moth_jax.selection import chosen_backdoor, chosen_classes, is_subset
+from moth_jax.sharding import num_devices
 from moth_jax.workdir import read_json
 
 _MAX_STAMPED = 6
@@ -61,7 +62,7 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
         "harden_steps": hardening.get("steps"),
         "harden_stopped": hardening.get("stopped"),
         "training_seconds": read_json(workdir / "original.json").get("training_seconds"),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": f"{num_devices()} x {jax.devices()[0].device_kind}",
         "seeds": {"run": config.seed, "distance": list(config.distance.seeds)},
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }

@@ -65,7 +65,7 @@ def use_devices(count: int = 0) -> None:
         _chosen = count
         # What was compiled for other devices, or names them.
         jax.clear_caches()
-        for cached in (_mesh, _gather, over_samples):
+        for cached in (_mesh, _gather, _over):
             cached.cache_clear()
 
 
@@ -277,7 +277,6 @@ def over_directions(function: Callable) -> Callable:
     return mapped
 
 
-@functools.lru_cache(maxsize=64)  # the same function again is the same jit cache entry again
 def over_samples(logits_fn, num_directions: int = 1):
     """Return `logits_fn` (variables, images) with the images cut among the devices.
 
@@ -286,9 +285,11 @@ def over_samples(logits_fn, num_directions: int = 1):
     if num_devices() == 1:
         return logits_fn
     axes = _mesh().axis_names[len(_direction_axes(num_directions)) :]
-    if not axes:
-        return logits_fn
+    return _over(axes, logits_fn) if axes else logits_fn
 
+
+@functools.lru_cache(maxsize=64)  # the same function again is the same jit cache entry again
+def _over(axes: tuple[str, ...], logits_fn):
     def sharded(variables, images):
         return logits_fn(variables, _constrain(images, axes))
 

@@ -15,6 +15,7 @@ from moth_jax.data.sampling import epoch_batches
 from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd
 from moth_jax.models import Classifier, Variables
+from moth_jax.option_ranges import RANGES, check_options
 from moth_jax.progress import Progress, as_progress
 from moth_jax.sharding import constrain, constrain_replicated, read_batches, replicate
 
@@ -80,6 +81,9 @@ class TrainingConfig:
     adversary: Adversary = NO_ADVERSARY
     seed: int = 0
 
+    def __post_init__(self):
+        check_options(self, RANGES["training"])
+
 
 def sgd(
     learning_rate: float | optax.Schedule, *, momentum: float, weight_decay: float
@@ -98,9 +102,8 @@ def sgd(
 def optimiser(config: TrainingConfig, num_images: int) -> optax.GradientTransformation:
     """Return the optimiser of a training on `num_images` images."""
     total = config.epochs * steps_per_epoch(config, num_images)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, total // 20), total
-    )
+    rising = min(max(1, total // 20), total - 1)  # of a single step none
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rising, total)
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 

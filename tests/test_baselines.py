@@ -176,14 +176,14 @@ def test_a_pass_over_the_data_has_every_image_once_and_the_next_one_another_orde
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: uap.UapConfig(epsilon=0.0), "epsilon must be above 0"),
+        (lambda: uap.UapConfig(epsilon=0.0), r"epsilon must be in \(0, 1\]"),
         (lambda: uap.UapConfig(ascent_steps=0), "ascent_steps must be at least 1"),
         (lambda: nc.NcConfig(stamp_share=0.0), r"stamp_share must be in \(0, 1\]"),
         (lambda: nc.NcConfig(inversion_steps=0), "inversion_steps must be at least 1"),
         (lambda: nad.NadConfig(betas=()), "betas must be numbers"),
         (lambda: nad.NadConfig(teacher_epochs=0), "teacher_epochs must be above 0"),
         (lambda: universal.UniversalConfig(num_images=0), "num_images must be at least 1"),
-        (lambda: fine_pruning.FinePruningConfig(max_prune_drop=2.0), r"share in \[0, 1\]"),
+        (lambda: fine_pruning.FinePruningConfig(max_prune_drop=2.0), r"max_prune_drop must be in \[0, 1\]"),
         (
             lambda: adversarial.AdversarialConfig(adversary=NO_ADVERSARY),
             "needs adversary.epsilon above 0",

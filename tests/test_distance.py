@@ -1,6 +1,8 @@
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -502,6 +504,18 @@ def test_options_that_make_no_sense_are_refused(options):
         measure(**options)
 
 
+def test_numbers_of_numpy_in_a_budget_can_be_saved(tmp_path):
+    budget = {"num_images": np.int64(4), "num_steps": np.int32(3), "minibatch_size": np.int16(4)}
+    plain = {name: int(value) for name, value in budget.items()}
+    given = measure(**budget, mask_weight=np.float32(0.25), directions=[(0, 1)])
+    given.save(tmp_path / "matrix.npz")
+    loaded = distance.DistanceMatrix.load(tmp_path / "matrix.npz")
+    same = measure(**plain, mask_weight=0.25, directions=[(0, 1)])
+    for name in (*budget, "mask_weight"):
+        assert loaded.details[name] == same.details[name]
+    np.testing.assert_array_equal(loaded.values, same.values)
+
+
 def test_a_missing_class_is_no_fault_where_it_is_not_a_victim(matrix):
     kept = LABELS != 2
     some = measure(IMAGES[kept], LABELS[kept], directions=[(0, 2), (1, 2)])
@@ -523,6 +537,26 @@ def test_uint8_images_are_measured_as_the_same_images_in_the_unit_interval():
 def test_a_target_out_of_range_is_an_error(target):
     with pytest.raises(InputError, match=rf"target must be in 0\.\.2, got {target}"):
         distance.class_distance(rows, IMAGES, target, variables=VARIABLES)
+
+
+def test_a_class_distance_refuses_a_budget_that_makes_no_sense():
+    for name in ("num_steps", "minibatch_size", "mask_weight"):
+        with pytest.raises(InputError, match=name):
+            distance.class_distance(rows, IMAGES, 1, variables=VARIABLES, **{name: -1})
+
+
+def test_a_model_that_was_measured_is_not_kept():
+    class Model:
+        def __call__(self, images):
+            return CLASSIFIER.predict(VARIABLES, images)
+
+    model = Model()
+    held = weakref.ref(model)
+    distance.class_distance(model, IMAGES[:8], 1, num_steps=1)
+    del model
+    jax.clear_caches()
+    gc.collect()
+    assert held() is None
 
 
 def test_a_class_distance_belongs_to_a_trigger_that_reaches_the_bound_and_is_compiled_once():

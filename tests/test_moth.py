@@ -668,8 +668,8 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
         ({"universal_too": True}, "universal_too is for a warm-up that inverts every direction"),
         ({"scheduler": "bandit"}, "unknown scheduler 'bandit'.*k_arm, nearest, sweep, uniform"),
         ({"schedule": "linear"}, "unknown schedule 'linear'.*constant, cosine"),
-        ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop is a share in \[0, 1\], got -0.1"),
-        ({"max_accuracy_drop": 1.5}, r"max_accuracy_drop is a share in \[0, 1\], got 1.5"),
+        ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop must be in \[0, 1\], got -0.1"),
+        ({"max_accuracy_drop": 1.5}, r"max_accuracy_drop must be in \[0, 1\], got 1.5"),
         ({"steps_per_round": 0}, "steps_per_round must be at least 1, got 0"),
         ({"validate_every": 0}, "validate_every must be at least 1, got 0"),
         ({"victims_per_class": 0}, "victims_per_class must be at least 1, got 0"),
@@ -679,6 +679,11 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
         ({"warmup_images_per_class": 0}, "warmup_images_per_class must be at least 1, got 0"),
         ({"warmup_max_images": 0}, "warmup_max_images must be at least 1, got 0"),
         ({"minibatch_size": -1}, "minibatch_size must be at least 1, got -1"),
+        ({"first_steps": 0}, "first_steps must be at least 1, got 0"),
+        ({"max_steps": -1}, "max_steps must be 0 or more, got -1"),
+        ({"warmup_success_bound": 99}, r"warmup_success_bound must be in \(0, 1\], got 99"),
+        ({"max_trigger_share": 25}, r"max_trigger_share must be in \[0, 1\], got 25"),
+        ({"random_share": 30}, r"random_share must be in \[0, 1\], got 30"),
         ({"batch_size": 16}, "batch_size 16 has no room for 16 samples of each of 2 classes"),
         ({"pairs_per_step": 5}, "batch_size 128 has no room for 16 samples of each of 10 classes"),
     ],
@@ -714,7 +719,7 @@ def test_a_run_that_cannot_work_is_refused_before_the_warm_up(
 ):
     monkeypatch.setattr(moth, "_compile", compile_once.__wrapped__)
     rounds = Rounds(stop_after=1)
-    config = dataclasses.replace(CONFIG, warmup_steps=0, **options)
+    config = dataclasses.replace(CONFIG, **options)
     with pytest.raises(InputError, match=message):
         harden(CLASSIFIER, VARIABLES, dataset, config, on_round=rounds, progress=False)
     assert rounds == []

@@ -225,6 +225,10 @@ def test_fewer_than_two_different_classes_are_refused(classes):
         MothConfig(classes=classes)
 
 
+def test_a_list_of_classes_will_do():
+    assert hash(MothConfig(classes=[0, 2])) == hash(MothConfig(classes=(0, np.int64(2))))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -453,7 +453,7 @@ def test_what_cannot_be_scanned_is_a_clear_error(changes, message):
     ("options", "message"),
     [
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
-        ({"pair_share": 1.5}, r"pair_share is a share in \[0, 1\], got 1.5"),
+        ({"pair_share": 1.5}, r"pair_share must be in \[0, 1\], got 1.5"),
         ({"min_ratio": 0.0}, "min_ratio must be above 0"),
         ({"top_k": -1}, "top_k must be 0 or more"),
     ],

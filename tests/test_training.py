@@ -127,6 +127,20 @@ def test_training_learns_the_rows_and_reports_what_it_did():
     assert told[-1][1]["loss"] < told[0][1]["loss"]
 
 
+def test_a_training_of_a_single_step_takes_it():
+    config = TrainingConfig(epochs=1, batch_size=len(DATASET.train), learning_rate=0.5)
+    assert steps_per_epoch(config, len(DATASET.train)) == 1
+    variables = train(CLASSIFIER, zero_variables(), DATASET, config, progress=False)
+    assert np.abs(variables["params"]["kernel"]).max() > 0.01
+
+
+def test_options_out_of_their_range_are_refused():
+    with pytest.raises(InputError, match="learning_rate must be above 0, got -1"):
+        TrainingConfig(learning_rate=-1)
+    with pytest.raises(InputError, match=r"adversary.epsilon must be in \[0, 1\], got 8"):
+        TrainingConfig(adversary=Adversary(epsilon=8))
+
+
 def test_a_training_resumed_from_any_epoch_equals_an_uninterrupted_one():
     states = []
     config = dataclasses.replace(CONFIG, epochs=3)

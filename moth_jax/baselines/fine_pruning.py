@@ -40,11 +40,6 @@ class FinePruningConfig(AddOnConfig):
     max_accuracy_drop: float = 1.0
     max_prune_drop: float = 0.04
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.max_prune_drop <= 1:
-            raise InputError(f"max_prune_drop is a share in [0, 1], got {self.max_prune_drop}")
-
 
 def check_fit(
     classifier: Classifier, variables: Variables, dataset, config: FinePruningConfig

@@ -55,8 +55,6 @@ class NadConfig(AddOnConfig):
         super().__post_init__()
         if not self.betas or min(self.betas) < 0:
             raise InputError(f"betas must be numbers not below 0, got {self.betas}")
-        if self.teacher_epochs <= 0:
-            raise InputError(f"teacher_epochs must be above 0, got {self.teacher_epochs}")
 
 
 def attention(features: Array) -> Array:

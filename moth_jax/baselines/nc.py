@@ -48,7 +48,6 @@ class NcConfig(AddOnConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_counts("num_images", "inversion_steps", "minibatch_size", "patience")
         if not 0 < self.stamp_share <= 1:
             raise InputError(f"stamp_share must be in (0, 1], got {self.stamp_share}")
 

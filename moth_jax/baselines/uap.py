@@ -17,7 +17,6 @@ from moth_jax.baselines.base import (
     draw,
     prepared_images,
 )
-from moth_jax.errors import InputError
 from moth_jax.models import Classifier, Variables
 from moth_jax.sharding import constrain_replicated
 from moth_jax.training import TrainState, make_update
@@ -38,13 +37,6 @@ class UapConfig(AddOnConfig):
     step_size: float = 2 / 255
     ascent_steps: int = 1
     loss_bound: float = 9.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check_counts("ascent_steps")
-        for name in ("epsilon", "step_size", "loss_bound"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 def ascend(

@@ -46,13 +46,6 @@ class UniversalConfig(AddOnConfig):
     stamp_share: float = 0.1
     max_trigger_share: float = 0.25
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.check_counts(
-            *("num_images", "steps_per_round", "first_steps", "next_steps"),
-            *("minibatch_size", "patience"),
-        )
-
 
 @as_method
 def harden(

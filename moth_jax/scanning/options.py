@@ -2,32 +2,8 @@
 
 import dataclasses
 
-import numpy as np
-
-from moth_jax.distance_checks import check_at_least_one
-from moth_jax.errors import InputError
+from moth_jax.option_ranges import RANGES, check_options
 from moth_jax.scanning.result import ANY
-
-_COUNTS = (
-    "num_images",
-    "num_steps",
-    "minibatch_size",
-    "patience",
-    "steps_per_round",
-    "warmup_rounds",
-)
-_NOT_NEGATIVE = (
-    "mask_weight",
-    "top_k",
-    "victims_per_target",
-    "min_pairs",
-    "min_universal",
-    "num_rounds",
-    "num_checked",
-    "arms_per_chunk",
-)
-_POSITIVE = ("max_pair_size", "max_universal_size", "min_ratio")
-_SHARES = ("success_bound", "pair_share", "universal_share", "random_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +60,7 @@ class ScanOptions:
     seed: int = 0
 
     def __post_init__(self):
-        check_at_least_one(**{name: getattr(self, name) for name in _COUNTS})
-        for name in _NOT_NEGATIVE:
-            if not 0 <= getattr(self, name) < np.inf:
-                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < np.inf:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_options(self, RANGES["scan"])
 
     def max_size(self, victim: str) -> float:
         """Return the relative size below which an arm from `victim` is suspect."""
