@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 from benchmark_timing import check_load, with_ratios
-from machine import MALLOC, command, commit, processor
+from machine import MALLOC, origin
 
 # No JAX and no PyTorch here: this process must leave cores and memory to the one it measures.
 
@@ -224,10 +224,7 @@ def measures(budget: Budget, machine: dict) -> dict:
 def provenance(load: float) -> dict:
     packages = ("torch", "jax", "jaxlib", "flax")
     return {
-        "command": command(),
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": processor(),
+        **origin(),
         "cores": len(os.sched_getaffinity(0)),
         "load_at_start": load,
         "python": platform.python_version(),

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
-from machine import MALLOC, command, commit, processor
+from machine import MALLOC, origin, processor
 
 MODELS = flags.DEFINE_list("models", ["resnet18", "mobilenet_v2"], "Classifiers of torchvision.")
 NATIVE = ("resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg13_bn")
@@ -168,9 +168,7 @@ def main(_) -> None:
         found |= ratios(of_model)
         rows += of_model
     result = {
-        "command": command(),
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
+        **origin(),
         "device": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
         "load_at_start": load,
         "versions": {

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin
 
 CLASSES = flags.DEFINE_list("classes", ["10", "43", "200", "1000"], "Numbers of classes.")
 ROUNDS = flags.DEFINE_integer("rounds", 12, "Timed rounds of three steps.", lower_bound=1)
@@ -169,10 +169,8 @@ def main(argv):
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": command(),
-        "commit": commit(),
+        **origin(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processor": processor(),
         "seeds": [SEED.value],
         "rounds": ROUNDS.value,
         "pairs_per_step": PAIRS.value,

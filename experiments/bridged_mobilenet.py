@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin, processor
 
 from moth_jax import MothConfig, data, distance, harden, sharding
 from moth_jax.data import ImageDataset, ImageSplit
@@ -135,9 +135,7 @@ def main(_) -> None:
     arrays = exporting.state_dict(classifier, state.kept)
     module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, strict=True)
     result = {
-        "command": command(),
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
+        **origin(),
         "device": f"{processor()}, {jax.device_count()} devices",
         "seed": 0,
         "epochs": EPOCHS.value,

@@ -10,13 +10,12 @@ direction takes about two minutes for each seed.
 
 import json
 import platform
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags
-from machine import command, commit
+from machine import origin
 from published import against, published_matrix
 
 from moth_jax import data, distance, sharding
@@ -64,10 +63,8 @@ def main(_) -> None:
     in_all = ~np.isnan(three).any(0)
     smallest = np.where(in_all, three.min(0), np.nan)
     result = {
-        "command": command(),
-        "commit": commit(),
+        **origin(),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}, {platform.machine()}",
-        "date": time.strftime("%Y-%m-%d"),
         "one_seed_victims": ONE_SEED.value,
         "three_seed_victims": THREE_SEEDS.value,
         "details": [m.details for m in measured],

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin
 from operations import (
     CONVOLUTIONS,
     count_convolutions,
@@ -187,9 +187,7 @@ def main(_) -> None:
         "at the speed of a copy": moved / speeds["copy_gb_per_second"] / 1e9,
     }
     result = {
-        "command": command(),
-        "commit": commit(),
-        "processor": processor(),
+        **origin(),
         "device": jax.devices()[0].device_kind,
         "unit": "CPU seconds of one core" if jax.default_backend() == "cpu" else "seconds",
         "together": together,

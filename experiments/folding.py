@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin
 
 from moth_jax import sharding
 from moth_jax.models import importing
@@ -91,11 +91,8 @@ def main(_) -> None:
             jax.block_until_ready(call())
             taken[name].append(1e3 * (now() - before) / (STEPS.value * BATCH.value))
     result = {
-        "command": command(),
-        "commit": commit(),
-        "processor": processor(),
+        **origin(),
         "device": jax.devices()[0].device_kind,
-        "date": time.strftime("%Y-%m-%d"),
         "unit": "milliseconds an image gradient",
         "median": {name: statistics.median(values) for name, values in taken.items()},
         "least": {name: min(values) for name, values in taken.items()},

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin, processor
 from published import against, published_matrix
 from scipy.stats import spearmanr
 
@@ -165,10 +165,8 @@ def main(_) -> None:
         for method in CHOSEN.value
     }
     result = {
-        "command": command(),
-        "commit": commit(),
+        **origin(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {processor()}",
-        "date": time.strftime("%Y-%m-%d"),
         "model": NAME.value,
         "directions": [f"{names[a]} -> {names[b]}" for a, b in directions],
         "methods": figures,

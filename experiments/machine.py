@@ -4,12 +4,23 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 # PyTorch gets memory for every activation from malloc. glibc by default returns blocks of this size
 # to the system at once, and each step then faults in all of its pages anew, which can double
 # PyTorch's time. Both sides run with the same setting, so that the kernel is not what is compared.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+
+
+def origin() -> dict:
+    """Return where a result comes from: its command, the code's commit, the day, the processor."""
+    return {
+        "command": command(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+    }
 
 
 def commit() -> str:

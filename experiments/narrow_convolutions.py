@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin
 from operations import CONVOLUTIONS
 
 from moth_jax.models import convolution
@@ -120,11 +120,8 @@ def main(_) -> None:
                 flush=True,
             )
     result = {
-        "command": command(),
-        "commit": commit(),
-        "processor": processor(),
+        **origin(),
         "device": jax.devices()[0].device_kind,
-        "date": time.strftime("%Y-%m-%d"),
         "unit": "microseconds a convolution",
         "batch": batch,
         "rows": rows,

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin
 
 PAIRS = (1, 2, 4)  # of ten classes
 SEEDS = flags.DEFINE_integer("seeds", 2, "Seeds.", lower_bound=1)
@@ -168,10 +168,8 @@ def main(argv):
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": command(),
-        "commit": commit(),
+        **origin(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processor": processor(),
         "seeds": list(range(SEEDS.value)),
         "wall_seconds": time.perf_counter() - started,
         "jax": jax.__version__,

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin
 
 from moth_jax.workdir import read_json, write_json
 
@@ -76,10 +76,7 @@ def main(_) -> None:
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     result = {
-        "command": command(),
-        "commit": commit(),
-        "processor": processor(),
-        "date": time.strftime("%Y-%m-%d"),
+        **origin(),
         "runs": runs,
     }
     write_json(out / "cpu.json", result)

@@ -10,7 +10,6 @@ moment. Some get SIGTERM, and must save and end with exit code 75; most get SIGK
 summary's figures, the record, weights and distances must be those of the first run, bit by bit.
 """
 
-import datetime
 import json
 import os
 import platform
@@ -27,7 +26,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import app, flags
-from machine import command, commit, processor
+from machine import origin, processor
 
 from moth_jax.checkpoints import load_model
 from moth_jax.console import EXIT_PREEMPTED, prepare_console
@@ -233,9 +232,7 @@ def table(kills: list[Kill]) -> str:
 def source() -> dict:
     """Return what the result came from."""
     return {
-        "command": command(),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **origin(),
         "device": f"{processor()}, {len(os.sched_getaffinity(0))} core(s)",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }
