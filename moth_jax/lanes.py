@@ -6,6 +6,7 @@ are empty, the rest move together into half as many. A direction's number is wha
 """
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,8 +24,8 @@ from moth_jax.memory import smaller
 from moth_jax.sharding import (
     constrain_spread,
     fetch,
-    over_directions,
     over_samples,
+    over_seeds,
     replicate,
     spread,
 )
@@ -204,10 +205,8 @@ def _begin_lanes(
         state = begin(*samples, start, init_key, mask_weight=mask_weight, inversion=inversion)
         return state, key
 
-    def over_seeds(*direction) -> tuple[State, Array]:
-        return jax.vmap(lambda seed: one(*direction, seed))(seeds)
-
-    return constrain_spread(over_directions(over_seeds)(images, weights, victims, targets))
+    seeds = jnp.tile(seeds, (len(images), 1))
+    return constrain_spread(over_seeds(one)(images, weights, victims, targets, seeds))
 
 
 @functools.partial(jax.jit, static_argnames=("logits_fn", "minibatch_size", "inversion"))
@@ -226,7 +225,8 @@ def _advance_lanes(
     inversion: Inversion,
 ) -> tuple[State, Array]:
     """Return the states [D, S] `num_steps` of `total` later, and which of them have settled."""
-    logits_fn = over_samples(logits_fn, len(images))
+    num_runs = math.prod(jax.tree.leaves(running)[0].shape[:2])
+    logits_fn = over_samples(logits_fn, num_runs)
 
     def one(images, weights, target, done, running) -> tuple[State, Array]:
         state = advance(
@@ -244,9 +244,4 @@ def _advance_lanes(
         )
         return state, inversion.settled(state)
 
-    def over_seeds(*direction_and_running) -> tuple[State, Array]:
-        *direction, running = direction_and_running
-        return jax.vmap(functools.partial(one, *direction))(running)
-
-    advanced = over_directions(over_seeds)(images, weights, targets, done, running)
-    return constrain_spread(advanced)
+    return constrain_spread(over_seeds(one)(images, weights, targets, done, running))

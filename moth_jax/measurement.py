@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -23,8 +24,8 @@ from moth_jax.sharding import (
     from_my_rows,
     my_rows,
     num_devices,
-    over_directions,
     over_samples,
+    over_seeds,
     replicate,
     spread,
     spread_shapes,
@@ -269,7 +270,8 @@ def _invert_directions(
     inversion: Inversion,
 ) -> InversionResult:
     """Invert D directions with S seeds each: images [D, n, h, w, c] -> result [D, S]."""
-    logits_fn = over_samples(logits_fn, len(images))
+    seeds = jnp.tile(seeds, (len(images), 1))
+    logits_fn = over_samples(logits_fn, seeds.size)
 
     def one(images, weights, victim, target, seed) -> InversionResult:
         start_key, key = jax.random.split(direction_key(seed, victim, target))
@@ -287,10 +289,7 @@ def _invert_directions(
             inversion=inversion,
         )
 
-    def over_seeds(*direction) -> InversionResult:
-        return jax.vmap(lambda seed: one(*direction, seed))(seeds)
-
-    return over_directions(over_seeds)(images, weights, victims, targets)
+    return over_seeds(one)(images, weights, victims, targets, seeds)
 
 
 def assemble(
