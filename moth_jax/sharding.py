@@ -281,8 +281,8 @@ def over_directions(function: Callable) -> Callable:
 def over_seeds(function: Callable) -> Callable:
     """Inside `jit`: return `function` (*direction, run) over D directions, each with S runs.
 
-    Takes the directions' arrays [D, ...] and the runs' [D, S, ...]; the results are [D, S, ...]. They
-    are all in one `over_directions`: a vmap within a vmap takes twice as long to trace.
+    Takes the directions' arrays [D, ...] and the runs' [D, S, ...]; the results are [D, S, ...].
+    All are in one `over_directions`: a vmap within a vmap takes twice as long to trace.
     """
 
     def mapped(*arguments):

@@ -183,7 +183,10 @@ def test_a_pass_over_the_data_has_every_image_once_and_the_next_one_another_orde
         (lambda: nad.NadConfig(betas=()), "betas must be numbers"),
         (lambda: nad.NadConfig(teacher_epochs=0), "teacher_epochs must be above 0"),
         (lambda: universal.UniversalConfig(num_images=0), "num_images must be at least 1"),
-        (lambda: fine_pruning.FinePruningConfig(max_prune_drop=2.0), r"max_prune_drop must be in \[0, 1\]"),
+        (
+            lambda: fine_pruning.FinePruningConfig(max_prune_drop=2.0),
+            r"max_prune_drop must be in \[0, 1\]",
+        ),
         (
             lambda: adversarial.AdversarialConfig(adversary=NO_ADVERSARY),
             "needs adversary.epsilon above 0",
