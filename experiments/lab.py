@@ -43,7 +43,7 @@ GTSRB_DIR = flags.DEFINE_string("gtsrb_dir", "~/gtsrb", "Folder of the traffic s
 PROBLEMS = flags.DEFINE_list("problems", [], "Only these of the script's models.")
 SEEDS = flags.DEFINE_integer("seeds", 0, "How many seeds; 0 for those of the scale.")
 
-_PARTS_OF_TABLES = ("problems", "methods", "triggers", "backdoors")  # flags
+_PARTS_OF_TABLES = ("problems", "methods", "triggers", "backdoors", "variants")  # flags
 
 # Parts of a configuration: the options of each method, and what changes no cell.
 _NODES = {node_of(method) for method in METHODS}

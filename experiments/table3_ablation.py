@@ -10,7 +10,7 @@ until they have grown by a given share: half of what MOTH reaches in the end.
 import itertools
 
 import numpy as np
-from absl import app
+from absl import app, flags
 from comparison import hardened_by, natural
 from lab import (
     Model,
@@ -26,6 +26,8 @@ from lab import (
 )
 from tables import ACCURACY, CPU_SECONDS, DISTANCE, FAILURES, INCREASE, SECONDS, Column, Row, write
 
+from moth_jax.errors import require_choice
+
 VARIANTS = {
     "MOTH": {},
     "w/o symmetric": {"symmetric": False},
@@ -33,6 +35,7 @@ VARIANTS = {
     "w/o approx. warm-up": {"approximate_warmup": False},
     "w/o scheduler": {"scheduler": "uniform"},
 }
+CHOSEN = flags.DEFINE_list("variants", list(VARIANTS), "Only these, and MOTH itself.")
 UNTIL = Column("until", "CPU seconds to half of MOTH's increase", "{:.0f}")
 
 
@@ -49,6 +52,13 @@ PUBLISHED = {
     "w/o approx. warm-up": _published(90.44, 52.00, 105.28, 99.53),
     "w/o scheduler": _published(88.78, 120.47, 111.09, 112.84),
 }
+
+
+def variants() -> list[str]:
+    """Return MOTH, by which the others are measured, and those that are chosen."""
+    for variant in CHOSEN.value:
+        require_choice("variant", variant, VARIANTS)
+    return [name for name, options in VARIANTS.items() if not options or name in CHOSEN.value]
 
 
 def hardened_without(given: Model, variant: str, seed: int) -> Model:
@@ -80,7 +90,7 @@ def seconds_until(points: list[tuple[float, float]], wanted: float) -> float | N
 def main(argv) -> None:
     del argv
     start()
-    rows = []
+    rows, chosen = [], variants()
     for problem in first_problems():
         published = PUBLISHED if problem == "cifar10-resnet20" else {}
         given = natural(problem)
@@ -92,7 +102,7 @@ def main(argv) -> None:
         }
         rows.append(Row((problem, "natural"), [figures], published.get("natural", {})))
         wanted = {}
-        for variant in VARIANTS:
+        for variant in chosen:
             seeds = figures_of(given, variant, wanted)
             rows.append(Row((problem, variant), seeds, published.get(variant, {})))
             columns = [ACCURACY, DISTANCE, INCREASE, FAILURES, SECONDS, CPU_SECONDS, UNTIL]

@@ -137,6 +137,7 @@ def test_an_unknown_scale_is_answered_with_the_choices(workdir):
             "unknown problem 'mnist-resnet9'; choose one of: digits-small_cnn",
         ),
         ("table5_removal", "--methods=uap", "unknown method 'uap'; choose one of: fine_pruning"),
+        ("table3_ablation", "--variants=w/o", "unknown variant 'w/o'; choose one of: MOTH"),
         ("table5_removal", "--triggers=blob", "unknown trigger 'blob'; choose one of: patch"),
     ],
 )
