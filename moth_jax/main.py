@@ -105,8 +105,11 @@ def describe(summary: dict, workdir: Path) -> list[str]:
     """Return the result in a few lines."""
 
     def row(name: str, unit: str, before, after, show: str = "{:.2f}") -> str | None:
-        values = [show.format(value) for value in (before, after) if value is not None]
-        return f"{name:16} {' -> '.join(values)} {unit}" if values else None
+        values = [value for value in (before, after) if value is not None]
+        shown = ["none found" if value != value else show.format(value) for value in values]
+        if all(value != value for value in values):  # NaN, the mean of nothing, has no unit
+            unit = ""
+        return f"{name:16} {' -> '.join(shown)} {unit}".rstrip() if values else None
 
     def of_part(part: str) -> list[float | None]:
         return [_percent(summary.get(f"accuracy_{part}_{when}")) for when in _WHEN]
@@ -130,7 +133,7 @@ def describe(summary: dict, workdir: Path) -> list[str]:
             "{}",
         ),
         _chosen(summary),
-        row("increase", "%", None, _percent(summary["increase"]), "{:+.2f}"),
+        _increase(summary["increase"]),
         row("- 95 % interval", "%", None, _interval(summary, "increase_interval", 100), "{}"),
         row("none found in", "directions", before, after, "{}") if before or after else None,
     ]
@@ -150,6 +153,13 @@ def describe(summary: dict, workdir: Path) -> list[str]:
     if (workdir / "report.html").exists():
         lines.append(f"{'report':16} {workdir / 'report.html'}")
     return [line for line in lines if line is not None]
+
+
+def _increase(share: float | None) -> str | None:
+    if share is None:
+        return None
+    shown = "unknown: none found in the same direction before and after"
+    return f"{'increase':16} {shown if share != share else f'{100 * share:+.2f} %'}"
 
 
 def _interval(summary: dict, name: str, unit: float = 1) -> str | None:

@@ -84,7 +84,7 @@ class DistanceMatrix:
         """Return the mean distance in a line: of which directions, and how sure."""
         interval = self.interval()
         sure = "" if interval is None else " (95 % interval {:.1f}-{:.1f})".format(*interval)
-        return f"mean of {self.choice()}: {self.average():.1f}{sure}"
+        return f"mean of {self.choice()}: {_mean(self, 1)}{sure}"
 
     def num_failures(self) -> int:
         """Return in how many measured directions no trigger was found."""
@@ -111,9 +111,10 @@ class DistanceMatrix:
         """Return a few lines that set this matrix (before) against another of the same classes."""
         change = increase_per_direction(self, after)
         both = np.isfinite(change)
+        increase = f"{100 * relative_increase(self, after):+.2f} %" if both.any() else "unknown"
         lines = [
-            f"average distance {self.average():.2f} -> {after.average():.2f}",
-            f"increase {100 * relative_increase(self, after):+.2f} % over {both.sum()} directions",
+            f"average distance {_mean(self)} -> {_mean(after)}",
+            f"increase {increase} over {both.sum()} directions",
             f"no trigger found in {self.num_failures()} -> {after.num_failures()} directions",
         ]
         if both.any():
@@ -175,7 +176,7 @@ class DistanceMatrix:
     def __str__(self) -> str:
         """Return a table (up to 20 classes) and a summary line."""
         summary = (
-            f"average distance {self.average():.2f} over {self.found.sum()} directions, "
+            f"average distance {_mean(self)} over {self.found.sum()} directions, "
             f"no trigger found in {self.num_failures()}"
         )
         if self.num_classes > 20:
@@ -193,6 +194,10 @@ class DistanceMatrix:
             for name, row in zip(self.class_names, self.values, strict=True)
         ]
         return "\n".join([header, *rows, summary])
+
+
+def _mean(matrix: DistanceMatrix, digits: int = 2) -> str:
+    return f"{matrix.average():.{digits}f}" if matrix.found.any() else "none found"
 
 
 def _cell(value: float) -> str:

@@ -103,7 +103,7 @@ def measure_all(
         found = sizes[np.isfinite(sizes)]
         total, count = total + float(found.sum()), count + found.size
         failures += sizes.size - found.size
-        average = total / count if count else float("nan")
+        average = total / count if count else "none found"
         advance(len(sizes), average=average, failures=failures)
 
     for chunk in store.load(directions):

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax import distance
+from moth_jax import distance, measurement
 from moth_jax.chunks import Chunk, ChunkStore
 from moth_jax.inversion import neural_cleanse
+from moth_jax.progress import silent_progress
 from moth_jax.triggers import Trigger
 
 IMAGES = (np.arange(6 * 4 * 4, dtype=np.float32) / 128).reshape(6, 4, 4, 1)
@@ -123,3 +124,24 @@ def test_a_model_in_bfloat16_has_a_digest_too(tmp_path):
     assert len(first) == 1
     assert folders_file(1.0) == first
     assert len(folders_file(2.0)) == 2
+
+
+def measured(store, directions, size, progress):
+    """Measure directions one after another, each of `size`; return the task's end."""
+
+    def measure(directions, _):
+        for direction in directions:
+            ones = np.ones((1, 2))
+            sizes = np.full((1, 1), size)
+            yield Chunk(np.array([direction]), sizes, ones, Trigger(ones, ones), seconds=1.0)
+
+    by = measurement.Measurer(measure, lambda directions, size: 0)
+    with progress.task("distances", total=len(directions), unit="directions") as task:
+        measurement.measure_all(directions, 1, by, store, task, fit=False)
+    return task
+
+
+@pytest.mark.parametrize(("size", "average"), [(2.0, 2.0), (np.inf, "none found")])
+def test_the_average_of_no_trigger_is_shown_as_none_found(size, average):
+    task = measured(ChunkStore(None, {}, IMAGES), DIRECTIONS, size, silent_progress())
+    assert task.figures == {"average": average, "failures": 0 if size == 2 else 3}

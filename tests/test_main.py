@@ -417,6 +417,7 @@ def test_the_result_is_told_in_a_few_lines(tmp_path):
     ]
 
 
+NAN = float("nan")
 ONLY_BEFORE = {
     "accuracy_after": None,
     "distance_after": None,
@@ -455,3 +456,23 @@ def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(tmp_path, chang
     assert all(any(text in line for line in lines) for text in expected)
     if changes.items() >= ONLY_BEFORE.items():
         assert not any("->" in line or "increase" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"distance_before": NAN, "distance_after": NAN, "increase": NAN},
+            ["class distance   none found -> none found", "increase         unknown: "],
+        ),
+        (
+            {"distance_before": NAN, "increase": NAN},
+            ["class distance   none found -> 109.70 pixels"],
+        ),
+        ({**ONLY_BEFORE, "distance_before": NAN}, ["class distance   none found"]),
+    ],
+)
+def test_distances_of_no_trigger_are_said_to_be_none_found(tmp_path, changes, expected):
+    lines = describe(summary(**changes), tmp_path)
+    assert not any("nan" in line for line in lines)
+    assert all(any(line.startswith(text) for line in lines) for text in expected)

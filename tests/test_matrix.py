@@ -191,7 +191,14 @@ def test_a_comparison_says_averages_increase_failures_and_the_least_increase():
 
 def test_a_comparison_without_a_common_direction_still_says_so():
     nothing = make(np.where(np.eye(3, dtype=bool), NAN, INF))
-    assert "over 0 directions" in nothing.compare(full())
+    assert "increase unknown over 0 directions" in nothing.compare(full())
+
+
+def test_the_mean_of_no_trigger_is_said_to_be_none_found():
+    nothing = make(np.where(np.eye(3, dtype=bool), NAN, INF))
+    assert nothing.summary() == "mean of all 6 directions: none found"
+    assert "average distance none found -> 25.00" in nothing.compare(full())
+    assert "average distance none found over 0 directions" in str(nothing)
 
 
 # Print.
