@@ -63,11 +63,15 @@ class DistanceMatrix:
         """Return the 95 % confidence interval of the mean of all directions; None if not a sample.
 
         It is the interval of chance in which directions were drawn, not of the inversions.
+
+        Note: Student's t knows nothing of sizes, and of few directions reaches below 0, where no
+        distance is: there the interval is cut.
         """
         chosen = self.details.get("selection", {})
         if chosen.get("kind") != "sample":
             return None
-        return mean_interval(self.values[self.found], self.num_measured(), chosen["of"])
+        ends = mean_interval(self.values[self.found], self.num_measured(), chosen["of"])
+        return _cut_below(0.0, ends)
 
     @property
     def is_whole(self) -> bool:
@@ -237,12 +241,20 @@ def relative_increase(before: DistanceMatrix, after: DistanceMatrix) -> float:
 
 
 def increase_interval(before: DistanceMatrix, after: DistanceMatrix) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of the increase; None if it is not of a sample."""
+    """Return the 95 % confidence interval of the increase; None if it is not of a sample.
+
+    Note: it is cut at -1, as no distance falls by more than all of it.
+    """
     chosen = before.details.get("selection", {})
     if chosen.get("kind") != "sample":
         return None
     change = increase_per_direction(before, after)
-    return mean_interval(change[np.isfinite(change)], before.num_measured(), chosen["of"])
+    ends = mean_interval(change[np.isfinite(change)], before.num_measured(), chosen["of"])
+    return _cut_below(-1.0, ends)
+
+
+def _cut_below(least: float, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if ends is None else (max(least, ends[0]), ends[1])
 
 
 # What zipfile, zlib and NumPy raise for files that are no npz, damaged, or of pickled objects.

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from moth_jax import matrix as matrix_module
 from moth_jax.direction_choice import mean_interval
 from moth_jax.errors import InputError
-from moth_jax.matrix import DistanceMatrix, increase_per_direction, load_npz, relative_increase
+from moth_jax.matrix import (
+    DistanceMatrix,
+    increase_interval,
+    increase_per_direction,
+    load_npz,
+    relative_increase,
+)
 from moth_jax.triggers import Trigger
 
 NAN, INF = np.nan, np.inf
@@ -128,6 +134,17 @@ def test_the_interval_holds_the_mean_of_all_as_often_as_it_says():
     intervals = [mean_interval(draw, 100, 380) for draw in draws]
     held = np.mean([low <= population.mean() <= high for low, high in intervals])
     assert held == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_interval_of_a_distance_is_cut_at_0_and_that_of_an_increase_at_minus_1():
+    details = {"selection": {"kind": "sample", "of": 90}}
+    before = make([[NAN, 10], [600, NAN]], ("a", "b"), details=details)
+    low, high = before.interval()
+    assert (low, high > 600) == (0.0, True)
+    after = make([[NAN, 20], [0.1, NAN]], ("a", "b"), details=details)
+    low, high = increase_interval(before, after)
+    assert (low, high > 1) == (-1.0, True)
+    assert make([[NAN, 10], [11, NAN]], ("a", "b"), details=details).interval()[0] > 4
 
 
 # Before and after.
