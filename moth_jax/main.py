@@ -9,6 +9,7 @@ where an earlier one was interrupted. On SIGTERM or SIGUSR1 it saves and ends wi
 import difflib
 import re
 import textwrap
+import traceback
 from pathlib import Path
 
 from absl import app, flags
@@ -182,22 +183,72 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a fault is one line that lists the choices, not a traceback."""
     try:
         rest = flags.FLAGS(argv)
-    except (AttributeError, LookupError) as error:
-        fail(_unknown_field(argv, error))
-    except (flags.Error, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
-        # Where the configuration file is at fault the last line is what happened.
-        lines = str(error).strip().splitlines()
-        in_file = "Error whilst parsing config file" in lines[0]
-        fail(f"cannot use --config: {lines[-1]}" if in_file else lines[0])
-    except OSError:
-        fail(_no_such_file(argv))
+    except Exception as error:  # a configuration file can raise anything
+        fail(_fault_of_flags(argv, error))
     if not flags.FLAGS["config"].present or not _WORKDIR.value:
         fail("--config=FILE and --workdir=DIR are required; see --help")
     if isinstance(_CONFIG.value, ConfigDict):
         if len(rest) > 1:
             fail(f"unexpected arguments: {' '.join(rest[1:])}; options are --NAME=VALUE")
         return rest
-    fail(_no_such_file(argv))
+    # Where the file could not be read, the flag holds an object with the error.
+    unread = vars(_CONFIG.value).get("_error") if hasattr(_CONFIG.value, "__dict__") else None
+    fail(_fault_in_file(argv, unread) or _no_such_file(argv))
+
+
+def _fault_of_flags(argv: list[str], error: Exception) -> str:
+    """Say what is wrong with the command line, or with the configuration file that it names."""
+    fault = _fault_in_file(argv, error)
+    if fault is not None:
+        return fault
+    if isinstance(error, OSError) or "no attribute 'get_config'" in str(error):
+        return _no_such_file(argv)
+    if isinstance(error, (AttributeError, LookupError)):
+        return _unknown_field(argv, error)
+    if isinstance(error, (flags.Error, TypeError, ValueError)):
+        return str(error).strip().splitlines()[0]
+    return f"cannot use --config: {_config_path(argv)}: {type(error).__name__}: {error}"
+
+
+def _fault_in_file(argv: list[str], error: BaseException | None) -> str | None:
+    """Return what the configuration file raised, if that is behind `error`."""
+    given = _config_path(argv)
+    path = Path(given.partition(":")[0]).absolute()  # the rest is the argument of get_config
+    while error is not None:
+        if isinstance(error, SyntaxError) and _is_path(error.filename, path):
+            return f"cannot use --config: {given}, line {error.lineno}: {error.msg}"
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if _is_path(frame.filename, path)]
+        if lines:
+            return _in_words(error, given, lines[-1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_path(name: str | None, path: Path) -> bool:
+    return name is not None and Path(name).absolute() == path
+
+
+# What a ConfigDict says of a field that it does not have, set or read.
+_NO_FIELD = re.compile(r'Key "(\w+)" does not exist|^\W*(\w+)\W*(?:$|nDid you mean)')
+
+
+def _in_words(error: BaseException, path: str, line: int) -> str:
+    """Say what was raised in a line of the configuration file."""
+    unknown = _NO_FIELD.search(str(error)) if isinstance(error, AttributeError) else None
+    if unknown is not None:
+        return _unknown_in_file(unknown[1] or unknown[2], path, line)
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return f"cannot use --config: {path}: {kind}{error} (line {line})"
+
+
+def _unknown_in_file(name: str, path: str, line: int) -> str:
+    from moth_jax.configuration import default_config, field_names
+
+    parts = {part for field in field_names(default_config(), "") for part in field.split(".")[1:]}
+    close = difflib.get_close_matches(name, parts, n=1, cutoff=0.8)
+    advice = f"did you mean {close[0]}?" if close else _choices(name, sorted(parts))
+    return f"unknown field {name} in {path}, line {line}; {advice}"
 
 
 def _no_such_file(argv: list[str]) -> str:
@@ -208,27 +259,40 @@ def _no_such_file(argv: list[str]) -> str:
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
-    """Say which field does not exist, in the file or on the command line, and which there are."""
-    from moth_jax.configuration import default_config, field_names
+    """Say which field of the command line does not exist, and which there are in its place."""
+    from moth_jax.configuration import field_names
 
-    in_file = re.search(r'Key "(\w+)" does not exist', str(error))
-    if in_file is not None:
-        fields = {name.rpartition(".")[2] for name in field_names(default_config())}
-        return f"unknown field {in_file[1]} in --config; {_choices(in_file[1], sorted(fields))}"
     given = [match[1] for a in argv if (match := re.match(r"--?(config\.[^=]+)", a))]
     path = _config_path(argv)
     if not (given and path):
         return f"cannot use --config: {str(error).splitlines()[0]}"
-    fields = field_names(flags.FLAGS["config"].parser.parse(path))
+    config = flags.FLAGS["config"].parser.parse(path)
+    if not isinstance(config, ConfigDict):
+        return _no_such_file(argv)
+    fields = field_names(config)
     wrong = next((name for name in given if name not in fields), given[0])
-    parent = wrong.rpartition(".")[0]
-    siblings = [name for name in fields if name.rpartition(".")[0] == parent]
-    return f"unknown field {wrong}; {_choices(wrong, siblings or fields)}"
+    section, field = wrong.rpartition(".")[::2]
+    if section in fields:  # config.harden.epochs.x
+        section = section.rpartition(".")[0]
+    siblings = [name for name in fields if name.rpartition(".")[0] == section]
+    if siblings:
+        return f"unknown field {wrong}; {_choices(wrong, siblings)}"
+    sections = {name.rpartition(".")[0] for name in fields} - {"config"}
+    close = difflib.get_close_matches(section, sections, n=1, cutoff=0.8)
+    meant = [name for section in close for name in (f"{section}.{field}", section)]
+    meant = next((name for name in meant if name in {*fields, *sections}), None)
+    hint = f"did you mean {meant}? " if meant else ""
+    largest = sorted(name for name in sections if name.count(".") == 1)
+    return f"unknown field {wrong}; {hint}the sections are: {', '.join(largest)}"
 
 
 def _config_path(argv: list[str]) -> str:
-    """Return what stands after --config= on the command line, as it may not have been parsed."""
-    return next((a.partition("=")[2] for a in argv if re.match(r"--?config=", a)), "")
+    """Return what --config is on the command line, as it may not have been parsed."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        given = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        if given is not None:
+            return following if given[1] is None else given[1]
+    return ""
 
 
 def _choices(wrong: str, fields: list[str]) -> str:

@@ -101,7 +101,11 @@ def test_any_other_fault_of_a_device_keeps_its_traceback(monkeypatch):
             "hardn.epochs=3",
             ["unknown field config.hardn.epochs;", "did you mean config.harden.epochs?"],
         ),
-        ("harden.epochs.x=3", ["unknown field config.harden.epochs.x;"]),
+        ("hardn.epochs=3", ["the sections are: config.adversarial, config.backdoor, "]),
+        ("hardn.epoch=3", ["did you mean config.harden?"]),
+        ("hradening.epochs=3", ["the sections are: "]),
+        ("harden.adversry.epsilon=3", ["mean config.harden.adversary.epsilon?", "sections are: "]),
+        ("harden.epochs.x=3", ["unknown field config.harden.epochs.x;", "are: config.harden.a"]),
         ("data.dir=here", ["unknown field config.data.dir;", "config.data.validation_fraction"]),
         (
             "distance.seeds[0]=3",
@@ -131,6 +135,12 @@ def test_a_mistaken_field_is_one_line_with_what_there_is(command, tmp_path, argu
     arguments = (*FLAGS, f"--workdir={workdir}", f"--config.{argument}")
     assert_one_line(command(*arguments), *fragments)
     assert not workdir.exists()
+
+
+def test_a_mistaken_section_does_not_print_every_field(command):
+    answer = command(*FLAGS, "--workdir=run", "--config.hardn.epochs=3")
+    assert_one_line(answer)
+    assert len(answer[2]) < 500
 
 
 def test_the_field_at_fault_is_named_among_right_ones_of_the_data_set(command, tmp_path):
@@ -171,6 +181,11 @@ def test_the_options_of_a_backdoor_are_fields_of_every_configuration(
             ["configuration file 'none.py'"],
         ),
         (["--config=.", "--workdir=run"], ["no configuration file '.'"]),
+        (["--config", "none.py", "--workdir", "run"], ["no configuration file 'none.py'"]),
+        (
+            ["--config", DIGITS, "--workdir=run", "--config.harden.epoch", "3"],
+            ["unknown field config.harden.epoch; did you mean config.harden.epochs? "],
+        ),
         ([f"--config={DIGITS}", "--workdir=run", "more", "words"], ["unexpected", "more words"]),
         ([f"--config={DIGITS}", "--wrokdir=run"], ["'wrokdir'", "Did you mean: workdir"]),
         ([f"--config={DIGITS}", "--workdir=run", "--overwrite=perhaps"], ["--overwrite=perhaps"]),
@@ -192,19 +207,48 @@ HEAD = (
     [
         ("def get_config(:\n", ["config.py, line 1", "syntax"]),
         (HEAD + "    c.harden.epoch = 3\n    return c\n", ["unknown field epoch", "mean epochs?"]),
+        (HEAD + "    c.hardn.epochs = 3\n    return c\n", ["unknown field hardn", "mean harden?"]),
+        (HEAD + "    c.harden.blah = 3\n    return c\n", ["unknown field blah", "epochs, "]),
         (HEAD + "    c.harden.epochs = 'x'\n    return c\n", ["epochs"]),
-        (HEAD + "    return int('x')\n", ["ValueError: invalid literal", "'x'"]),
-        (HEAD + "    return nothing_of_this_name\n", ["nothing_of_this_name"]),
-        ("import nothing_of_this_name\n", ["nothing_of_this_name"]),
+        (
+            HEAD + "    return int('x')\n",
+            ["FILE: ValueError: invalid literal for int() with base 10: 'x' (line 4)"],
+        ),
+        (HEAD + "    1 / 0\n", ["FILE: ZeroDivisionError: division by zero (line 4)"]),
+        (HEAD + "    return {}['x']\n", ["FILE: KeyError: 'x' (line 4)"]),
+        (HEAD + "    open('nothere')\n", ["FILE: FileNotFoundError: ", "'nothere' (line 4)"]),
+        (HEAD + "    return nothing_of_this_name\n", ["FILE: NameError: "]),
+        (
+            "from moth_jax.errors import InputError\nraise InputError('no such class')\n",
+            ["FILE: no such class (line 2)"],
+        ),
+        ("import nothing_of_this_name\n", ["FILE: ModuleNotFoundError: No module named 'nothing_"]),
         ("x = 3\n", ["get_config"]),
         ("def get_config():\n    return 3\n", ["get_config() that returns a ConfigDict"]),
     ],
-    ids=["syntax", "field", "type", "error", "name", "import", "no get_config", "no config"],
+    ids=[
+        "syntax",
+        "field",
+        "section",
+        "unlike any",
+        "type",
+        "value",
+        "division",
+        "key",
+        "file",
+        "name",
+        "ours",
+        "import",
+        "no get_config",
+        "no config",
+    ],
 )
-def test_a_faulty_configuration_file_is_one_line(command, tmp_path, text, fragments):
+@pytest.mark.parametrize("more", [(), ("--config.seed=1",)], ids=["alone", "with a field"])
+def test_a_faulty_configuration_file_is_one_line(command, tmp_path, text, fragments, more):
     path = tmp_path / "config.py"
     path.write_text(text)
-    assert_one_line(command(f"--config={path}", f"--workdir={tmp_path / 'run'}"), *fragments)
+    said = [fragment.replace("FILE", f"cannot use --config: {path}") for fragment in fragments]
+    assert_one_line(command(f"--config={path}", f"--workdir={tmp_path / 'run'}", *more), *said)
 
 
 # Bad input
