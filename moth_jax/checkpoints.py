@@ -33,6 +33,9 @@ from moth_jax.trigger_bank import TriggerBank
 
 _FORMAT = "moth_jax model 1"
 _DISTANCES = "distances.npz"
+# What Orbax writes, beside a folder for each item.
+_DESCRIPTION = "_CHECKPOINT_METADATA"
+_PARTS = (_DESCRIPTION, "commit_success.txt", "orbax.checkpoint", _DISTANCES)
 
 
 class SavedModel(NamedTuple):
@@ -52,12 +55,48 @@ def save_model(
     """Write a model's checkpoint, replacing one that is there once it is whole.
 
     Raises:
-      InputError: it cannot be written, as on a full disk.
+      InputError: `check_replaceable`, or it cannot be written, as on a full disk.
     """
+    by_writer(check_replaceable, Path(path))
     metadata = {"format": _FORMAT, "spec": classifier.spec.to_json()}
     by_writer(_save, Path(path), {"variables": variables}, metadata)
     if distances is not None:
         save_distances(path, distances)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `InputError` if a model's checkpoint at `path` would remove anything but another one.
+
+    Nothing, an empty folder, and a model's checkpoint with nothing else in it may be replaced.
+    """
+    there = standing(path)
+    if not there.exists():
+        return
+    if not there.is_dir():
+        raise InputError(f"{path} is a file, and a checkpoint is a folder; give another path")
+    names = {item.name for item in there.iterdir()}
+    items = _items_of_model(there)
+    if names and items is None:
+        raise InputError(
+            f"{path} is a folder that is no checkpoint of this package; give another path"
+        )
+    others = sorted(names.difference(_PARTS, items or ()))
+    if others:
+        raise InputError(
+            f"{path} is a checkpoint with other things in it ({', '.join(others)}); move them "
+            "away, or give another path"
+        )
+
+
+def _items_of_model(folder: Path) -> set[str] | None:
+    """Return the items in a model's checkpoint, damaged or not; None if it is not one."""
+    try:
+        described = json.loads((folder / _DESCRIPTION).read_text())
+        if described["custom_metadata"]["format"] == _FORMAT:
+            return set(described["item_handlers"])
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return None
 
 
 def save_distances(path: str | Path, distances: DistanceMatrix) -> None:

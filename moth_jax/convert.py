@@ -6,7 +6,7 @@ SOURCE is a file of weights (PyTorch .pt/.pth/.th/.tar, .safetensors, Keras 2 .h
 torch.export (.pt2), a whole torchvision module (with --trust=torchvision), or a checkpoint folder.
 DEST is, by its name:
 
-    a folder           a checkpoint of this package
+    a folder           a checkpoint of this package; no other folder is ever replaced
     .pt .pth           a state_dict for load_state_dict(strict=True) of the original module
     .safetensors       the same
     .stablehlo         a program for jax.export.deserialize, which needs nothing of this package
@@ -27,6 +27,8 @@ _NOTHING = (None, (), "", "auto", "nothing")  # options that are not given
 def convert(source: Path, dest: Path, **options) -> str:
     """Convert one classifier; return what was written, in a line.
 
+    A file at `dest` is replaced; a folder only if it is a checkpoint of this package.
+
     Args:
       source, dest: as in the module's text.
       **options: `models.sources.load_source`.
@@ -38,6 +40,7 @@ def convert(source: Path, dest: Path, **options) -> str:
     from moth_jax.models.sources import load_source, with_classes
 
     write = _writer(dest)
+    _check_dest(source, dest)
     if source.is_dir():
         num_classes = options.pop("num_classes", None)
         surplus = [name for name, value in options.items() if value not in _NOTHING]
@@ -85,6 +88,23 @@ def _writer(dest: Path) -> Callable:
             f"{', '.join(suffix for suffix in writers if suffix)}"
         )
     return writers[dest.suffix]
+
+
+def _check_dest(source: Path, dest: Path) -> None:
+    """Raise `InputError` where writing `dest` would remove the source or what is not ours."""
+    from moth_jax import checkpoints
+
+    there = standing(dest)
+    if there.exists() and source.exists():
+        source = source.resolve()
+        if there.samefile(source):
+            raise InputError(f"{dest} is SOURCE itself; give another DEST")
+        if any(there.samefile(folder) for folder in source.parents):
+            raise InputError(f"{dest} is a folder that SOURCE is in; give another DEST")
+    if not dest.suffix:
+        checkpoints.check_replaceable(dest)
+    elif there.is_dir():
+        raise InputError(f"{dest} is a folder, and {dest.suffix} a file; give another DEST")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -143,7 +163,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="H,W,C",
         help="such as 224,224,3",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DEST if it is there")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace DEST: a file, an empty folder, or a checkpoint of this package",
+    )
     return parser
 
 
@@ -173,7 +197,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if not source.exists():
             raise InputError(f"there is no {source}")
-        if dest.exists() and not overwrite:
+        _check_dest(source, dest)
+        if standing(dest).exists() and not overwrite:
             raise InputError(f"{dest} exists; give another DEST, or --overwrite to replace it")
         print(convert(source, dest, **options))
     except InputError as error:

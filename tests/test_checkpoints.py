@@ -272,6 +272,44 @@ def test_a_model_that_cannot_be_replaced_stays(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
+def folder_of_a_run(path):
+    path.mkdir()
+    save_model(path / "original", *small_cnn())
+
+
+def checkpoint_with_notes(path):
+    save_model(path, *small_cnn())
+    (path / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("weights"), "is a file"),
+        (folder_of_something_else, "is a folder that is no checkpoint of this package"),
+        (folder_of_a_run, "is a folder that is no checkpoint of this package"),
+        (checkpoint_of_a_run, "is a folder that is no checkpoint of this package"),
+        (checkpoint_with_notes, r"is a checkpoint with other things in it \(notes\.txt\)"),
+    ],
+    ids=["a file", "something else", "a run", "of a run", "with notes"],
+)
+def test_a_model_never_replaces_what_is_no_model(tmp_path, make, message):
+    make(tmp_path / "m")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=f"^{tmp_path}/m {message}.*give another path$"):
+        save_model(tmp_path / "m", *small_cnn())
+    assert contents(tmp_path) == before
+
+
+def test_a_model_replaces_an_empty_folder_and_a_damaged_model(tmp_path):
+    classifier, variables = small_cnn()
+    empty_folder(tmp_path / "m")
+    save_model(tmp_path / "m", classifier, variables, distances())
+    shutil.rmtree(tmp_path / "m" / "state")
+    save_model(tmp_path / "m", classifier, variables)
+    assert_same_arrays(load_model(tmp_path / "m").variables, variables)
+
+
 # States of a run
 
 

@@ -1,17 +1,21 @@
 """python -m moth_jax.convert: in, out, and what it refuses."""
 
 import copy
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from builders import OPTIONS, module_of, torch, write_builder
+from runs import contents
 
 from moth_jax import checkpoints
-from moth_jax.convert import convert
+from moth_jax.convert import convert, main
 from moth_jax.errors import InputError
 from moth_jax.models import create
 
@@ -180,6 +184,58 @@ def test_the_folder_of_a_run_is_answered_with_the_models_in_it(tmp_path):
 def test_a_kind_of_file_that_is_not_written_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(InputError, match="DEST must be a folder"):
         convert(tmp_path / "nothing.pt", tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The folder of a small model."""
+    classifier, variables = create(
+        "small_cnn", num_classes=3, image_shape=(8, 8, 3), mean=(0.5,) * 3, std=(0.2,) * 3
+    )
+    checkpoints.save_model(tmp_path / "small", classifier, variables)
+    return tmp_path / "small"
+
+
+@pytest.mark.parametrize(
+    ("dest", "says"),
+    [
+        ("home", "is a folder that is no checkpoint of this package"),
+        (".", "is a folder that SOURCE is in"),
+        ("small", "is SOURCE itself"),
+        ("home/notes", "is a file, and a checkpoint is a folder"),
+        ("home/folder.stablehlo", r"is a folder, and \.stablehlo a file"),
+    ],
+)
+def test_only_a_checkpoint_is_replaced_and_never_the_source(
+    model, tmp_path, monkeypatch, capsys, dest, says
+):
+    (tmp_path / "home" / "folder.stablehlo").mkdir(parents=True)
+    (tmp_path / "home" / "notes").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    for overwrite in ([], ["--overwrite"]):
+        with pytest.raises(SystemExit):
+            main(["small", dest, *overwrite])
+        assert re.match(rf"moth_jax: {dest} {says}.*; give another \w+\n$", capsys.readouterr().err)
+        with pytest.raises(InputError, match=f"^{dest} {says}"):
+            convert(Path("small"), Path(dest))
+    assert contents(tmp_path) == before
+
+
+def test_weights_in_a_checkpoint_are_not_replaced_by_their_own(built, model):
+    builder, _, weights = built
+    shutil.move(weights, model / "weights.pt")
+    with pytest.raises(InputError, match="small is a folder that SOURCE is in"):
+        convert(model / "weights.pt", model, builder=builder, **OPTIONS)
+    assert (model / "weights.pt").exists()
+
+
+def test_a_checkpoint_and_a_file_are_replaced_where_that_is_asked_for(model, tmp_path, capsys):
+    for dest in (tmp_path / "again", tmp_path / "served.stablehlo"):
+        for _ in range(2):
+            main([str(model), str(dest), "--overwrite", "--num_classes=3"])
+    assert capsys.readouterr().out.count(": small_cnn, 3 classes") == 4
+    assert checkpoints.load_model(tmp_path / "again").classifier.spec.num_classes == 3
 
 
 # The command line
