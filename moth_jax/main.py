@@ -8,6 +8,7 @@ where an earlier one was interrupted. On SIGTERM or SIGUSR1 it saves and ends wi
 
 import difflib
 import re
+import sys
 import textwrap
 import traceback
 from pathlib import Path
@@ -183,6 +184,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a fault is one line that lists the choices, not a traceback."""
     try:
         rest = flags.FLAGS(argv)
+    except SystemExit:
+        if not any(re.match("--?help", a) for a in argv[1:]):
+            raise
+        sys.exit(0)  # absl ends with 1
     except Exception as error:  # a configuration file can raise anything
         fail(_fault_of_flags(argv, error))
     if not flags.FLAGS["config"].present or not _WORKDIR.value:

@@ -433,6 +433,12 @@ def test_a_fault_is_one_line_of_the_whole_process(tmp_path):
     assert_one_line((ended.returncode, ended.stdout, ended.stderr), "must be in [0, 1]")
 
 
+def test_help_is_no_fault():
+    ended = command_line("--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "--workdir" in ended.stdout
+
+
 # The result in a few lines
 
 
