@@ -28,8 +28,8 @@ _RESERVED = ("phase", "step", "time")
 class MetricWriter:
     """Appends records to `workdir`/metrics.jsonl and to `workdir`/tensorboard.
 
-    Every line is on disk, whole, when `write` returns. A last line torn by a kill is cut off when
-    the writer is opened.
+    Every line is on disk, whole, when `write` returns. A last line torn by a kill, or otherwise
+    broken, is cut off when the writer is opened.
 
     Raises:
       InputError: the folder cannot be written (also from `write`, when the disk is full).
@@ -128,21 +128,34 @@ class NoMetrics:
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Return the records of a metrics.jsonl, oldest first; none if there is no such file.
 
-    Infinite figures are floats again; a figure that was NaN is None. A torn last line is left out.
+    Infinite figures are floats again; a figure that was NaN is None. A last line that is no record
+    is left out: what was written when the process was killed.
 
     Raises:
-      InputError: a line before the last is no JSON object.
+      InputError: a line before the last is no record: a JSON object with a phase and a step.
     """
     path = Path(path)
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"line {number} of {path} is no JSON: {error}") from error
-        records.append(_with_infinities(record))
+    records = list(map(_record, lines))
+    if records and records[-1] is None:
+        del records[-1]
+    if None in records:
+        raise InputError(
+            f"line {records.index(None) + 1} of {path} is no JSON object with a phase and a step; "
+            "remove the line, or the file, which is only the log that curves are drawn from, and "
+            "run the same command again"
+        )
     return records
+
+
+def _record(line: bytes) -> dict | None:
+    """Return the record of a line, None if it is broken."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and {"phase", "step"} <= record.keys()
+    return _with_infinities(record) if is_record else None
 
 
 def strict_json(value):
@@ -205,6 +218,9 @@ def _cut_torn_line(path: Path) -> None:
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
+    last = content.rfind(b"\n", 0, whole - 1) + 1
+    if whole and _record(content[last:whole]) is None:
+        whole = last  # else it would be in the middle once there are more
     if whole < len(content):
         os.truncate(path, whole)
 

@@ -72,19 +72,29 @@ def test_a_line_is_on_disk_when_write_returns_even_if_the_process_is_killed_then
     assert [record["loss"] for record in _lines(tmp_path)] == [1.0]
 
 
-def test_a_torn_last_line_is_ignored_by_the_reader_and_cut_by_the_next_writer(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"phase": "train", "step": 1, "time": 1.0}\n{"phase": "tra')
-    assert [record["step"] for record in read_metrics(path)] == [1]
-    with MetricWriter(tmp_path) as metrics:
-        metrics.write("train", 2)
-    assert [record["step"] for record in _lines(tmp_path)] == [1, 2]
+WHOLE = '{"phase": "train", "step": 1, "time": 1.0}\n'
 
 
-def test_a_damaged_line_in_the_middle_is_reported_with_its_number(tmp_path):
+@pytest.mark.parametrize(
+    "torn",
+    ['{"phase": "tra', '{"phase": "tra\n', "\0\0\0\0\n", "\n", "3\n", "{}\n"],
+    ids=["torn", "broken", "zeros", "empty", "number", "no record"],
+)
+def test_a_broken_last_line_is_ignored_by_the_reader_and_cut_by_the_next_writer(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"phase": "train", "step": 1, "time": 1.0}\n{"ph\n{}\n')
-    with pytest.raises(InputError, match=r"line 2 of .*metrics.jsonl is no JSON"):
+    for whole, known in (("", []), (WHOLE, [1])):
+        path.write_text(whole + torn)
+        assert [record["step"] for record in read_metrics(path)] == known
+        with MetricWriter(tmp_path) as metrics:
+            metrics.write("train", 2)
+        assert [record["step"] for record in _lines(tmp_path)] == [*known, 2]
+
+
+@pytest.mark.parametrize("broken", ['{"ph', "3", "{}"])
+def test_a_damaged_line_in_the_middle_is_reported_with_what_to_do(tmp_path, broken):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{WHOLE}{broken}\n{WHOLE}")
+    with pytest.raises(InputError, match=r"line 2 of .*metrics.jsonl is no JSON .* remove the"):
         read_metrics(path)
 
 
