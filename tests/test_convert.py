@@ -134,6 +134,27 @@ def test_what_does_not_fit_together_is_one_clear_fault(built, tmp_path, options,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            "def build(k): pass",
+            r"^builder {}:build failed: TypeError: build\(\) missing 1 required",
+        ),
+        ("def build():\n    return {}['a']", "^builder {}:build failed: KeyError: 'a'$"),
+        ("def build():\n    exit(3)", "^builder {}:build failed: SystemExit: 3$"),
+        ("1 / 0", "^cannot import {}: ZeroDivisionError: division by zero$"),
+        ("import no_such_package", "^cannot import {}: ModuleNotFoundError: No module named"),
+        ("def build(:", "^cannot import {}: SyntaxError: "),
+    ],
+)
+def test_a_builder_that_fails_is_one_clear_fault(built, tmp_path, source, says):
+    file = tmp_path / "broken.py"
+    file.write_text(source)
+    with pytest.raises(InputError, match=says.format(file)):
+        convert(built[2], tmp_path / "out", builder=f"{file}:build", **OPTIONS)
+
+
 def test_weights_of_another_module_are_named_all_at_once(built, tmp_path):
     builder, module, weights = built
     state = module.state_dict()

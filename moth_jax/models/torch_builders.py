@@ -6,6 +6,7 @@ The weights are checked against the module before they go in, all faults in one 
 import importlib
 import importlib.util
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from moth_jax.models.fitting import Weights, fit, head_size, without_prefix
 # Prefixes of the parts of GoogLeNet and Inception v3 that only their own training uses.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _IMAGENET_CLASSES = 1000
+_FAULTS = (Exception, SystemExit)  # a user's file may do anything when it is run
 _NO_WIDTH = 997  # a number of classes that no other layer has as its width
 
 
@@ -88,7 +90,7 @@ def built_module(builder: str) -> torch.nn.Module:
       builder: "package.module:function" or "path/to/file.py:function"; called without arguments.
 
     Raises:
-      InputError: there is no such function, or it returns no module.
+      InputError: there is no such function, it fails, or it returns no module.
     """
     source, _, name = builder.rpartition(":")
     if not source or not name.isidentifier():
@@ -98,7 +100,10 @@ def built_module(builder: str) -> torch.nn.Module:
     function = getattr(_imported(source), name, None)
     if not callable(function):
         raise InputError(f"{source} has no function {name!r}")
-    module = seeded(function)
+    try:
+        module = seeded(function)
+    except _FAULTS as error:
+        raise InputError(f"builder {builder} failed: {_in_words(error)}") from error
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"{builder} must return a torch.nn.Module, but returns a {type(module).__name__}"
@@ -110,8 +115,8 @@ def _imported(source: str):
     if not source.endswith(".py"):
         try:
             return importlib.import_module(source)
-        except ImportError as error:
-            raise InputError(f"cannot import {source}: {error}") from error
+        except _FAULTS as error:
+            raise InputError(f"cannot import {source}: {_in_words(error)}") from error
     path = Path(source).expanduser()
     if not path.is_file():
         raise InputError(f"there is no Python file {path}")
@@ -119,9 +124,13 @@ def _imported(source: str):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise InputError(f"cannot import {path}: {error}") from error
+    except _FAULTS as error:
+        raise InputError(f"cannot import {path}: {_in_words(error)}") from error
     return module
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
 
 
 def with_weights(
