@@ -1,6 +1,8 @@
 """Files of weights to named NumPy arrays. Nothing is ever unpickled freely."""
 
+import contextlib
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +14,9 @@ from moth_jax.errors import InputError
 
 # Where training scripts keep the weights, beside the optimizer's state and counters.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+_TRUST = " with --trust=torchvision (in a run --config.model.trust=torchvision)"
+# What files of weights ask for.
+_HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collections\.OrderedDict")
 # What a failed download often leaves, by its first bytes.
 _NOT_WEIGHTS = {
     b"<": "an HTML or XML page, not weights; download the file itself",
@@ -112,16 +117,40 @@ def _check_zip(path):
 
 
 def _refused(path, error):
-    wanted = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-    if wanted is None:
+    wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+    name = wanted[1] if wanted else next(_foreign_globals(path), None)
+    if name is None:
         return InputError(
             f"{path} is refused: not a PyTorch file of weights alone, or damaged; get it again, or "
             "save the state_dict of the module with torch.save"
         )
+    module = name.startswith(("torch.nn.", "torchvision."))
     return InputError(
-        f"{path} is refused: it contains more than weights ({wanted[1]}), and reading that can run "
+        f"{path} is refused: it contains more than weights ({name}), and reading that can run "
         "any code; save the state_dict of the module with torch.save instead"
+        + (", or read a whole module of torchvision's classes" + _TRUST if module else "")
     )
+
+
+def _foreign_globals(path):
+    """What a pickle that PyTorch does not follow, such as one of protocol 4, asks for by name."""
+    with contextlib.suppress(ValueError, OSError, zipfile.BadZipFile):  # it is no pickle
+        strings = []
+        for opcode, argument, _ in pickletools.genops(_pickle_in(path)):
+            if isinstance(argument, str):
+                strings.append(argument)
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                name = ".".join(strings[-2:] if opcode.name == "STACK_GLOBAL" else argument.split())
+                if not _HARMLESS.fullmatch(name):
+                    yield name
+
+
+def _pickle_in(path):
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        return archive.read(parts[0]) if parts else b""
 
 
 def _unwrapped(content, path):
