@@ -55,7 +55,8 @@ class Task:
             self._done_here += n
             self._last_n = n
             self._advances = [*self._advances[:1], (self._clock(), self._done_here)]
-        self._on_change(self)
+        if self.completed != self.total:  # else the last line says it
+            self._on_change(self)
 
     def skip(self, n: int, /, **figures) -> None:
         """Like `advance` for work of an earlier run that was only loaded: says nothing of pace."""

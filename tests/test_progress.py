@@ -64,6 +64,19 @@ def test_plain_lines_are_the_first_the_last_and_one_every_ten_seconds(clock):
     ]
 
 
+def test_the_end_of_a_task_is_said_once(clock):
+    progress, stream = _lines_progress(clock)
+    with progress.task("hardening", total=2) as task:
+        for _ in range(2):
+            clock.wait(20)
+            task.advance(1)
+    assert _texts(stream) == [
+        "hardening: 0/2 steps, 0 %",
+        "hardening: 1/2 steps, 50 %, 0:00:20 elapsed, 0:00:20 left",
+        "hardening: 2/2 steps, 100 % in 0:00:40",
+    ]
+
+
 def test_every_plain_line_is_flushed_and_free_of_escape_codes(monkeypatch):
     flushed = []
     stream = io.StringIO()
