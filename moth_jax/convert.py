@@ -8,8 +8,10 @@ DEST is, by its name:
 
     a folder           a checkpoint of this package; no other folder is ever replaced
     .pt .pth           a state_dict for load_state_dict(strict=True) of the original module
-    .safetensors       the same
+    .safetensors       the same; of a Keras model its arrays, such as conv2d_1/kernel
     .stablehlo         a program for jax.export.deserialize, which needs nothing of this package
+
+A small_cnn has no original elsewhere: it becomes a folder or .stablehlo.
 """
 
 import argparse
@@ -68,16 +70,15 @@ def _writer(dest: Path) -> Callable:
     from moth_jax import checkpoints
     from moth_jax.models import exporting
 
-    def weights(write):
-        return lambda path, classifier, variables: write(
-            path, exporting.state_dict(classifier, variables)
-        )
+    def weights(write, state_dict):
+        return lambda path, classifier, variables: write(path, state_dict(classifier, variables))
 
+    torch = weights(exporting.write_torch, exporting.torch_state_dict)
     writers = {
         "": checkpoints.save_model,
-        ".pt": weights(exporting.write_torch),
-        ".pth": weights(exporting.write_torch),
-        ".safetensors": weights(exporting.write_safetensors),
+        ".pt": torch,
+        ".pth": torch,
+        ".safetensors": weights(exporting.write_safetensors, exporting.state_dict),
         ".stablehlo": lambda path, classifier, variables: path.write_bytes(
             exporting.stablehlo(classifier, variables)
         ),

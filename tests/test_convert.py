@@ -18,6 +18,7 @@ from moth_jax import checkpoints
 from moth_jax.convert import convert, main
 from moth_jax.errors import InputError
 from moth_jax.models import create
+from moth_jax.models.sources import load_source
 
 
 @pytest.fixture
@@ -241,6 +242,31 @@ def test_only_a_checkpoint_is_replaced_and_never_the_source(
         with pytest.raises(InputError, match=f"^{dest} {says}"):
             convert(Path("small"), Path(dest))
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["home.pt", "home.pth", "home.safetensors"])
+def test_a_model_without_an_original_elsewhere_becomes_a_program_but_no_weights(
+    model, tmp_path, name
+):
+    says = r"^small_cnn is .* without an original in PyTorch .*; write \.stablehlo"
+    with pytest.raises(InputError, match=says):
+        convert(model, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_model_of_keras_goes_home_as_safetensors_and_not_to_a_pytorch_module(tmp_path):
+    spec = {"num_classes": 3, "image_shape": (32, 32, 3), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    classifier, variables = create("preact_resnet20", **spec)
+    checkpoints.save_model(tmp_path / "keras", classifier, variables)
+    for name in ("home.pt", "home.pth"):
+        with pytest.raises(InputError, match=r"is the Keras .*, without an original in PyTorch"):
+            convert(tmp_path / "keras", tmp_path / name)
+        assert not (tmp_path / name).exists()
+    convert(tmp_path / "keras", tmp_path / "home.safetensors")
+    assert "conv2d_1/kernel" in read(tmp_path / "home.safetensors")
+    _, again = load_source(tmp_path / "home.safetensors")
+    for name, value in variables["params"].items():
+        np.testing.assert_array_equal(again["params"][name], value)
 
 
 def test_weights_in_a_checkpoint_are_not_replaced_by_their_own(built, model):

@@ -8,7 +8,7 @@ import numpy as np
 
 from moth_jax.errors import InputError
 from moth_jax.models.functional import Classifier, Variables
-from moth_jax.models.importing import export_weights
+from moth_jax.models.importing import LAYOUTS, export_weights
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -24,6 +24,22 @@ def state_dict(classifier: Classifier, variables: Variables) -> dict[str, np.nda
         return export_weights(spec, variables)
     arrays = {name: array for kind in variables.values() for name, array in kind.items()}
     return {name: _home(name, arrays[name]) for name in spec.graph.persistent}
+
+
+def torch_state_dict(classifier: Classifier, variables: Variables) -> dict[str, np.ndarray]:
+    """As `state_dict`, for a PyTorch module.
+
+    Raises:
+      InputError: the architecture has no source in PyTorch.
+    """
+    layout = LAYOUTS.get(classifier.spec.arch) if classifier.spec.graph is None else None
+    if layout is not None and layout.framework != "PyTorch":
+        raise InputError(
+            f"{classifier.spec.arch} is the {layout.description}, without an original in PyTorch "
+            "that could take its weights; write .stablehlo, or .safetensors with the names of "
+            f"{layout.framework}"
+        )
+    return state_dict(classifier, variables)
 
 
 def _home(name: str, array) -> np.ndarray:

@@ -49,6 +49,7 @@ class Layout(NamedTuple):
     mean: tuple[float, ...]  # of the images it was trained on, pixels in [0,1]
     std: tuple[float, ...]
     image_shape: tuple[int, int, int] = (32, 32, 3)
+    framework: str = "PyTorch"
 
 
 def _akamaster(depth):
@@ -63,7 +64,10 @@ def _torchvision(name, entries):
 LAYOUTS: dict[str, Layout] = {
     **{f"resnet{depth}": _akamaster(depth) for depth in (20, 32, 44, 56, 110)},
     "preact_resnet20": Layout(
-        "Keras ResNet20 of Gwinhen/MOTH", tuple(keras_preact_resnet(3)), *_CIFAR10
+        "Keras ResNet20 of Gwinhen/MOTH",
+        tuple(keras_preact_resnet(3)),
+        *_CIFAR10,
+        framework="Keras",
     ),
     **{
         f"resnet{depth}": _torchvision(f"ResNet{depth}", torchvision_resnet(depth))
@@ -182,7 +186,11 @@ def export_weights(spec: ModelSpec, variables: Variables) -> Weights:
     >>> weights["conv1.weight"].shape, weights["fc.weight"].shape
     ((64, 3, 8, 8), (4, 512))
     """
-    require_choice("architecture with a weight export", spec.arch, LAYOUTS)
+    if spec.arch not in LAYOUTS:
+        raise InputError(
+            f"{spec.arch} is an architecture of this package alone, without an original in PyTorch "
+            "that could take its weights; write .stablehlo, or a checkpoint folder"
+        )
     entries = LAYOUTS[spec.arch].entries
     mismatch = describe_mismatch(
         {f"{entry.kind} {entry.ours}": () for entry in entries},
