@@ -70,7 +70,7 @@ class ChunkStore:
     def _load(self, directions: Directions) -> list[Chunk]:
         missing, chunks = set(directions), []
         for path in [] if self._folder is None else sorted(self._folder.glob("*.npz")):
-            arrays = load_npz(path)
+            arrays = load_npz(path, advice="remove it, and its directions are measured again")
             stored = list(map(tuple, arrays.get("directions", np.zeros((0, 2))).tolist()))
             if path != self._path(stored):
                 continue  # of another measurement

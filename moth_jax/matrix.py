@@ -156,7 +156,7 @@ class DistanceMatrix:
         Raises:
           InputError: the file is missing, damaged, or not a distance matrix.
         """
-        arrays = load_npz(path)
+        arrays = load_npz(path, advice="remove it, and the command that measured it makes it again")
         missing = {"values", "success_rate", "class_names"} - arrays.keys()
         if missing:
             names = ", ".join(sorted(missing))
@@ -275,8 +275,8 @@ def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read an npz file without unpickling.
+def load_npz(path: str | os.PathLike, *, advice: str = "") -> dict[str, np.ndarray]:
+    """Read an npz file without unpickling; `advice` is what to do if it is damaged.
 
     Raises:
       InputError: the file is missing or damaged, or holds pickled objects.
@@ -291,4 +291,5 @@ def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except _UNREADABLE as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        what_to_do = f"; {advice}" if advice else ""
+        raise InputError(f"cannot read {path}: {error}{what_to_do}") from error

@@ -5,6 +5,7 @@ import pytest
 
 from moth_jax import distance, measurement
 from moth_jax.chunks import Chunk, ChunkStore
+from moth_jax.errors import InputError
 from moth_jax.inversion import neural_cleanse
 from moth_jax.progress import silent_progress
 from moth_jax.triggers import Trigger
@@ -106,6 +107,17 @@ def test_a_direction_that_is_in_two_chunks_is_loaded_once(tmp_path):
 def test_a_chunk_of_another_measurement_is_not_found(tmp_path, settings, inputs):
     ChunkStore(tmp_path, {"num_steps": 3}, IMAGES).save(a_chunk())
     assert ChunkStore(tmp_path, settings, inputs).load([(0, 1), (2, 0)]) == []
+
+
+def test_a_damaged_chunk_is_reported_and_measured_again_once_it_is_removed(tmp_path):
+    store = ChunkStore(tmp_path, {}, IMAGES)
+    store.save(a_chunk())
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"cannot read {path}: .*; remove it, and its directions"):
+        store.load(DIRECTIONS)
+    path.unlink()
+    assert store.load(DIRECTIONS) == []
 
 
 def test_without_a_folder_nothing_is_kept():

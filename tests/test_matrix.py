@@ -354,6 +354,13 @@ def test_a_file_that_is_no_matrix_is_named_in_a_clear_error(tmp_path, write, mes
     assert str(path) in str(raised.value)
 
 
+def test_a_damaged_matrix_is_reported_with_what_to_do(tmp_path):
+    path = tmp_path / "distance.npz"
+    write_truncated(path)
+    with pytest.raises(InputError, match="; remove it, and the command that measured it makes it"):
+        DistanceMatrix.load(path)
+
+
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("small") / "small.npz"
