@@ -94,20 +94,21 @@ def measure_all(
     left = dict.fromkeys(directions)  # an ordered set
     total = count = failures = 0
 
-    def add(chunk: Chunk, advance: Callable[..., None]) -> None:
+    def add(some: list[Chunk], advance: Callable[..., None]) -> None:
         nonlocal total, count, failures
-        chunks.append(chunk)
-        for direction in chunk.directions.tolist():
-            left.pop(tuple(direction), None)
-        sizes = chunk.sizes.min(1)
+        chunks.extend(some)
+        for direction in (tuple(d) for chunk in some for d in chunk.directions.tolist()):
+            left.pop(direction, None)
+        sizes = np.concatenate([chunk.sizes.min(1) for chunk in some])
         found = sizes[np.isfinite(sizes)]
         total, count = total + float(found.sum()), count + found.size
         failures += sizes.size - found.size
         average = total / count if count else "none found"
         advance(len(sizes), average=average, failures=failures)
 
-    for chunk in store.load(directions):
-        add(chunk, task.skip)
+    known = store.load(directions)
+    if known:
+        add(known, task.resume)
 
     def of_what_is_left(size: int) -> int:
         return equal(size, len(left))
@@ -123,7 +124,7 @@ def measure_all(
     def measure_left(size: int) -> None:
         for chunk in by.measure(tuple(left), size):
             store.save(chunk)
-            add(chunk, task.advance)
+            add([chunk], task.advance)
             preemption.stop_here(store.folder)
 
     halving(measure_left, size, advice=_LOWER, rounded=of_what_is_left)

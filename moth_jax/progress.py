@@ -29,6 +29,7 @@ class Task:
         unit: str,
         completed: int,
         on_change: Callable[["Task"], None],
+        say: Callable[[str], None],
         clock: Callable[[], float],
     ):
         self.description = description
@@ -38,6 +39,7 @@ class Task:
         self.figures: dict = {}
         self.failed = False
         self._on_change = on_change
+        self._say = say
         self._clock = clock
         self._start = clock()
         self._done_here = 0
@@ -62,6 +64,14 @@ class Task:
         """Like `advance` for work of an earlier run that was only loaded: says nothing of pace."""
         self.completed += n
         self.advance(0, **figures)
+
+    def resume(self, n: int, /, **figures) -> None:
+        """Like `skip`, and say in a line that `n` units were done before, unless those are all."""
+        self.skip(n, **figures)
+        if n and self.completed != self.total:
+            of_total = "" if self.total is None else f" of {self.total}"
+            done = f"{self.completed}{of_total} {self.unit} done, continuing"
+            self._say(f"{self.description}: {done}")
 
     def elapsed(self) -> float:
         """Seconds since this process began the task."""
@@ -104,6 +114,7 @@ class Progress:
             unit=unit,
             completed=completed,
             on_change=self._display.change,
+            say=self._display.note,
             clock=self._clock,
         )
         self._display.begin(task)

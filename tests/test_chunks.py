@@ -1,3 +1,5 @@
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from moth_jax import distance, measurement
 from moth_jax.chunks import Chunk, ChunkStore
 from moth_jax.errors import InputError
 from moth_jax.inversion import neural_cleanse
-from moth_jax.progress import silent_progress
+from moth_jax.progress import console_progress, silent_progress
 from moth_jax.triggers import Trigger
 
 IMAGES = (np.arange(6 * 4 * 4, dtype=np.float32) / 128).reshape(6, 4, 4, 1)
@@ -157,3 +159,11 @@ def measured(store, directions, size, progress):
 def test_the_average_of_no_trigger_is_shown_as_none_found(size, average):
     task = measured(ChunkStore(None, {}, IMAGES), DIRECTIONS, size, silent_progress())
     assert task.figures == {"average": average, "failures": 0 if size == 2 else 3}
+
+
+def test_a_resumed_measurement_says_what_is_done(tmp_path):
+    store, stream = ChunkStore(tmp_path, {}, IMAGES), io.StringIO()
+    measured(store, DIRECTIONS[:2], 2.0, silent_progress())
+    measured(store, DIRECTIONS, 2.0, console_progress(stream))
+    assert "distances: 2 of 3 directions done, continuing" in stream.getvalue()
+    assert "distances: 3/3 directions, 100 %" in stream.getvalue()

@@ -108,6 +108,23 @@ def test_work_loaded_from_an_earlier_run_says_nothing_about_the_time_left(clock)
         assert task.remaining() == pytest.approx(30)
 
 
+def test_work_that_is_found_done_is_said_in_a_line(clock):
+    progress, stream = _lines_progress(clock)
+    with progress.task("distances", total=90, unit="directions") as task:
+        task.resume(60, average=54.1)
+        clock.wait(9)
+        task.advance(30)
+    with progress.task("distances", total=90, unit="directions") as task:
+        task.resume(90)
+    assert _texts(stream) == [
+        "distances: 0/90 directions, 0 %",
+        "distances: 60 of 90 directions done, continuing",
+        "distances: 90/90 directions, 100 % in 0:00:09 · average 54.1",
+        "distances: 0/90 directions, 0 %",
+        "distances: 90/90 directions, 100 % in 0:00:00",
+    ]
+
+
 def test_the_first_advance_with_its_compilation_is_left_out_once_there_is_a_second(clock):
     progress, _ = _lines_progress(clock)
     with progress.task("hardening", total=10) as task:
