@@ -410,6 +410,15 @@ def test_another_method_than_moth_is_named(tmp_path):
     assert "Hardening (fine_tuning) raised the mean class distance" in page.text
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.0001])
+def test_a_mean_distance_that_did_not_change_is_said_to_be_left(tmp_path, scale):
+    after = _matrix(scale * np.full((4, 4), 4.9))
+    page = _report(tmp_path, before=_matrix(np.full((4, 4), 4.9)), after=after)
+    assert "Hardening left the mean class distance at 4.9, while test accuracy" in page.text
+    page = _report(tmp_path, before=_matrix(np.full((4, 4), 4.8)), after=after)
+    assert "Hardening raised the mean class distance from 4.8 to 4.9, while" in page.text
+
+
 def test_robustness_is_a_figure_at_the_top(tmp_path):
     figures = {"robustness_before": 0.428, "robustness_after": 0.43}
     page = _report(tmp_path, summary={**SUMMARY, **figures})

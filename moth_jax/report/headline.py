@@ -26,13 +26,15 @@ def verdict(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatr
         return f"The mean class distance of this model{of} is {fmt.size(before.average())}{known}."
     start, end = before.average(), after.average()
     verb = "raised" if end > start else "lowered" if end < start else "took"
+    change = f"from {average(before)} to {average(after)}"
+    if average(before) == average(after):
+        verb, change = "left", f"at {average(before)}"
     cost = ""
     if fmt.is_number(accuracy) and fmt.is_number(accuracy_after):
         cost = (
             f", while test accuracy went from {fmt.percent(accuracy)} to "
             f"{fmt.percent(accuracy_after)}"
         )
-    change = f"from {average(before)} to {average(after)}"
     return f"{_hardening(summary)} {verb} the mean class distance{_of(before)} {change}{cost}."
 
 
