@@ -419,6 +419,20 @@ def test_a_mean_distance_that_did_not_change_is_said_to_be_left(tmp_path, scale)
     assert "Hardening raised the mean class distance from 4.8 to 4.9, while" in page.text
 
 
+@pytest.mark.parametrize(
+    ("figures", "count", "columns"),
+    [
+        ({}, 5, 5),
+        ({"training_seconds": 3.0}, 6, 3),
+        ({"training_seconds": 3.0, "attack_success_before": 1.0}, 7, 4),
+    ],
+)
+def test_no_card_stands_alone_in_a_row_at_the_top(tmp_path, figures, count, columns):
+    page = _report(tmp_path, summary={**SUMMARY, **figures})
+    assert sum("tile" in tag.get("class", "").split() for tag in page.attributes("div")) == count
+    assert page.attributes("dl")[0]["style"] == f"--columns: {columns}"
+
+
 def test_robustness_is_a_figure_at_the_top(tmp_path):
     figures = {"robustness_before": 0.428, "robustness_after": 0.43}
     page = _report(tmp_path, summary={**SUMMARY, **figures})

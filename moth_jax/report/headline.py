@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from moth_jax.matrix import DistanceMatrix
 
 
+_MAX_COLUMNS = 5
+
+
 def verdict(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
     """The result in one sentence; "" where nothing is known."""
     if before is None:
@@ -93,7 +96,10 @@ def average(matrix: "DistanceMatrix") -> str:
 
 
 def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
-    """The figures a reader looks for, in HTML; those that are not known are left out."""
+    """The figures a reader looks for, in HTML; those that are not known are left out.
+
+    They are in as few rows as a wide screen allows, and in these as even as can be.
+    """
     hardened = after is not None or fmt.is_number(summary.get("accuracy_after"))
     matrices = [matrix for matrix in (before, after) if matrix is not None]
     averages = [average(matrix) for matrix in matrices] or [fmt.MISSING]
@@ -114,13 +120,16 @@ def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix
         ("Training took", fmt.duration(summary.get("training_seconds")), None),
         _time_tile(summary.get("harden_seconds"), _times(summary.get("distance_seconds"))),
     ]
-    return "\n".join(
+    known = [entry for entry in entries if entry[1] != fmt.MISSING]
+    rows = -(-len(known) // _MAX_COLUMNS) or 1
+    shown = "\n".join(
         f'<div class="tile"><dt>{label}</dt><dd>{value}</dd>'
         + (f'<dd class="note">{note}</dd>' if note else "")
         + "</div>"
-        for label, value, note in entries
-        if value != fmt.MISSING
+        for label, value, note in known
     )
+    columns = -(-len(known) // rows) or 1
+    return f'<dl class="tiles" style="--columns: {columns}">\n{shown}\n</dl>'
 
 
 def _accuracy_tile(
