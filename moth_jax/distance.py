@@ -75,7 +75,7 @@ def distance_matrix(
     minibatch_size: int | None = None,
     mask_weight: float | None = None,
     seeds: Sequence[int] = (0,),
-    inversion: Inversion | None = None,
+    inversion: Inversion | str | None = None,
     directions_per_chunk: int | None = None,
     resume_dir: str | Path | None = None,
     label: str = "class distances",
@@ -99,8 +99,8 @@ def distance_matrix(
         which the method was made for (`inversion.Budget`) if not given.
       seeds: one inversion per seed and direction; the smallest trigger counts. The published
         matrices are the smallest of three.
-      inversion: the method (`inversion.create`); `inversion.trimmed()` if not given. The published
-        one is `inversion.neural_cleanse()`.
+      inversion: the method, or its name (`inversion.create`); `inversion.trimmed()` if not given.
+        The published one is `inversion.neural_cleanse()`.
       directions_per_chunk: how many directions run in one compiled call; as many as are fast and
         fit in memory if not given. Where memory runs out it is halved, with a warning.
       resume_dir: a folder for finished chunks; a measurement that was interrupted and is called
@@ -125,7 +125,7 @@ def distance_matrix(
     >>> matrix.num_failures(), bool(7.1 < matrix.values[0, 1] < 7.5)   # (0.5-0.1) * 16 / (1-0.1)
     (0, True)
     """
-    inversion = create(DEFAULT) if inversion is None else inversion
+    inversion = _method(inversion)
     call = with_variables(logits_fn, variables)
     seen = check_classifier(call, variables, images, labels)
     settings = {
@@ -155,6 +155,10 @@ def distance_matrix(
     if classes != tuple(range(num_classes)):
         details["classes"] = list(classes)
     return assemble(measured, classes, names, details)
+
+
+def _method(inversion: Inversion | str | None) -> Inversion:
+    return inversion if isinstance(inversion, Inversion) else create(inversion or DEFAULT)
 
 
 def _choice(directions: Sequence[tuple[int, int]] | DirectionChoice | None) -> DirectionChoice:
@@ -213,7 +217,7 @@ def class_distance(
     minibatch_size: int | None = None,
     mask_weight: float | None = None,
     seed: int = 0,
-    inversion: Inversion | None = None,
+    inversion: Inversion | str | None = None,
 ) -> InversionResult:
     """Return the smallest verified trigger that sends `images` to `target`.
 
@@ -227,7 +231,7 @@ def class_distance(
     check_images(images)
     call = with_variables(logits_fn, variables)
     num_classes = first_logits(call, variables, images).shape[1]
-    inversion = create(DEFAULT) if inversion is None else inversion
+    inversion = _method(inversion)
     budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")

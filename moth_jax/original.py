@@ -1,13 +1,14 @@
 """The model of a run: imported, trained here, or both."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
 
-from moth_jax import backdoors, checkpoints, configuration, models, training
+from moth_jax import backdoors, checkpoints, configuration, given, models, training
 from moth_jax.data import ImageDataset
 from moth_jax.distributed import from_writer
 from moth_jax.errors import InputError
@@ -19,7 +20,9 @@ from moth_jax.phases import check_hardening
 from moth_jax.progress import Progress
 from moth_jax.replacing import standing
 from moth_jax.selection import chosen_backdoor
-from moth_jax.workdir import write_json
+from moth_jax.workdir import read_json, write_json
+
+_OF_FILES = ("mean", "std", "builder", "trust")  # options of config.model
 
 
 def original_model(
@@ -31,7 +34,9 @@ def original_model(
 ) -> tuple[Classifier, Variables]:
     """Return the model to measure and harden: imported, trained here, or both."""
     folder = workdir / "original"
-    if not from_writer(folder.exists):
+    if from_writer(folder.exists):
+        given.check_unchanged(read_json(workdir / "original.json"), config, dataset)
+    else:
         source = config.model.checkpoint
         classifier, variables = (
             import_model(config, dataset) if source else new_model(config, dataset)
@@ -43,7 +48,10 @@ def original_model(
             variables, seconds = _train(
                 config, images, workdir, classifier, variables, metrics, progress
             )
-        write_json(workdir / "original.json", {"training_seconds": seconds})
+        write_json(
+            workdir / "original.json",
+            {"training_seconds": seconds, **given.describe(config, dataset)},
+        )
         checkpoints.save_model(folder, classifier, variables)
     checkpoints.RunCheckpoints(workdir / "training").clear()
     saved = checkpoints.load_model(folder)
@@ -67,6 +75,12 @@ def import_model(
     path = standing(Path(config.model.checkpoint).expanduser())
     num_classes = dataset.num_classes if config.model.fine_tune else None
     if path.is_dir():
+        surplus = [name for name in _OF_FILES if config.model[name] not in ((), "", "nothing")]
+        if surplus:
+            raise InputError(
+                f"{path} is a checkpoint, which says by itself what it is; leave out "
+                f"{', '.join(f'model.{name}' for name in surplus)}"
+            )
         classifier, variables, _ = checkpoints.load_model(path)
         if num_classes is not None:
             classifier, variables = with_classes(classifier, variables, num_classes, path)
@@ -90,7 +104,35 @@ def import_model(
         )
     if config.model.fine_tune or not spec.class_names:
         spec = dataclasses.replace(spec, class_names=dataset.class_names)
+    else:
+        _check_names(path, spec.class_names, dataset)
     return models.outline(spec)[0], variables
+
+
+def check_model(config: ml_collections.ConfigDict, dataset: ImageDataset) -> None:
+    """Raise `InputError` if there is no model as asked for, or it cannot be hardened as asked."""
+    make = import_model if config.model.checkpoint else new_model
+    check_hardening(config, dataset, *make(config, dataset))
+
+
+def _check_names(path: Path, theirs: tuple[str, ...], dataset: ImageDataset) -> None:
+    """Refuse a model whose classes are those of the data in another order; warn of other names."""
+    ours = dataset.class_names
+    differing = [i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len(set(pair)) > 1]
+    if not differing:
+        return
+    i = differing[0]
+    told = f"output {i} of {path} is {theirs[i]!r}, class {i} of {dataset.name} is {ours[i]!r}"
+    if set(theirs) == set(ours):
+        raise InputError(
+            f"{told}: the same classes in another order; give the data in the model's order, such "
+            "as with data.class_list"
+        )
+    warnings.warn(
+        f"{told}{f', and {len(differing) - 1} more differ' if len(differing) > 1 else ''}; are "
+        "they the same classes in the same order?",
+        stacklevel=2,
+    )
 
 
 def _ways_out(config: ml_collections.ConfigDict, num_classes: int, dataset: ImageDataset) -> str:

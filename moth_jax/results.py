@@ -1,6 +1,7 @@
 """The result of a run: summary.json and report.html, from what the phases left."""
 
 import importlib.metadata
+import warnings
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from moth_jax.sharding import num_devices
 from moth_jax.workdir import read_json
 
 _MAX_STAMPED = 6
+_FEWEST = 30  # test images that tell a guess from knowledge
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -35,9 +37,11 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
     hardening = read_json(workdir / "hardening.json")
     classes, backdoor = chosen_classes(config, dataset), chosen_backdoor(config, dataset)
     models, scan = _models(workdir), load_scan(workdir)
+    origin = read_json(workdir / "original.json")
     summary = {
         "data": dataset.name,
         "model": None,
+        **_given(config, origin),
         "method": config.method if models["after"] else None,
         **_accuracies(dataset, classes, models),
         **load_robustness(workdir),
@@ -61,11 +65,12 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
         "harden_cpu_seconds": hardening.get("cpu_seconds"),
         "harden_steps": hardening.get("steps"),
         "harden_stopped": hardening.get("stopped"),
-        "training_seconds": read_json(workdir / "original.json").get("training_seconds"),
+        "training_seconds": origin.get("training_seconds"),
         "device": f"{num_devices()} x {jax.devices()[0].device_kind}",
         "seeds": {"run": config.seed, "distance": list(config.distance.seeds)},
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+    _warn_of_chance(dataset, summary["accuracy_before"])
     by_writer(write_summary, workdir / "summary.json", summary)
     if summary["model"] is not None and is_writer():
         records = read_metrics(workdir / "metrics.jsonl")
@@ -84,6 +89,29 @@ def summarise(config: ml_collections.ConfigDict, dataset: ImageDataset, workdir:
             stamped=() if backdoor is None else _stamped(dataset, backdoor),
         )
     return summary
+
+
+def _given(config: ml_collections.ConfigDict, origin: dict) -> dict:
+    """Return which file the model is of, if it was given."""
+    if not config.model.checkpoint:
+        return {}
+    digest = origin.get("checkpoint_sha256")
+    return {"checkpoint": config.model.checkpoint, "checkpoint_sha256": digest}
+
+
+def _warn_of_chance(dataset: ImageDataset, accuracy: float | None) -> None:
+    """Warn of a model that guesses: a trigger of one says nothing."""
+    labels = dataset.test.labels
+    if accuracy is None or len(labels) < _FEWEST:
+        return
+    chance = np.bincount(labels).max() / len(labels)
+    if accuracy <= chance + 3 * np.sqrt(chance * (1 - chance) / len(labels)):
+        warnings.warn(
+            f"the model is right on {100 * accuracy:.2f} % of the test images, no more than by "
+            f"guessing ({100 * chance:.2f} %): its distances and a scan's verdict mean little; "
+            "check model.mean and model.std, the range of the pixels and the order of the classes",
+            stacklevel=2,
+        )
 
 
 def _scan_figures(scan: Scan) -> dict:

@@ -23,7 +23,7 @@ from moth_jax import configuration, data, sharding
 from moth_jax.distributed import check_same, from_writer, is_writer
 from moth_jax.errors import InputError
 from moth_jax.metrics import MetricWriter, NoMetrics
-from moth_jax.original import import_model, new_model, original_model
+from moth_jax.original import check_model, import_model, new_model, original_model
 from moth_jax.phases import harden, measure
 from moth_jax.progress import Progress
 from moth_jax.results import summarise
@@ -67,12 +67,29 @@ def run(
         check_scan(config, dataset)
     if phase == "report" and not from_writer((workdir / "original").exists):
         raise InputError(f"there is no run in {workdir} to report on; do another phase first")
+    if overwrite:
+        _check_overwriting(config, dataset, workdir)
     with locked(workdir):
         from_writer(functools.partial(claim, workdir, config, overwrite=overwrite))
         if phase != "report":
             _do(config, dataset, workdir, progress)
         measure_robustness(config, dataset, workdir, progress)
         return summarise(config, dataset, workdir)
+
+
+def _check_overwriting(
+    config: ml_collections.ConfigDict, dataset: data.ImageDataset, workdir: Path
+) -> None:
+    """Raise `InputError` where the run that is there would be removed for nothing."""
+    if config.phase == "report":
+        raise InputError("there is nothing to report on once --overwrite has removed the run")
+    checkpoint = config.model.checkpoint
+    if checkpoint and Path(checkpoint).expanduser().resolve().is_relative_to(workdir.resolve()):
+        raise InputError(
+            f"model.checkpoint {checkpoint} is in {workdir}, which --overwrite would remove; "
+            "choose another --workdir"
+        )
+    check_model(config, dataset)
 
 
 def _check_same_data(dataset: data.ImageDataset) -> None:

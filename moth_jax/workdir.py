@@ -137,4 +137,6 @@ def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+        raise InputError(
+            f"{path} is damaged: {error}; choose another --workdir, or move the file away"
+        ) from error

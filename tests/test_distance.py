@@ -516,6 +516,16 @@ def test_numbers_of_numpy_in_a_budget_can_be_saved(tmp_path):
     np.testing.assert_array_equal(loaded.values, same.values)
 
 
+def test_an_inversion_can_be_named():
+    options = {"num_steps": 5, "directions": [(0, 1)]}
+    named = measure(inversion="neural_cleanse", **options)
+    np.testing.assert_array_equal(
+        named.values, measure(inversion=neural_cleanse(), **options).values
+    )
+    with pytest.raises(InputError, match="unknown inversion 'guess'"):
+        measure(inversion="guess", **options)
+
+
 def test_a_missing_class_is_no_fault_where_it_is_not_a_victim(matrix):
     kept = LABELS != 2
     some = measure(IMAGES[kept], LABELS[kept], directions=[(0, 2), (1, 2)])

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.metadata
 import json
 import shutil
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from runs import FIELDS, contents, do, figures, finished_run, steps, tiny_config
 
-from moth_jax import checkpoints, data, run, selection
+from moth_jax import checkpoints, data, models, run, selection
 from moth_jax.distance import DistanceMatrix, relative_increase
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
@@ -279,6 +280,19 @@ def test_overwriting_removes_the_results_and_nothing_else(copy):
         do(tiny_config(), copy)
 
 
+def test_an_overwriting_that_cannot_be_is_refused_before_anything_is_removed(copy):
+    before = contents(copy)
+    for changes, message in (
+        ({"model__checkpoint": str(copy / "original")}, "which --overwrite would remove"),
+        ({"model__checkpoint": "missing.pth"}, "missing.pth"),
+        ({"model__mean": (0.5, 0.5)}, "mean"),
+        ({"phase": "report"}, "nothing to report on"),
+    ):
+        with pytest.raises(InputError, match=message):
+            do(tiny_config(seed=3, **changes), copy, overwrite=True)
+        assert contents(copy) == before
+
+
 def test_an_overwriting_that_stops_halfway_leaves_no_mixture_of_two_runs(copy, monkeypatch):
     removed = []
 
@@ -401,6 +415,75 @@ def test_a_model_of_this_package_is_taken_as_it_is(workdir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
     assert ours.distances is None  # those of this run are still to be measured
     assert steps(tmp_path) == []
+
+
+def test_a_checkpoint_that_was_replaced_is_not_taken_for_the_model_of_the_run(workdir, tmp_path):
+    given = shutil.copytree(workdir / "original", tmp_path / "given")
+    config = tiny_config(model__checkpoint=str(given), phase="train")
+    first = do(config, tmp_path / "run")
+    assert first["checkpoint"] == str(given)
+    assert len(first["checkpoint_sha256"]) == 64
+    checkpoints.save_distances(given, matrices(workdir)[0])  # the same weights
+    assert do(config, tmp_path / "run")["checkpoint_sha256"] == first["checkpoint_sha256"]
+    shutil.rmtree(given)
+    do(config, tmp_path / "run")  # which has its own copy
+    shutil.copytree(workdir / "hardened", given)
+    with pytest.raises(InputError, match="given is not the model that this run began with"):
+        do(config, tmp_path / "run")
+    do(config, tmp_path / "run", overwrite=True)
+
+
+@pytest.mark.parametrize("changed", ["x_test", "y_train"])
+def test_images_that_were_replaced_are_not_taken_for_those_of_the_run(tmp_path, changed):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 100, (80, 8, 8, 1), np.uint8), np.arange(80) % 4
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    file = tmp_path / "mine.npz"
+    config = tiny_config(distance__victims=(), phase="train", training__batch_size=20)
+    config.data.unlock()
+    config.data = {"name": "npz", "file": str(file)}
+    np.savez(file, **arrays)
+    do(config, tmp_path / "run")
+    np.savez(file, **{**arrays, "x_test": images + 1})  # as another decoder might round
+    do(config, tmp_path / "run")
+    other = {"x_test": 255 - images, "y_train": labels[::-1]}[changed]
+    np.savez(file, **{**arrays, changed: other})
+    with pytest.raises(InputError, match=r"the images of .* are not those of this run"):
+        do(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("field", ["mean", "std", "builder", "trust"])
+def test_a_checkpoint_says_itself_what_it_is(workdir, tmp_path, field):
+    value = {"mean": (0.9,), "std": (0.1,), "builder": "a.py:b", "trust": "torchvision"}[field]
+    options = {"model__checkpoint": str(workdir / "original"), f"model__{field}": value}
+    with pytest.raises(InputError, match=rf"leave out model\.{field}"):
+        do(tiny_config(**options), tmp_path / "run")
+
+
+def with_names(workdir, tmp_path, names):
+    """The model of a run under other names of its classes."""
+    classifier, variables, _ = checkpoints.load_model(workdir / "original")
+    spec = dataclasses.replace(classifier.spec, class_names=tuple(names))
+    checkpoints.save_model(tmp_path / "named", models.outline(spec)[0], variables)
+    return tiny_config(model__checkpoint=str(tmp_path / "named"), phase="train")
+
+
+def test_a_model_with_the_classes_in_another_order_is_refused(workdir, tmp_path):
+    config = with_names(workdir, tmp_path, NAMES[::-1])
+    with pytest.raises(InputError, match=r"output 0 .* is '9', class 0 of digits is '0'.*order"):
+        do(config, tmp_path / "run")
+
+
+def test_a_model_with_other_names_is_taken_with_a_warning(workdir, tmp_path):
+    config = with_names(workdir, tmp_path, ["zero", "one", *NAMES[2:]])
+    with pytest.warns(UserWarning, match=r"output 0 .* is 'zero'.*'0', and 1 more differ"):
+        do(config, tmp_path / "run")
+
+
+def test_a_model_that_guesses_is_warned_of(tmp_path):
+    config = tiny_config(phase="train", training__learning_rate=1e-9, training__epochs=1)
+    with pytest.warns(UserWarning, match="no more than by guessing"):
+        do(config, tmp_path / "run")
 
 
 def test_a_model_of_other_images_is_refused_with_both_shapes(workdir, tmp_path):

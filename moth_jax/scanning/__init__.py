@@ -107,7 +107,10 @@ def scan(
         suspect, options, None if resume_dir is None else Path(resume_dir), as_progress(progress)
     )
     seconds = time.perf_counter() - started
-    return _decide(method, found, options, threshold, seconds, dataclasses.asdict(options))
+    details = dataclasses.asdict(options)
+    if len(classes) < num_classes:
+        details["among"] = [len(classes), num_classes]
+    return _decide(method, found, options, threshold, seconds, details)
 
 
 def scan_distances(

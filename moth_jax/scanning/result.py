@@ -61,7 +61,7 @@ class Scan:
       num_gradients: images whose gradient was taken.
       seconds: wall time.
       reason: why there is no statistic, or no arm; "" if there is one.
-      details: the options.
+      details: the options; `among`, how many classes of how many, where not all were scanned.
     """
 
     method: str
@@ -108,7 +108,10 @@ class Scan:
             cost += f", {self.num_failures()} without a trigger"
         if self.num_gradients:
             cost += f", {self.num_gradients:,} image gradients"
-        return f"{self.verdict()}: {self._evidence()}\n{cost} in {self.seconds:.1f} s"
+        verdict = self.verdict()
+        if "among" in self.details:
+            verdict += " among {} of {} classes".format(*self.details["among"])
+        return f"{verdict}: {self._evidence()}\n{cost} in {self.seconds:.1f} s"
 
     def _evidence(self) -> str:
         parts = []
