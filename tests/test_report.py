@@ -433,6 +433,46 @@ def test_no_card_stands_alone_in_a_row_at_the_top(tmp_path, figures, count, colu
     assert page.attributes("dl")[0]["style"] == f"--columns: {columns}"
 
 
+def test_the_run_is_told_in_words_and_without_what_a_section_shows(tmp_path):
+    rates = {f"c{k}": 1.0 for k in range(4)}
+    recorded = {
+        **SUMMARY,
+        "attack_success_before": 1.0,
+        "attack_success_per_class_before": rates,
+        "backdoor": {"kind": "patch", "target": "c1", "victims": "all"},
+        "scan": {
+            "verdict": "looks poisoned",
+            "method": "pairs",
+            "poisoned": True,
+            "statistic": 10.26,
+            "statistic_name": "anomaly index",
+            "threshold": 2.0,
+        },
+        "robustness": {"epsilon": 0.03, "step_size": 0.001},
+        "distance_interval_before": [4.5, 45.5],
+        "increase_interval": [-0.25, 0.5],
+        "distance_seconds": {"before": 12.3, "after": 100.0},
+        "harden_steps": 120,
+    }
+    page = _report(tmp_path, summary=recorded)
+    _check(page)
+    run = page.text[page.text.index("The run") :]
+    for text in (
+        "accuracy before91.52 %",
+        "attack success before100.00 %",
+        "increase+108.62 %",
+        "increase interval−25.00 % to +50.00 %",
+        "distance interval before4.5 to 45.5",
+        "distance secondsbefore 12.3 s, after 1 min 40 s",
+        "backdoorkind patch, target c1, victims all",
+        "robustnessepsilon 0.03, step size 0.001",
+        "harden steps120",
+    ):
+        assert text in run
+    for absent in ("per class", "scan", "statistic", "True"):
+        assert absent not in run
+
+
 def test_robustness_is_a_figure_at_the_top(tmp_path):
     figures = {"robustness_before": 0.428, "robustness_after": 0.43}
     page = _report(tmp_path, summary={**SUMMARY, **figures})

@@ -2,7 +2,9 @@
 
 import html
 import os
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from string import Template
 from typing import TYPE_CHECKING
@@ -55,7 +57,7 @@ def write_report(
       path: the HTML file.
       title: what was hardened.
       summary: what `write_summary` gets; accuracies and the increase are shares of 1. Every entry
-        is listed at the end; the known ones also at the top.
+        that no section shows is listed at the end; the known ones also at the top.
       before: the distances of the given model; None if they were not measured.
       after: those of the hardened one; None if there is none.
       scan: of the given model; None if there is none.
@@ -226,10 +228,37 @@ def _triggers(before, after, examples, num_smallest: int) -> str:
 
 def _details(summary: dict, before: "DistanceMatrix | None") -> str:
     measured = {} if before is None else strict_json(before.details)
-    entries = {**summary, **{f"distance {k}": v for k, v in measured.items()}}
+    entries = {
+        **{name: value for name, value in summary.items() if not _is_in_a_section(name)},
+        **{f"distance {k}": v for k, v in measured.items() if k not in ("selection", "seconds")},
+    }
     rows = [
         fmt.row(html.escape(key.replace("_", " ")), [html.escape(text)])
         for key, value in entries.items()
-        if (text := fmt.plain(value)) != fmt.MISSING  # a phase that was not asked for
+        if (text := _recorded(key, value)) != fmt.MISSING  # a phase that was not asked for
     ]
-    return fmt.section("The run", fmt.table("Everything recorded", [], rows, css="details"))
+    return fmt.section("The run", fmt.table("What was recorded", [], rows, css="details"))
+
+
+def _is_in_a_section(name: str) -> bool:
+    """Whether a section shows an entry of the summary, in more than one line of text."""
+    return name == "scan" or name.startswith("attack_success_per_class")
+
+
+_SHARES = re.compile("(accuracy|attack_success|robustness)_.*|increase.*")
+
+
+def _recorded(name: str, value) -> str:
+    """An entry of the summary in a line."""
+    if name.endswith("seconds"):
+        show = fmt.duration
+    elif _SHARES.fullmatch(name):
+        show = partial(fmt.percent, digits=2, sign=name.startswith("increase"))
+    else:
+        show = fmt.plain
+    if isinstance(value, Mapping):
+        parts = (f"{key.replace('_', ' ')} {show(part)}" for key, part in value.items())
+        return ", ".join(parts) or fmt.MISSING
+    if "interval" in name and value is not None:
+        return " to ".join(map(show, value))
+    return show(value)
