@@ -170,6 +170,7 @@ def test_the_images_of_a_universal_trigger_come_from_all_other_classes_alike():
 
 def test_the_classes_to_scan_can_be_chosen():
     result = scan_model("universal", classes=(5, 2, 1, 0), class_names=("f", "c", "b", "a"))
+    assert f"{result.verdict()} among 4 of {K} classes: " in result.describe()
     assert [arm.target for arm in result.arms] == ["f", "c", "b", "a"]
     assert found_arms(result) == [("any", "c")]
 
