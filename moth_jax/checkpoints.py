@@ -108,10 +108,11 @@ def load_model(path: str | Path) -> SavedModel:
     """Read what `save_model` wrote.
 
     Raises:
-      InputError: the folder is missing, damaged, or no checkpoint of a model, or its weights are
-        not finite.
+      InputError: the folder is missing, damaged, or no checkpoint of a model (of a run, say), or
+        its weights are not finite.
     """
     folder = from_writer(standing, Path(path))
+    from_writer(_check_folder, folder)
     tree, metadata = from_writer(_load, folder)
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no model checkpoint of this package")
@@ -128,6 +129,18 @@ def load_model(path: str | Path) -> SavedModel:
         )
     distances = stored(DistanceMatrix.load, folder / _DISTANCES)
     return SavedModel(classifier, variables, distances)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `InputError`, without the advice to remove it, for a folder that is someone else's."""
+    if not folder.is_dir() or (folder / _DESCRIPTION).exists():
+        return
+    if any((folder / name).is_dir() for name in ("original", "hardened")):
+        raise InputError(f"{folder} is the folder of a run; give original or hardened in it")
+    raise InputError(
+        f"{folder} is no checkpoint of this package, which holds {_DESCRIPTION}; give another "
+        "folder, or write that one again"
+    )
 
 
 def _complete(variables: Variables) -> Variables:

@@ -23,8 +23,6 @@ from moth_jax.console import EXIT_INTERRUPTED, fail, prepare_console
 from moth_jax.errors import InputError
 from moth_jax.replacing import standing
 
-_NOTHING = (None, (), "", "auto", "nothing")  # options that are not given
-
 
 def convert(source: Path, dest: Path, **options) -> str:
     """Convert one classifier; return what was written, in a line.
@@ -38,26 +36,13 @@ def convert(source: Path, dest: Path, **options) -> str:
     Raises:
       InputError: what is wrong with the source, or that `dest` cannot be written.
     """
-    from moth_jax import checkpoints
-    from moth_jax.models.sources import load_source, with_classes
+    from moth_jax.models.sources import check_alone, load_source
 
     write = _writer(dest)
     _check_dest(source, dest)
     if source.is_dir():
-        num_classes = options.pop("num_classes", None)
-        surplus = [name for name, value in options.items() if value not in _NOTHING]
-        if surplus:
-            raise InputError(
-                f"{source} is a checkpoint, which says by itself what it is; leave out "
-                f"{', '.join(f'--{name}' for name in surplus)}"
-            )
-        if (source / "original").is_dir():
-            raise InputError(f"{source} is the folder of a run; give original or hardened in it")
-        classifier, variables, _ = checkpoints.load_model(source)
-        if num_classes is not None:
-            classifier, variables = with_classes(classifier, variables, num_classes, source)
-    else:
-        classifier, variables = load_source(source, **options)
+        check_alone(source, options, prefix="--")
+    classifier, variables = load_source(source, **options)
     dest.parent.mkdir(parents=True, exist_ok=True)
     write(dest, classifier, variables)
     spec = classifier.spec

@@ -277,6 +277,20 @@ def folder_of_a_run(path):
     save_model(path / "original", *small_cnn())
 
 
+def test_the_folder_of_a_run_is_not_to_be_removed_but_has_models_in_it(tmp_path):
+    folder_of_a_run(tmp_path / "m")
+    says = f"^{tmp_path}/m is the folder of a run; give original or hardened in it$"
+    with pytest.raises(InputError, match=says):
+        load_model(tmp_path / "m")
+
+
+def test_a_folder_of_something_else_is_not_to_be_removed(tmp_path):
+    folder_of_something_else(tmp_path / "m")
+    with pytest.raises(InputError, match="is no checkpoint of this package") as caught:
+        load_model(tmp_path / "m")
+    assert "remove" not in str(caught.value)
+
+
 def checkpoint_with_notes(path):
     save_model(path, *small_cnn())
     (path / "notes.txt").write_text("mine")

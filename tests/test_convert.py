@@ -244,6 +244,38 @@ def test_only_a_checkpoint_is_replaced_and_never_the_source(
     assert contents(tmp_path) == before
 
 
+def test_a_checkpoint_is_a_source_in_python_too(model):
+    expected = checkpoints.load_model(model)
+    classifier, variables = load_source(str(model))
+    assert classifier.spec == expected.classifier.spec
+    np.testing.assert_array_equal(
+        variables["params"]["head.kernel"], expected.variables["params"]["head.kernel"]
+    )
+    with pytest.warns(UserWarning, match="head of 3 classes, small_cnn is to have 7"):
+        assert load_source(model, num_classes=7)[0].spec.num_classes == 7
+    says = r"small is a checkpoint, which says by itself what it is; leave out arch, mean$"
+    with pytest.raises(InputError, match=says):
+        load_source(model, arch="nin", mean=(0.5,) * 3)
+
+
+def test_a_source_that_is_none_is_told_what_it_is(model, tmp_path):
+    (tmp_path / "run").mkdir()
+    model.rename(tmp_path / "run" / "hardened")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    for name, says in {
+        "nothing": "^there is no {}$",
+        "nothing.pt": "^there is no weights file at {}$",
+        "nothing.pt2": "^there is no {}$",
+        "run": "^{} is the folder of a run; give original or hardened in it$",
+        "other": "^{} is no checkpoint of this package",
+        "model.onnx": r"'model\.onnx': the extension must be one of .* \.pt2, .*folder$",
+    }.items():
+        path = tmp_path / name
+        with pytest.raises(InputError, match=says.format(path)):
+            load_source(path)
+
+
 @pytest.mark.parametrize("name", ["home.pt", "home.pth", "home.safetensors"])
 def test_a_model_without_an_original_elsewhere_becomes_a_program_but_no_weights(
     model, tmp_path, name

@@ -1,6 +1,7 @@
 """Whatever a user has, as a classifier: the one place that knows all kinds of sources."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from moth_jax.errors import InputError, require_choice
@@ -8,10 +9,13 @@ from moth_jax.models import MODELS, build, outline
 from moth_jax.models.fitting import fit, named
 from moth_jax.models.functional import Classifier, Variables
 from moth_jax.models.importing import load
-from moth_jax.models.weight_files import check_content, read_weights
+from moth_jax.models.weight_files import READERS, check_content, read_weights
+from moth_jax.replacing import standing
 
 AUTO = "auto"
 TRUST = ("nothing", "torchvision")
+_NOT_GIVEN = (None, (), "", AUTO, TRUST[0])  # values of options
+_PROGRAM = ".pt2"
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SHAPE = (224, 224, 3)
 _TORCHVISION = "torchvision:"
@@ -29,11 +33,11 @@ def load_source(
     std: tuple[float, ...] | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> tuple[Classifier, Variables]:
-    """The classifier in a file.
+    """The classifier in a file, or in a checkpoint folder of this package.
 
     Args:
-      path: weights (PyTorch, safetensors or Keras 2), a program of `torch.export` (.pt2), or a
-        whole PyTorch module.
+      path: weights (PyTorch, safetensors or Keras 2), a program of `torch.export` (.pt2), a whole
+        PyTorch module, or a checkpoint folder, which takes no other option than `num_classes`.
       arch: whose weights these are: "auto" recognises the layouts of `importing.LAYOUTS`; a name of
         `models.MODELS`, or of any other classifier of torchvision ("torchvision:vgg19" where both
         have the name).
@@ -51,11 +55,29 @@ def load_source(
     Raises:
       InputError: what is wrong with the file, or does not fit together.
     """
-    path = Path(path).expanduser()
+    path = standing(Path(path).expanduser())
+    if not path.exists() and path.suffix.lower() not in READERS:
+        raise InputError(f"there is no {path}")
     require_choice("trust", trust, TRUST)
     if num_classes is not None and num_classes < 2:
         raise InputError(f"num_classes must be at least 2, got {num_classes}")
+    if path.is_dir():
+        options = dict(
+            arch=arch,
+            builder=builder,
+            trust=trust,
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            image_shape=image_shape,
+        )
+        return _of_checkpoint(path, num_classes, options)
     is_fixed = head_is_fixed(path, trust)
+    if not is_fixed and path.suffix.lower() not in READERS:
+        raise InputError(
+            f"cannot read a model from {path.name!r}: the extension must be one of "
+            f"{', '.join(sorted([*READERS, _PROGRAM]))}, or it is a checkpoint folder"
+        )
     if arch in (AUTO, *MODELS) and not (is_fixed or builder):
         return load(
             path,
@@ -93,9 +115,39 @@ def load_source(
     return outline(spec)[0], variables
 
 
+def _of_checkpoint(
+    path: Path, num_classes: int | None, options: dict
+) -> tuple[Classifier, Variables]:
+    """The classifier in a checkpoint folder, which takes none of `options`."""
+    from moth_jax import checkpoints  # which imports this package
+
+    check_alone(path, options)
+    classifier, variables, _ = checkpoints.load_model(path)
+    if num_classes is None:
+        return classifier, variables
+    return with_classes(classifier, variables, num_classes, path)
+
+
+def check_alone(path: Path, options: Mapping, prefix: str = "") -> None:
+    """Raise `InputError` if a checkpoint was given options, other than `num_classes`, to read it.
+
+    `prefix` is how the user writes them, as "--".
+    """
+    surplus = [
+        f"{prefix}{name}"
+        for name, value in options.items()
+        if name != "num_classes" and value not in _NOT_GIVEN
+    ]
+    if surplus:
+        raise InputError(
+            f"{path} is a checkpoint, which says by itself what it is; leave out "
+            f"{', '.join(surplus)}"
+        )
+
+
 def head_is_fixed(path: str | Path, trust: str) -> bool:
     """Whether a file is of a whole model, whose head is what it is, and not of weights."""
-    return Path(path).suffix.lower() == ".pt2" or trust == "torchvision"
+    return Path(path).suffix.lower() == _PROGRAM or trust == "torchvision"
 
 
 def with_classes(
@@ -152,7 +204,7 @@ def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int
     check_content(path)
     from moth_jax.models import torch_builders, torch_files
 
-    if path.suffix.lower() == ".pt2":
+    if path.suffix.lower() == _PROGRAM:
         return torch_files.read_program(path)
     if trust == "torchvision":
         return torch_files.read_module(path)

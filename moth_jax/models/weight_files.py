@@ -54,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 def check_content(path: Path) -> None:
     """Raise `InputError` if there is no such file, or what a failed download leaves."""
     if not path.is_file():
-        raise InputError(f"no weights file at {path}")
+        raise InputError(f"there is no weights file at {path}")
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
