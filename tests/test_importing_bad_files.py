@@ -91,7 +91,6 @@ class RunsCode:
         return open, (self.path, "w")
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, protocol):
     torch = pytest.importorskip("torch")
@@ -112,7 +111,7 @@ class RunsCommand:
         return os.system, ("true",)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_pickle_that_runs_a_command_is_refused_by_its_name(tmp_path, protocol, beside):
@@ -124,7 +123,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_its_name(tmp_path, protocol,
     assert "trust" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+@pytest.mark.filterwarnings("error")
 def test_weights_of_a_protocol_that_pytorch_does_not_read_are_not_taken_for_code(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "w.pt", pickle_protocol=4)
