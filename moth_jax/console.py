@@ -1,8 +1,10 @@
 """What the commands say, and keep libraries from saying, on the console."""
 
+import _thread
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -74,8 +76,12 @@ def _keep_libraries_quiet() -> None:
     report = sys.unraisablehook
 
     def report_others(fault) -> None:
+        if fault.exc_type is KeyboardInterrupt:
+            # It hit a callback whose errors Python ignores (JAX has one of the garbage collector):
+            # once more, outside of it.
+            threading.Timer(0.05, _thread.interrupt_main).start()
         # Callbacks of TensorStore that come after a write has failed.
-        if "Event loop is closed" not in str(fault.exc_value):
+        elif "Event loop is closed" not in str(fault.exc_value):
             report(fault)
 
     sys.unraisablehook = report_others
