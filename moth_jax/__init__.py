@@ -12,10 +12,14 @@ III.2), `warmup` and `scheduler` (Section IV-C), `hardening` (Section IV-B), `mo
 poisons one, to see the backdoor removed (Section VI-B).
 """
 
-from moth_jax.distance import DistanceMatrix, class_distance, distance_matrix, relative_increase
-from moth_jax.errors import InputError
-from moth_jax.moth import MothConfig, harden
-from moth_jax.triggers import Trigger, stamp, trigger_size
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moth_jax.distance import DistanceMatrix, class_distance, distance_matrix, relative_increase
+    from moth_jax.errors import InputError
+    from moth_jax.moth import MothConfig, harden
+    from moth_jax.triggers import Trigger, stamp, trigger_size
 
 __version__ = "0.1.0"
 
@@ -31,3 +35,24 @@ __all__ = [
     "stamp",
     "trigger_size",
 ]
+
+# Imported when asked for: the commands must be able to take a signal before JAX is there.
+_MODULES = {
+    "distance": ("DistanceMatrix", "class_distance", "distance_matrix", "relative_increase"),
+    "errors": ("InputError",),
+    "moth": ("MothConfig", "harden"),
+    "triggers": ("Trigger", "stamp", "trigger_size"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"moth_jax.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"moth_jax.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'moth_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_HOMES})

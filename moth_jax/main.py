@@ -307,4 +307,5 @@ def _choices(wrong: str, fields: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    preemption.end_until_watched()
     app.run(main, flags_parser=parse_flags)

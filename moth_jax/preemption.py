@@ -86,6 +86,8 @@ def watch(*, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
     With several processes SIGTERM is left to JAX, which tells the other processes of it.
     """
     global _watch
+    while _until_watched:
+        signal.signal(*_until_watched.popitem())
     taken = [s for s in _SIGNALS if s != signal.SIGTERM or not _on_several_hosts()]
     _watch = _Watch(grace_seconds)
     before = {number: signal.signal(number, lambda *_: None) for number in taken}
@@ -96,6 +98,23 @@ def watch(*, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
             signal.signal(number, handler)
         _watch.close()
         _watch = None
+
+
+def end_until_watched() -> None:
+    """Have the signals end the process, with the same exit code, until `watch` begins.
+
+    Nothing is done yet while modules are imported and the configuration is read, which takes
+    seconds.
+    """
+
+    def end(number: int, frame) -> None:
+        del frame
+        code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+        end_at_once("ended by a signal before it began; the same command begins", code=code)
+
+    for number in (*_SIGNALS, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as of a job in the background
+            _until_watched[number] = signal.signal(number, end)
 
 
 class _Watch:
@@ -162,6 +181,7 @@ class _Watch:
 
 
 _watch: _Watch | None = None
+_until_watched: dict[int, Callable] = {}  # the handlers before `end_until_watched`
 _safe_points = itertools.count()
 
 

@@ -1,8 +1,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -526,3 +528,26 @@ def test_distances_of_no_trigger_are_said_to_be_none_found(tmp_path, changes, ex
     lines = describe(summary(**changes), tmp_path)
     assert not any("nan" in line for line in lines)
     assert all(any(line.startswith(text) for line in lines) for text in expected)
+
+
+SLOW_CONFIG = """
+import pathlib, time
+def get_config():
+    pathlib.Path({marker!r}).touch()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_anything_has_begun_has_its_exit_code_too(tmp_path, number, code):
+    config, marker = tmp_path / "slow.py", tmp_path / "read"
+    config.write_text(SLOW_CONFIG.format(marker=str(marker)))
+    command = [sys.executable, "-m", "moth_jax.main", f"--config={config}", "--workdir=run"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not marker.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == code, said
+    assert said.startswith("moth_jax: ended by a signal before it began")
+    assert len(said.splitlines()) == 1

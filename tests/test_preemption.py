@@ -78,6 +78,20 @@ def test_a_signal_is_seen_at_the_next_safe_point(number, tmp_path, ends):
     assert ends == []
 
 
+def test_until_it_watches_a_signal_ends_the_process_with_the_same_exit_codes(ends):
+    before = signal.getsignal(signal.SIGTERM)
+    preemption.end_until_watched()
+    for number, code in ((signal.SIGTERM, EXIT_PREEMPTED), (signal.SIGINT, EXIT_INTERRUPTED)):
+        with pytest.raises(SystemExit):
+            signal.raise_signal(number)
+        assert ends[-1][0] == code
+    with preemption.watch():
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert until(preemption.requested)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_what_was_done_on_a_signal_before_is_done_again_after_the_watch():
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
