@@ -7,6 +7,7 @@ so there is one list of options and one place that documents each.
 
 import dataclasses
 import typing
+import warnings
 from collections.abc import Sequence
 
 import ml_collections
@@ -225,6 +226,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if config.backdoor.kind:
         require_choice("backdoor", config.backdoor.kind, backdoors.ATTACKS)
+    elif config.backdoor.target or config.backdoor.victims:
+        warnings.warn(
+            "backdoor.target or victims is given, but no backdoor.kind: none is planted",
+            stacklevel=2,
+        )
     require_choice("split", config.distance.split, SPLITS)
     require_choice("scan.method", config.scan.method, SCANNERS)
     require_choice("scan.split", config.scan.split, SPLITS)

@@ -11,7 +11,7 @@ from toys import row_dataset
 from moth_jax import backdoors, data
 from moth_jax import run as run_module
 from moth_jax.backdoors import options
-from moth_jax.configuration import default_config
+from moth_jax.configuration import check, default_config
 from moth_jax.data import ImageSplit
 from moth_jax.errors import InputError
 from moth_jax.main import describe
@@ -208,6 +208,11 @@ def test_an_option_that_is_given_reaches_the_trigger(kind, name, one, other):
     ]
     np.testing.assert_array_equal(stamped[0], stamped[1])
     assert (stamped[0] != stamped[2]).any()
+
+
+def test_a_backdoor_without_a_kind_is_warned_of():
+    with pytest.warns(UserWarning, match="no backdoor.kind: none is planted"):
+        check(tiny_config(backdoor__target="7"))
 
 
 def test_a_field_of_a_backdoor_that_no_attack_has_is_found():
