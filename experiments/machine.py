@@ -35,9 +35,7 @@ def commit() -> str:
 def command() -> str:
     """Return the command that is running; DIR stands for a folder or file of the machine."""
     # Names of rows have slashes, too ("w/o scheduler"), but spaces as well.
-    given = [
-        f"{a.partition('=')[0]}=DIR" if "/" in a and " " not in a else a for a in sys.argv[1:]
-    ]
+    given = [f"{a.partition('=')[0]}=DIR" if "/" in a and " " not in a else a for a in sys.argv[1:]]
     return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *given])
 
 
