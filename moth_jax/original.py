@@ -14,7 +14,7 @@ from moth_jax.distributed import from_writer
 from moth_jax.errors import InputError
 from moth_jax.metrics import MetricWriter
 from moth_jax.models import Classifier, Variables
-from moth_jax.models.sources import check_alone, head_is_fixed, load_source, with_classes
+from moth_jax.models.sources import check_alone, head_is_fixed, load_source
 from moth_jax.pacing import Pacer, Saver
 from moth_jax.phases import check_hardening
 from moth_jax.progress import Progress
@@ -76,9 +76,7 @@ def import_model(
     num_classes = dataset.num_classes if config.model.fine_tune else None
     if path.is_dir():
         check_alone(path, {name: config.model[name] for name in _OF_FILES}, prefix="model.")
-        classifier, variables, _ = checkpoints.load_model(path)
-        if num_classes is not None:
-            classifier, variables = with_classes(classifier, variables, num_classes, path)
+        classifier, variables = load_source(path, num_classes=num_classes)
     else:
         classifier, variables = load_source(
             path,
