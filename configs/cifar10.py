@@ -12,7 +12,7 @@ Published: accuracy 91.52 -> 90.34 %, class distance 53.49 -> 109.70, increase 1
 Hardware: one GPU or TPU; hours on a CPU.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.run.configuration import default_config
 
 
 def get_config():

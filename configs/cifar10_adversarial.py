@@ -12,7 +12,7 @@ increase 32.16 %, hardening 38.71 minutes.
 Hardware: one GPU or TPU; days on a CPU.
 """
 
-from moth_jax.configuration import default_config, set_adversary
+from moth_jax.run.configuration import default_config, set_adversary
 from moth_jax.training import PUBLISHED_ADVERSARIES
 
 

@@ -12,7 +12,7 @@ Table V).
 Hardware: one GPU or TPU; hours on a CPU.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.run.configuration import default_config
 
 
 def get_config():

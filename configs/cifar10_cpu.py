@@ -10,7 +10,7 @@ Hardware: 2 CPU cores. Measured there: accuracy 91.94 -> 91.64 %, class distance
 increase 105 %, hardening 5.7 minutes and 2.5 minutes for either measurement.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.run.configuration import default_config
 
 
 def get_config():

@@ -6,7 +6,7 @@ Needs nothing but Python: the 1,797 images of 8x8 pixels come with scikit-learn.
 Hardware: 2 CPU cores.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.run.configuration import default_config
 
 
 def get_config():

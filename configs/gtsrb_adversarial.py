@@ -12,7 +12,7 @@ Hardware: one GPU or TPU; 1,806 directions take days on a CPU (config.distance.v
 them).
 """
 
-from moth_jax.configuration import default_config, set_adversary
+from moth_jax.run.configuration import default_config, set_adversary
 from moth_jax.training import PUBLISHED_ADVERSARIES
 
 

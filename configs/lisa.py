@@ -7,7 +7,7 @@ LISA_DIR holds train_x.npy, train_y.npy, test_x.npy, test_y.npy (or x_train.npy,
 Hardware: one GPU or TPU; hours on a CPU.
 """
 
-from moth_jax.configuration import default_config, set_adversary
+from moth_jax.run.configuration import default_config, set_adversary
 from moth_jax.training import PUBLISHED_ADVERSARIES
 
 

@@ -7,7 +7,7 @@ images [n, h, w, c] as uint8, or as floats from 0 to data.pixel_max; labels as i
 Hardware: depends on the images; see configs/cifar10.py.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.run.configuration import default_config
 
 
 def get_config():

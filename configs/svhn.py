@@ -8,7 +8,7 @@ Without a checkpoint a ResNet20 is trained first.
 Hardware: one GPU or TPU; hours on a CPU.
 """
 
-from moth_jax.configuration import default_config, set_adversary
+from moth_jax.run.configuration import default_config, set_adversary
 from moth_jax.training import PUBLISHED_ADVERSARIES
 
 

@@ -20,7 +20,7 @@ Published (TrojAI's models, 5 to 25 classes, 224 px): distances +232.39 % on ave
 Hardware: one GPU or TPU with 16 GB.
 """
 
-from moth_jax.configuration import default_config
+from moth_jax.run.configuration import default_config
 
 
 def get_config():

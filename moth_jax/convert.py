@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from moth_jax.console import EXIT_INTERRUPTED, fail, prepare_console
 from moth_jax.errors import InputError
-from moth_jax.replacing import standing
+from moth_jax.run.console import EXIT_INTERRUPTED, fail, prepare_console
+from moth_jax.storage.folders import current_folder
 
 
 def convert(source: Path, dest: Path, **options) -> str:
@@ -36,7 +36,7 @@ def convert(source: Path, dest: Path, **options) -> str:
     Raises:
       InputError: what is wrong with the source, or that `dest` cannot be written.
     """
-    from moth_jax.models.sources import check_alone, load_source
+    from moth_jax.models.loading import check_alone, load_source
 
     write = _writer(dest)
     _check_dest(source, dest)
@@ -52,15 +52,15 @@ def convert(source: Path, dest: Path, **options) -> str:
 
 
 def _writer(dest: Path) -> Callable:
-    from moth_jax import checkpoints
-    from moth_jax.models import exporting
+    from moth_jax.models import checkpoint
+    from moth_jax.models.weights import exporting
 
     def weights(write, state_dict):
         return lambda path, classifier, variables: write(path, state_dict(classifier, variables))
 
     torch = weights(exporting.write_torch, exporting.torch_state_dict)
     writers = {
-        "": checkpoints.save_model,
+        "": checkpoint.save_model,
         ".pt": torch,
         ".pth": torch,
         ".safetensors": weights(exporting.write_safetensors, exporting.state_dict),
@@ -78,9 +78,9 @@ def _writer(dest: Path) -> Callable:
 
 def _check_dest(source: Path, dest: Path) -> None:
     """Raise `InputError` where writing `dest` would remove the source or what is not ours."""
-    from moth_jax import checkpoints
+    from moth_jax.models import checkpoint
 
-    there = standing(dest)
+    there = current_folder(dest)
     if there.exists() and source.exists():
         source = source.resolve()
         if there.samefile(source):
@@ -88,7 +88,7 @@ def _check_dest(source: Path, dest: Path) -> None:
         if any(there.samefile(folder) for folder in source.parents):
             raise InputError(f"{dest} is a folder that SOURCE is in; give another DEST")
     if not dest.suffix:
-        checkpoints.check_replaceable(dest)
+        checkpoint.check_replaceable(dest)
     elif there.is_dir():
         raise InputError(f"{dest} is a folder, and {dest.suffix} a file; give another DEST")
 
@@ -179,12 +179,12 @@ def main(arguments: list[str] | None = None) -> None:
     source, dest = (options.pop(name).expanduser() for name in ("source", "dest"))
     overwrite = options.pop("overwrite")
     prepare_console()
-    source = standing(source)
+    source = current_folder(source)
     try:
         if not source.exists():
             raise InputError(f"there is no {source}")
         _check_dest(source, dest)
-        if standing(dest).exists() and not overwrite:
+        if current_folder(dest).exists() and not overwrite:
             raise InputError(f"{dest} exists; give another DEST, or --overwrite to replace it")
         print(convert(source, dest, **options))
     except InputError as error:

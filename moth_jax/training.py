@@ -15,9 +15,10 @@ from moth_jax.data.sampling import epoch_batches
 from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd
 from moth_jax.models import Classifier, Variables
-from moth_jax.option_ranges import RANGES, check_options
+from moth_jax.models.classifier import complete
+from moth_jax.options import RANGES, check_options
+from moth_jax.parallel.devices import constrain, constrain_replicated, read_batches, replicate
 from moth_jax.progress import Progress, as_progress
-from moth_jax.sharding import constrain, constrain_replicated, read_batches, replicate
 
 BATCH_NORM_MODES = ("update", "frozen")
 
@@ -273,3 +274,20 @@ def perturb(
         step_size=adversary.step_size,
         num_steps=adversary.num_steps,
     )
+
+
+def train_state_arrays(state: TrainState) -> dict:
+    """Return a `TrainState` as a tree of arrays with string keys."""
+    leaves = jax.tree.leaves(state.opt_state)
+    return {
+        "variables": state.variables,
+        "opt_state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)},
+    }
+
+
+def train_state_from_arrays(arrays: dict, tx: optax.GradientTransformation) -> TrainState:
+    """Return the `TrainState` whose arrays these are; `tx` is the optimiser they came from."""
+    variables = complete(arrays["variables"])
+    structure = jax.tree.structure(jax.eval_shape(tx.init, variables["params"]))
+    leaves = [arrays["opt_state"][name] for name in sorted(arrays["opt_state"])]
+    return TrainState(variables, jax.tree.unflatten(structure, leaves))

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import OPTIONS, module_of, torch, write_builder
-from runs import contents
 
-from moth_jax import checkpoints
 from moth_jax.convert import convert, main
 from moth_jax.errors import InputError
-from moth_jax.models import create
-from moth_jax.models.sources import load_source
+from moth_jax.models import checkpoint, create
+from moth_jax.models.loading import load_source
+from tests.helpers.builders import OPTIONS, module_of, torch, write_builder
+from tests.helpers.runs import contents
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_a_module_of_ones_own_goes_in_and_home_again_and_becomes_a_program(built
     said = convert(weights, folder, builder=builder, **OPTIONS)
     assert said == f"{folder}: Sequential, 5 classes, images 8x8x3"
 
-    classifier, variables, _ = checkpoints.load_model(folder)
+    classifier, variables = checkpoint.load_model(folder)
     ours = jax.jit(classifier.predict)(variables, jnp.asarray(images()))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
@@ -87,10 +86,10 @@ def test_a_model_of_ours_goes_home_and_comes_back(tmp_path):
         std=(0.2, 0.3, 0.4),
         class_names=tuple("abcdefg"),
     )
-    checkpoints.save_model(tmp_path / "model", classifier, variables)
+    checkpoint.save_model(tmp_path / "model", classifier, variables)
     convert(tmp_path / "model", tmp_path / "weights.safetensors")
     convert(tmp_path / "weights.safetensors", tmp_path / "again", class_names=tuple("abcdefg"))
-    again = checkpoints.load_model(tmp_path / "again")
+    again = checkpoint.load_model(tmp_path / "again")
     assert again.classifier.spec.class_names == tuple("abcdefg")
     for name, value in variables["params"].items():
         np.testing.assert_array_equal(again.variables["params"][name], value)
@@ -214,7 +213,7 @@ def model(tmp_path):
     classifier, variables = create(
         "small_cnn", num_classes=3, image_shape=(8, 8, 3), mean=(0.5,) * 3, std=(0.2,) * 3
     )
-    checkpoints.save_model(tmp_path / "small", classifier, variables)
+    checkpoint.save_model(tmp_path / "small", classifier, variables)
     return tmp_path / "small"
 
 
@@ -245,7 +244,7 @@ def test_only_a_checkpoint_is_replaced_and_never_the_source(
 
 
 def test_a_checkpoint_is_a_source_in_python_too(model):
-    expected = checkpoints.load_model(model)
+    expected = checkpoint.load_model(model)
     classifier, variables = load_source(str(model))
     assert classifier.spec == expected.classifier.spec
     np.testing.assert_array_equal(
@@ -289,7 +288,7 @@ def test_a_model_without_an_original_elsewhere_becomes_a_program_but_no_weights(
 def test_a_model_of_keras_goes_home_as_safetensors_and_not_to_a_pytorch_module(tmp_path):
     spec = {"num_classes": 3, "image_shape": (32, 32, 3), "mean": (0.5,) * 3, "std": (0.2,) * 3}
     classifier, variables = create("preact_resnet20", **spec)
-    checkpoints.save_model(tmp_path / "keras", classifier, variables)
+    checkpoint.save_model(tmp_path / "keras", classifier, variables)
     for name in ("home.pt", "home.pth"):
         with pytest.raises(InputError, match=r"is the Keras .*, without an original in PyTorch"):
             convert(tmp_path / "keras", tmp_path / name)
@@ -314,7 +313,7 @@ def test_a_checkpoint_and_a_file_are_replaced_where_that_is_asked_for(model, tmp
         for _ in range(2):
             main([str(model), str(dest), "--overwrite", "--num_classes=3"])
     assert capsys.readouterr().out.count(": small_cnn, 3 classes") == 4
-    assert checkpoints.load_model(tmp_path / "again").classifier.spec.num_classes == 3
+    assert checkpoint.load_model(tmp_path / "again").classifier.spec.num_classes == 3
 
 
 # The command line
@@ -369,14 +368,14 @@ def test_a_module_without_batch_norm_goes_through_a_checkpoint(tmp_path):
 
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).eval()
     classifier, variables = from_torch(module, **OPTIONS)
-    checkpoints.save_model(tmp_path / "model", classifier, variables)
-    again = checkpoints.load_model(tmp_path / "model")
+    checkpoint.save_model(tmp_path / "model", classifier, variables)
+    again = checkpoint.load_model(tmp_path / "model")
     logits = again.classifier.predict(again.variables, jnp.asarray(images()))
     np.testing.assert_allclose(logits, logits_of(module), rtol=1e-4, atol=1e-5)
 
 
 def test_torchvisions_classifiers_are_read_by_name_or_whole_if_that_is_trusted(tmp_path):
-    from torchvision_shim import torchvision
+    from tests.helpers.torchvision_shim import torchvision
 
     torch.manual_seed(0)
     module = torchvision.models.squeezenet1_1(num_classes=7).eval()
@@ -393,6 +392,6 @@ def test_torchvisions_classifiers_are_read_by_name_or_whole_if_that_is_trusted(t
     for name, how in sources.items():
         said = convert(tmp_path / f"{name}.pt", tmp_path / name, **options, **how)
         assert "7 classes" in said
-        classifier, variables, _ = checkpoints.load_model(tmp_path / name)
+        classifier, variables = checkpoint.load_model(tmp_path / name)
         logits = jax.jit(classifier.predict)(variables, jnp.asarray(x))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import linear_classifier, row_images, row_split, row_variables
 
 from moth_jax.data.dataset import ImageSplit
 from moth_jax.evaluation import accuracy, pgd, pgd_accuracy, predictions
+from tests.helpers.toys import linear_classifier, row_images, row_split, row_variables
 
 PREDICT = linear_classifier().predict
 VARIABLES = row_variables()

@@ -8,9 +8,9 @@ import sys
 import moth_jax
 
 NEED_TORCH = {
-    "moth_jax.models.torch_builders",
-    "moth_jax.models.torch_export",
-    "moth_jax.models.torch_files",
+    "moth_jax.models.weights.torch_builders",
+    "moth_jax.models.pytorch.export",
+    "moth_jax.models.pytorch.files",
 }
 _WITHOUT_TORCH = """
 import importlib, json, sys

@@ -10,7 +10,15 @@ import types
 import jax
 import numpy as np
 import pytest
-from runs import (
+
+from moth_jax import main
+from moth_jax.data import DATASETS
+from moth_jax.hardening import METHODS
+from moth_jax.inversion import INVERSIONS
+from moth_jax.models import MODELS
+from moth_jax.run.configuration import PHASES
+from moth_jax.run.summary import describe
+from tests.helpers.runs import (
     DIGITS,
     FLAGS,
     ROOT,
@@ -20,14 +28,6 @@ from runs import (
     steps,
     tiny_config,
 )
-
-from moth_jax import main
-from moth_jax.configuration import PHASES
-from moth_jax.data import DATASETS
-from moth_jax.inversion import INVERSIONS
-from moth_jax.main import describe
-from moth_jax.methods import METHODS
-from moth_jax.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_a_mistaken_command_line_is_one_line(command, arguments, fragments):
 
 
 HEAD = (
-    "from moth_jax.configuration import default_config\n"
+    "from moth_jax.run.configuration import default_config\n"
     "def get_config():\n"
     "    c = default_config()\n"
 )

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import RecordedProgress, linear_classifier, row_dataset, row_variables
 
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
@@ -18,6 +17,7 @@ from moth_jax.training import (
     steps_per_epoch,
     train,
 )
+from tests.helpers.toys import RecordedProgress, linear_classifier, row_dataset, row_variables
 
 CLASSIFIER = linear_classifier()
 DATASET = row_dataset()

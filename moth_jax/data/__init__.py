@@ -6,13 +6,13 @@ A new one is a function with keyword-only options and a line in `DATASETS`.
 import inspect
 
 from moth_jax.data.dataset import ImageDataset, ImageSplit
-from moth_jax.data.digits import load_digits
-from moth_jax.data.folder import load_folder
-from moth_jax.data.gtsrb import load_gtsrb
-from moth_jax.data.imagenet import load_imagenet2012, load_imagenette
-from moth_jax.data.lisa import load_lisa
-from moth_jax.data.npz import load_npz
-from moth_jax.data.tfds_source import load_cifar10, load_svhn
+from moth_jax.data.sources.digits import load_digits
+from moth_jax.data.sources.folder import load_folder
+from moth_jax.data.sources.gtsrb import load_gtsrb
+from moth_jax.data.sources.imagenet import load_imagenet2012, load_imagenette
+from moth_jax.data.sources.lisa import load_lisa
+from moth_jax.data.sources.npz import load_npz
+from moth_jax.data.sources.tfds import load_cifar10, load_svhn
 from moth_jax.errors import InputError, require_choice
 
 __all__ = ["DATASETS", "ImageDataset", "ImageSplit", "load"]

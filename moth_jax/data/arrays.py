@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moth_jax.data.checks import check_labels, listed
-from moth_jax.errors import InputError
+from moth_jax.data.checks import check_labels
+from moth_jax.errors import InputError, listed
 
 # What NumPy raises for a file that is cut short, damaged, or something else altogether.
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)

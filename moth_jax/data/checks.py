@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from moth_jax.errors import InputError
-
-_MAX_LISTED = 8
+from moth_jax.errors import InputError, listed
 
 
 def check_images(images, *, num_channels=None, image_shape=None, what: str = "images") -> None:
@@ -104,13 +102,6 @@ def check_every_class(
             f"{what}: no samples of {len(missing)} of {len(classes)} classes: "
             f"{listed(missing)}; {remedy}"
         )
-
-
-def listed(values, form=repr) -> str:
-    """The first few values, each as `form` gives it, and how many more there are."""
-    shown = ", ".join(form(value) for value in values[:_MAX_LISTED])
-    more = len(values) - _MAX_LISTED
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _check_layout(images, num_channels, image_shape, what):

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moth_jax.data.checks import listed
 from moth_jax.data.decoding import UnreadableImageError
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, listed
 
 DEFAULT_MEMORY = 2 * 1024**3
 

@@ -3,19 +3,12 @@
 import inspect
 
 from moth_jax.errors import InputError, require_choice
-from moth_jax.inversion.base import (
-    Budget,
-    Inversion,
-    InversionResult,
-    LogitsFn,
-    Variables,
-    advance,
-    begin,
-    invert,
-)
+from moth_jax.inversion.base import Budget, Inversion, InversionResult
+from moth_jax.inversion.loop import advance, begin, invert
 from moth_jax.inversion.neural_cleanse import neural_cleanse
 from moth_jax.inversion.precision import PRECISIONS, with_precision
 from moth_jax.inversion.trimmed import trimmed
+from moth_jax.types import LogitsFn, Variables
 
 INVERSIONS = {"neural_cleanse": neural_cleanse, "trimmed": trimmed}
 # What distances are measured by where nobody says otherwise (experiments/inversions.py).

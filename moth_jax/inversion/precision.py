@@ -16,7 +16,8 @@ from jax import Array
 from moth_jax.errors import InputError, require_choice
 
 if TYPE_CHECKING:
-    from moth_jax.inversion.base import Inversion, LogitsFn
+    from moth_jax.inversion.base import Inversion
+    from moth_jax.types import LogitsFn
 
 PRECISIONS = ("float32", "bfloat16")
 ROUNDED_SHARE = 0.75  # of the budget

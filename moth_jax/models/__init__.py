@@ -5,15 +5,15 @@ from functools import partial
 from flax import nnx
 
 from moth_jax.errors import require_choice
-from moth_jax.models.cnn import SmallCNN
-from moth_jax.models.functional import Classifier, ModelSpec, Variables, from_module
-from moth_jax.models.graph_classifier import from_graph
-from moth_jax.models.lisa_cnn import LisaCNN
-from moth_jax.models.nin import NiN
-from moth_jax.models.resnet import CifarResNet, PreactResNet
-from moth_jax.models.torchvision_resnet import ResNet
-from moth_jax.models.vgg import VGG
-from moth_jax.models.wrapping import from_function, like
+from moth_jax.models.architectures.cnn import SmallCNN
+from moth_jax.models.architectures.lisa_cnn import LisaCNN
+from moth_jax.models.architectures.nin import NiN
+from moth_jax.models.architectures.resnet import CifarResNet, PreactResNet
+from moth_jax.models.architectures.torchvision_resnet import ResNet
+from moth_jax.models.architectures.vgg import VGG
+from moth_jax.models.classifier import Classifier, ModelSpec, Variables, from_module
+from moth_jax.models.other_frameworks import from_function, like
+from moth_jax.models.pytorch.classifier import from_graph
 
 __all__ = [
     "MODELS",
@@ -111,6 +111,6 @@ def create(
 
 def from_torch(model, **options) -> tuple[Classifier, Variables]:
     """A PyTorch module or program as a classifier; `torch_export.from_torch`, which needs torch."""
-    from moth_jax.models import torch_export
+    from moth_jax.models.pytorch import export
 
-    return torch_export.from_torch(model, **options)
+    return export.from_torch(model, **options)

@@ -15,7 +15,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from moth_jax.errors import InputError
-from moth_jax.models.functional import Classifier, Variables
+from moth_jax.models.classifier import Classifier, Variables
 
 __all__ = ["stages", "with_features", "with_replaced"]
 

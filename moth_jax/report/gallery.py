@@ -12,7 +12,7 @@ from moth_jax.report.formatting import MISSING, arrow, percent, row, size, table
 from moth_jax.triggers import Trigger, stamp
 
 if TYPE_CHECKING:
-    from moth_jax.matrix import DistanceMatrix
+    from moth_jax.distance.matrix import DistanceMatrix
 
 _NEUTRAL = 0.5  # a trigger alone is shown on mid-grey
 _MAX_SIDE = 112  # pixels; larger images are reduced, to keep the page small

@@ -9,7 +9,7 @@ import numpy as np
 from moth_jax.report import formatting as fmt
 
 if TYPE_CHECKING:
-    from moth_jax.matrix import DistanceMatrix
+    from moth_jax.distance.matrix import DistanceMatrix
 
 
 _MAX_COLUMNS = 5

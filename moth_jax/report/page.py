@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moth_jax.matrix import increase_per_direction
-from moth_jax.metrics import strict_json, write_atomically
-from moth_jax.report import formatting as fmt
-from moth_jax.report.backdoor import StampedExample, backdoor_section
-from moth_jax.report.curves import history_section, training_section
-from moth_jax.report.figures import (
+from moth_jax.distance.heat_map import (
     MAX_CLASSES_WITH_NUMBERS,
     Scale,
     distance_scale,
-    heat_map_svg,
     increase_scale,
 )
+from moth_jax.distance.matrix import increase_per_direction
+from moth_jax.report import formatting as fmt
+from moth_jax.report.backdoor import StampedExample, backdoor_section
+from moth_jax.report.curves import history_section, training_section
+from moth_jax.report.figures import heat_map_svg
 from moth_jax.report.gallery import gallery
 from moth_jax.report.headline import average, explanation, tiles, verdict
 from moth_jax.report.scan import scan_section, verdict_sentence
+from moth_jax.storage.files import strict_json, write_atomically
 
 if TYPE_CHECKING:
-    from moth_jax.matrix import DistanceMatrix
+    from moth_jax.distance.matrix import DistanceMatrix
     from moth_jax.scanning import Scan
 
 _MAX_PAIRS = 12
@@ -56,7 +56,7 @@ def write_report(
     Args:
       path: the HTML file.
       title: what was hardened.
-      summary: what `write_summary` gets; accuracies and the increase are shares of 1. Every entry
+      summary: the figures of summary.json; accuracies and the increase are shares of 1. Every entry
         that no section shows is listed at the end; the known ones also at the top.
       before: the distances of the given model; None if they were not measured.
       after: those of the hardened one; None if there is none.

@@ -4,7 +4,9 @@ import html
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from moth_jax.distance.heat_map import Theme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,17 +15,6 @@ if TYPE_CHECKING:
 _PIXELS_PER_INCH = 92
 
 
-class Theme(NamedTuple):
-    """Colours that depend on the ground a figure is drawn on."""
-
-    ink: str
-    muted: str
-    line: str
-    paper: str
-    accent: str
-
-
-NOTEBOOK = Theme(ink="#222222", muted="#666666", line="#dddddd", paper="#ffffff", accent="#2563b8")
 # Stand-ins that become CSS variables in the SVG, so that one figure suits light and dark pages.
 PAGE = Theme(ink="#010101", muted="#020202", line="#030303", paper="#040404", accent="#050505")
 

@@ -17,11 +17,10 @@ import numpy as np
 from jax import Array
 
 from moth_jax.anomaly import anomaly_indices
-from moth_jax.distance import with_variables
-from moth_jax.distance_checks import check_classes, check_classifier, names_of
+from moth_jax.distance.matrix import DistanceMatrix
+from moth_jax.distance.subject import check_classes, check_classifier, names_of, with_variables
 from moth_jax.errors import InputError, require_choice
 from moth_jax.inversion import LogitsFn, Variables
-from moth_jax.matrix import DistanceMatrix
 from moth_jax.progress import Progress, as_progress
 from moth_jax.scanning import k_arm, neural_cleanse, pairs
 from moth_jax.scanning.base import Evidence, Scanner, Suspect, check_classes_have_images

@@ -1,20 +1,17 @@
 """Inversions that go on in turns: a few arms a round, the most promising ones most often."""
 
-import functools
 import operator
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jax import Array
 
-from moth_jax.inversion import Inversion, LogitsFn, Variables, advance, begin
-from moth_jax.lanes import direction_key
-from moth_jax.measurement import chunk_size
+from moth_jax.distance.chunks import chunk_size
+from moth_jax.inversion.directions import _advance, _begin
+from moth_jax.parallel.devices import fetch, num_devices, over_samples, replicate, spread
 from moth_jax.scanning.base import Suspect, inversion_of
 from moth_jax.scanning.options import ScanOptions
-from moth_jax.sharding import fetch, num_devices, over_samples, replicate, spread
-from moth_jax.triggers import Trigger, random_trigger
+from moth_jax.triggers import Trigger
 
 _GIVE_UP_STEPS = 200  # an arm without a trigger after so many is hopeless, as published
 _SETTLED_ROUNDS = 2  # in a row without progress, after which an arm gets no more
@@ -176,72 +173,3 @@ class Bandit:
         for arm in arms:
             row = operator.itemgetter(order.index(arm))
             self._states[arm] = jax.tree.map(row, leaves)
-
-
-@functools.partial(jax.jit, static_argnames=("logits_fn", "inversion"))
-def _begin(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    images: Array,
-    weights: Array,
-    victims: Array,
-    targets: Array,
-    seed: Array,
-    *,
-    mask_weight: Array,
-    inversion: Inversion,
-):
-    """Return the states of D arms before their first step: images [D, n, h, w, c]."""
-
-    def one(images, weights, victim, target):
-        start_key, key = jax.random.split(direction_key(seed, victim, target))
-        return begin(
-            logits_fn,
-            variables,
-            images,
-            weights,
-            target,
-            random_trigger(start_key, images.shape[1:]),
-            jax.random.split(key)[0],
-            mask_weight=mask_weight,
-            inversion=inversion,
-        )
-
-    return jax.vmap(one)(images, weights, victims, targets)
-
-
-@functools.partial(jax.jit, static_argnames=("logits_fn", "minibatch_size", "inversion"))
-def _advance(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    images: Array,
-    weights: Array,
-    victims: Array,
-    targets: Array,
-    seed: Array,
-    states,
-    first: Array,
-    *,
-    num_steps: Array,
-    minibatch_size: int,
-    inversion: Inversion,
-):
-    """Return the states of D arms `num_steps` later, the keys being those of one long inversion."""
-
-    def one(images, weights, victim, target, state, first):
-        _, key = jax.random.split(direction_key(seed, victim, target))
-        return advance(
-            logits_fn,
-            variables,
-            images,
-            weights,
-            target,
-            state,
-            jax.random.split(key)[1],
-            first,
-            num_steps=num_steps,
-            minibatch_size=minibatch_size,
-            inversion=inversion,
-        )
-
-    return jax.vmap(one)(images, weights, victims, targets, states, first)

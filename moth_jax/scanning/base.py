@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from moth_jax.anomaly import MIN_CLASSES
-from moth_jax.data.checks import listed
-from moth_jax.errors import InputError
+from moth_jax.distance.subject import padded_images
+from moth_jax.errors import InputError, listed
 from moth_jax.inversion import Inversion, LogitsFn, Variables, neural_cleanse
-from moth_jax.measurement import padded_images
 from moth_jax.progress import Progress
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import ANY, Arm

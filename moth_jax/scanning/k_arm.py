@@ -26,8 +26,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from moth_jax import preemption
 from moth_jax.progress import Progress
+from moth_jax.run import preemption
 from moth_jax.scanning.bandit import Bandit
 from moth_jax.scanning.base import Evidence, Suspect
 from moth_jax.scanning.options import ScanOptions

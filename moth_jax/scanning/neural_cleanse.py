@@ -10,8 +10,8 @@ Note: Sizes are of verified triggers. The published code takes the last mask who
 import functools
 from pathlib import Path
 
-from moth_jax.chunks import ChunkStore
-from moth_jax.measurement import chunk_size, measure_all, measurer
+from moth_jax.distance.chunks import chunk_size, measure_all, measurer
+from moth_jax.distance.store import ChunkStore
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of

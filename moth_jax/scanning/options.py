@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from moth_jax.option_ranges import RANGES, check_options
+from moth_jax.options import RANGES, check_options
 from moth_jax.scanning.result import ANY
 
 

@@ -9,9 +9,9 @@ import functools
 import numpy as np
 
 from moth_jax.anomaly import MIN_CLASSES
-from moth_jax.distance import distance_matrix
+from moth_jax.distance.matrix import DistanceMatrix
+from moth_jax.distance.measure import distance_matrix
 from moth_jax.errors import InputError
-from moth_jax.matrix import DistanceMatrix
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
 from moth_jax.scanning.base import Evidence, Suspect, inversion_of

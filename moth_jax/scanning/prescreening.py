@@ -6,8 +6,8 @@ from collections import Counter
 import jax
 import numpy as np
 
+from moth_jax.distance.subject import unit_images
 from moth_jax.inversion import LogitsFn, Variables
-from moth_jax.measurement import unit_images
 from moth_jax.scanning.base import Suspect
 from moth_jax.scanning.options import ScanOptions
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from moth_jax.errors import InputError
-from moth_jax.matrix import load_npz, save_npz
+from moth_jax.storage.files import load_npz, save_npz
 from moth_jax.triggers import Trigger
 
 ANY = "any"

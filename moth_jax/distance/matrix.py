@@ -1,0 +1,256 @@
+"""The matrix of class distances: the result of a measurement, and what is done with it."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+from moth_jax.distance.directions import describe_choice, mean_interval
+from moth_jax.distance.found_triggers import FoundTriggers
+from moth_jax.errors import InputError
+from moth_jax.storage.files import load_npz, save_npz
+from moth_jax.triggers import Trigger
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistanceMatrix:
+    """Class distances of one model, in aggregated pixels (`triggers.trigger_size`).
+
+    K is the number of classes measured among each other: all of the model's, or those chosen.
+
+    Attributes:
+      values: [K, K] float32, row victim, column target. NaN on the diagonal and where nothing was
+        measured; inf where the measurement found no trigger.
+      success_rate: [K, K] float32, that of the very trigger whose size is given; 0 where none was
+        found, NaN where nothing was measured.
+      class_names: K names.
+      values_per_seed: [S, K, K], the same of each seed; `values` is their minimum.
+      triggers: those found; None if they were not kept. May be given as a `Trigger` [K, K, ...].
+      details: how it was measured (seeds, num_steps, num_images, seconds, ...); `classes` are the
+        labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.
+    """
+
+    values: np.ndarray
+    success_rate: np.ndarray
+    class_names: tuple[str, ...]
+    values_per_seed: np.ndarray | None = None
+    triggers: FoundTriggers | None = None
+    details: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if isinstance(self.triggers, Trigger):
+            triggers = FoundTriggers.of_dense(self.triggers, self.found)
+            object.__setattr__(self, "triggers", triggers)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.values.shape[0]
+
+    @property
+    def found(self) -> np.ndarray:
+        """[K, K] bool, the directions with a verified trigger."""
+        return np.isfinite(self.values)
+
+    def average(self) -> float:
+        """Return the mean distance of the directions where a trigger was found; NaN if none was."""
+        return float(self.values[self.found].mean()) if self.found.any() else float("nan")
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return the 95 % confidence interval of the mean of all directions; None if not a sample.
+
+        It is the interval of chance in which directions were drawn, not of the inversions.
+
+        Note: Student's t knows nothing of sizes, and of few directions reaches below 0, where no
+        distance is: there the interval is cut.
+        """
+        chosen = self.details.get("selection", {})
+        if chosen.get("kind") != "sample":
+            return None
+        ends = mean_interval(self.values[self.found], self.num_measured(), chosen["of"])
+        return _cut_below(0.0, ends)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every direction was measured."""
+        return self.num_measured() == self.num_classes * (self.num_classes - 1)
+
+    def choice(self) -> str:
+        """Return which directions were measured, in words."""
+        count = self.num_measured()
+        known = {"kind": "all" if self.is_whole else "", "of": count}
+        return describe_choice(self.details.get("selection", known), count)
+
+    def summary(self) -> str:
+        """Return the mean distance in a line: of which directions, and how sure."""
+        interval = self.interval()
+        sure = "" if interval is None else " (95 % interval {:.1f}-{:.1f})".format(*interval)
+        return f"mean of {self.choice()}: {_mean(self, 1)}{sure}"
+
+    def num_failures(self) -> int:
+        """Return in how many measured directions no trigger was found."""
+        return int(np.isinf(self.values).sum())
+
+    def num_measured(self) -> int:
+        """Return how many directions were measured."""
+        return int((~np.isnan(self.values)).sum())
+
+    def smallest(self, count: int) -> list[tuple[int, int]]:
+        """Return up to `count` directions (victim, target), the smallest distances first."""
+        order = np.argsort(np.where(self.found, self.values, np.inf), axis=None, kind="stable")
+        count = min(count, int(self.found.sum()))
+        return [divmod(int(i), self.num_classes) for i in order[:count]]
+
+    def trigger(self, victim: int, target: int) -> Trigger | None:
+        """Return the trigger of one direction; None if none was found or kept."""
+        if self.triggers is None or not self.found[victim, target]:
+            return None
+        one = self.triggers.at(np.array([[victim, target]]))
+        return Trigger(one.mask[0], one.pattern[0])
+
+    def compare(self, after: "DistanceMatrix") -> str:
+        """Return a few lines that set this matrix (before) against another of the same classes."""
+        change = increase_per_direction(self, after)
+        both = np.isfinite(change)
+        increase = f"{100 * relative_increase(self, after):+.2f} %" if both.any() else "unknown"
+        lines = [
+            f"average distance {_mean(self)} -> {_mean(after)}",
+            f"increase {increase} over {both.sum()} directions",
+            f"no trigger found in {self.num_failures()} -> {after.num_failures()} directions",
+        ]
+        if both.any():
+            least = divmod(int(np.nanargmin(np.where(both, change, np.nan))), self.num_classes)
+            names = " -> ".join(self.class_names[k] for k in least)
+            lines.append(f"least increase {100 * change[least]:+.2f} % ({names})")
+        return "\n".join(lines)
+
+    def plot(self, ax=None, title: str | None = None):
+        """Draw the matrix as a heat map, and return the axes; the title is the average if None."""
+        from moth_jax.distance.heat_map import plot_heat_map
+
+        title = f"average distance {self.average():.2f}" if title is None else title
+        return plot_heat_map(self.values, self.class_names, ax=ax, title=title)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an npz file, whole or not at all."""
+        arrays = {
+            "values": self.values,
+            "success_rate": self.success_rate,
+            "class_names": np.asarray(self.class_names, dtype=np.str_),
+            "details": np.asarray(json.dumps(self.details)),
+        }
+        if self.values_per_seed is not None:
+            arrays["values_per_seed"] = self.values_per_seed
+        if self.triggers is not None:
+            arrays["trigger_directions"] = self.triggers.directions
+            arrays["masks"] = self.triggers.mask
+            arrays["patterns"] = self.triggers.pattern
+        save_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "DistanceMatrix":
+        """Read what `save` wrote.
+
+        Raises:
+          InputError: the file is missing, damaged, or not a distance matrix.
+        """
+        arrays = load_npz(path, advice="remove it, and the command that measured it makes it again")
+        missing = {"values", "success_rate", "class_names"} - arrays.keys()
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise InputError(f"{path} is no distance matrix: it has no {names}")
+        triggers = None
+        if "trigger_directions" in arrays:
+            triggers = FoundTriggers(
+                arrays["trigger_directions"], arrays["masks"], arrays["patterns"]
+            )
+        elif "masks" in arrays:
+            triggers = Trigger(arrays["masks"], arrays["patterns"])  # [K, K, ...] of version 0.1.0
+        return cls(
+            values=arrays["values"],
+            success_rate=arrays["success_rate"],
+            class_names=tuple(str(name) for name in arrays["class_names"]),
+            values_per_seed=arrays.get("values_per_seed"),
+            triggers=triggers,
+            details=json.loads(str(arrays["details"])) if "details" in arrays else {},
+        )
+
+    def __str__(self) -> str:
+        """Return a table (up to 20 classes) and a summary line."""
+        summary = (
+            f"average distance {_mean(self)} over {self.found.sum()} directions, "
+            f"no trigger found in {self.num_failures()}"
+        )
+        if self.num_classes > 20:
+            lines = [
+                f"{self.class_names[a]} -> {self.class_names[b]}: {self.values[a, b]:.1f}"
+                for a, b in self.smallest(10)
+            ]
+            return "\n".join(["smallest distances:", *lines, summary])
+        width = max(8, *(len(name) + 1 for name in self.class_names))
+        header = "victim \\ target".ljust(max(15, width)) + "".join(
+            name.rjust(width) for name in self.class_names
+        )
+        rows = [
+            name.ljust(max(15, width)) + "".join(_cell(value).rjust(width) for value in row)
+            for name, row in zip(self.class_names, self.values, strict=True)
+        ]
+        return "\n".join([header, *rows, summary])
+
+
+def _mean(matrix: DistanceMatrix, digits: int = 2) -> str:
+    return f"{matrix.average():.{digits}f}" if matrix.found.any() else "none found"
+
+
+def _cell(value: float) -> str:
+    return "." if np.isnan(value) else "none" if np.isinf(value) else f"{value:.1f}"
+
+
+def increase_per_direction(before: DistanceMatrix, after: DistanceMatrix) -> np.ndarray:
+    """Return [K, K] of (after - before) / before; NaN unless a trigger was found in both.
+
+    Raises:
+      InputError: the matrices are of different classes, or have no measured direction in common.
+    """
+    if before.class_names != after.class_names:
+        raise InputError(
+            "the two matrices are of different classes: "
+            f"{', '.join(before.class_names)} and {', '.join(after.class_names)}"
+        )
+    measured = [~np.isnan(matrix.values) for matrix in (before, after)]
+    if not (measured[0] & measured[1]).any() and any(mask.any() for mask in measured):
+        raise InputError(
+            "the two matrices have no direction in common: they are of different samples; measure "
+            "both in the same directions"
+        )
+    both = before.found & after.found & (before.values > 0)
+    start = np.where(both, before.values, np.nan)
+    return (np.where(both, after.values, np.nan) - start) / start
+
+
+def relative_increase(before: DistanceMatrix, after: DistanceMatrix) -> float:
+    """Return the paper's "increase": the mean over directions of (after - before) / before.
+
+    It is a mean of ratios, over the directions where both measurements found a trigger; NaN if
+    there is none.
+    """
+    change = increase_per_direction(before, after)
+    return float(np.nanmean(change)) if np.isfinite(change).any() else float("nan")
+
+
+def increase_interval(before: DistanceMatrix, after: DistanceMatrix) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of the increase; None if it is not of a sample.
+
+    Note: it is cut at -1, as no distance falls by more than all of it.
+    """
+    chosen = before.details.get("selection", {})
+    if chosen.get("kind") != "sample":
+        return None
+    change = increase_per_direction(before, after)
+    ends = mean_interval(change[np.isfinite(change)], before.num_measured(), chosen["of"])
+    return _cut_below(-1.0, ends)
+
+
+def _cut_below(least: float, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if ends is None else (max(least, ends[0]), ends[1])

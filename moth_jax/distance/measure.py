@@ -1,0 +1,238 @@
+"""Class distances: the size of the smallest trigger of every direction (Definition III.2).
+
+    from moth_jax import distance
+    matrix = distance.distance_matrix(logits_fn, images, labels)
+
+`logits_fn` is any JAX function from images in [0, 1] to logits. A distance is an upper bound found
+by trigger inversion, and it belongs to a trigger that was measured to reach the success bound. A
+direction where none was found is infinite: counted, shown, and never averaged in.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moth_jax.data.dataset import check_images
+from moth_jax.distance.chunks import assemble, chunk_size, measure_all, measurer
+from moth_jax.distance.directions import DirectionChoice, choose_directions
+from moth_jax.distance.matrix import DistanceMatrix, increase_per_direction, relative_increase
+from moth_jax.distance.store import ChunkStore
+from moth_jax.distance.subject import (
+    check_at_least_one,
+    check_classes,
+    check_classifier,
+    check_directions,
+    first_logits,
+    names_of,
+    unit_images,
+    victims_images,
+    with_variables,
+)
+from moth_jax.errors import InputError
+from moth_jax.inversion import (
+    DEFAULT,
+    Inversion,
+    InversionResult,
+    LogitsFn,
+    Variables,
+    create,
+    invert,
+)
+from moth_jax.parallel.devices import over_samples
+from moth_jax.progress import Progress, as_progress
+
+__all__ = [
+    "DirectionChoice",
+    "DistanceMatrix",
+    "choose_directions",
+    "class_distance",
+    "distance_matrix",
+    "increase_per_direction",
+    "relative_increase",
+]
+
+
+def distance_matrix(
+    logits_fn: LogitsFn | Callable[[Array], Array],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    variables: Variables | None = None,
+    class_names: Sequence[str] | None = None,
+    classes: Sequence[int] | None = None,
+    directions: Sequence[tuple[int, int]] | DirectionChoice | None = None,
+    num_images: int = 100,
+    num_steps: int | None = None,
+    minibatch_size: int | None = None,
+    mask_weight: float | None = None,
+    seeds: Sequence[int] = (0,),
+    inversion: Inversion | str | None = None,
+    directions_per_chunk: int | None = None,
+    resume_dir: str | Path | None = None,
+    label: str = "class distances",
+    progress: bool | Progress = True,
+) -> DistanceMatrix:
+    """Measure the class distances of a classifier.
+
+    Args:
+      logits_fn: images [n, h, w, c] in [0, 1] -> logits [n, K]; with `variables` given,
+        (variables, images) -> logits. Inference mode, normalisation inside, not softmax.
+      images: [n, h, w, c] in [0, 1], or uint8 from 0 to 255.
+      labels: [n] integers in [0, K).
+      variables: the model's variables, if `logits_fn` takes them.
+      class_names: K names, or those of the chosen classes; "0", "1", ... if not given.
+      classes: the label numbers of the classes to measure among, in the order of the matrix; all K
+        if not given. A trigger still has to send its victims to the target among all K.
+      directions: (victim, target) label numbers to measure, or a choice of them, by
+        `choose_directions` or `nearest.nearest_directions`; all between `classes` if not given.
+      num_images: the first so many images of each victim class are used.
+      num_steps, minibatch_size, mask_weight: budget of an inversion (`inversion.invert`); that
+        which the method was made for (`inversion.Budget`) if not given.
+      seeds: one inversion per seed and direction; the smallest trigger counts. The published
+        matrices are the smallest of three.
+      inversion: the method, or its name (`inversion.create`); `inversion.trimmed()` if not given.
+        The published one is `inversion.neural_cleanse()`.
+      directions_per_chunk: how many directions run in one compiled call; as many as are fast and
+        fit in memory if not given. Where memory runs out it is halved, with a warning.
+      resume_dir: a folder for finished chunks; a measurement that was interrupted and is called
+        again with the same arguments goes on from there.
+      label: what the progress bar says.
+      progress: a progress bar (True), nothing (False), or a `Progress`.
+
+    Returns:
+      The matrix over `classes`. The same seeds give the same numbers for any `classes` and
+      `directions`; chunks of other sizes change them only by floating-point rounding.
+
+    Raises:
+      InputError: what is wrong with the images, labels, directions or the model's output.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> def brightness(images):                    # two classes: dark and bright
+    ...     level = images.mean((1, 2, 3))
+    ...     return 20 * jnp.stack([0.5 - level, level - 0.5], axis=1)
+    >>> images = np.concatenate([np.full((4, 4, 4, 1), 0.1), np.full((4, 4, 4, 1), 0.9)])
+    >>> images, labels = images.astype("float32"), np.repeat([0, 1], 4)
+    >>> matrix = distance_matrix(brightness, images, labels, num_steps=400, progress=False)
+    >>> matrix.num_failures(), bool(7.1 < matrix.values[0, 1] < 7.5)   # (0.5-0.1) * 16 / (1-0.1)
+    (0, True)
+    """
+    inversion = _method(inversion)
+    call = with_variables(logits_fn, variables)
+    seen = check_classifier(call, variables, images, labels)
+    settings = {
+        "num_images": int(num_images),
+        **_budget(inversion, num_steps, minibatch_size, mask_weight),
+        "seeds": [int(seed) for seed in seeds],
+    }
+    _check_settings(settings, directions_per_chunk)
+    num_classes = seen.shape[1]
+    classes = check_classes(classes, num_classes)
+    names = names_of(classes, class_names, num_classes)
+    chosen = _choice(directions)
+    directions = check_directions(chosen.directions, classes, names, labels, num_classes)
+    size = chunk_size(directions_per_chunk, len(directions), len(seeds))
+    draw = functools.partial(victims_images, images, labels, num_images)
+    options = {name: value for name, value in settings.items() if name != "num_images"}
+    by = measurer(call, variables, draw, inversion=inversion, **options)
+    details = {**settings, "inversion": inversion.name}
+    # Logits tell functions apart that hold their weights themselves.
+    model = seen if variables is None else variables
+    store = ChunkStore(resume_dir, details, (images, labels, model))
+    with as_progress(progress).task(label, total=len(directions), unit="directions") as task:
+        fit = directions_per_chunk is None
+        measured = measure_all(directions, size, by, store, task, fit=fit)
+    if chosen.details:
+        details["selection"] = chosen.details
+    if classes != tuple(range(num_classes)):
+        details["classes"] = list(classes)
+    return assemble(measured, classes, names, details)
+
+
+def _method(inversion: Inversion | str | None) -> Inversion:
+    return inversion if isinstance(inversion, Inversion) else create(inversion or DEFAULT)
+
+
+def _choice(directions: Sequence[tuple[int, int]] | DirectionChoice | None) -> DirectionChoice:
+    return (
+        directions if isinstance(directions, DirectionChoice) else DirectionChoice(directions, {})
+    )
+
+
+def _budget(
+    inversion: Inversion,
+    num_steps: int | None,
+    minibatch_size: int | None,
+    mask_weight: float | None,
+) -> dict:
+    """Return the budget that was asked for, checked; what was not is the method's."""
+    asked = {"num_steps": num_steps, "minibatch_size": minibatch_size, "mask_weight": mask_weight}
+    given = {name: value for name, value in asked.items() if value is not None}
+    budget = inversion.budget._replace(**given)
+    check_at_least_one(num_steps=budget.num_steps, minibatch_size=budget.minibatch_size)
+    if not 0 <= budget.mask_weight < np.inf:
+        raise InputError(f"mask_weight must be finite and not negative, got {budget.mask_weight}")
+    # Python's numbers, which a file can hold.
+    return {
+        "num_steps": int(budget.num_steps),
+        "minibatch_size": int(budget.minibatch_size),
+        "mask_weight": float(budget.mask_weight),
+    }
+
+
+def _check_settings(settings: dict, directions_per_chunk: int | None) -> None:
+    counts = {"num_images": settings["num_images"]}
+    if directions_per_chunk is not None:
+        counts["directions_per_chunk"] = directions_per_chunk
+    check_at_least_one(**counts)
+    if not settings["seeds"]:
+        raise InputError("seeds must name at least one seed, such as (0,)")
+
+
+def class_distance(
+    logits_fn: LogitsFn | Callable[[Array], Array],
+    images: np.ndarray,
+    target: int,
+    *,
+    variables: Variables | None = None,
+    num_steps: int | None = None,
+    minibatch_size: int | None = None,
+    mask_weight: float | None = None,
+    seed: int = 0,
+    inversion: Inversion | str | None = None,
+) -> InversionResult:
+    """Return the smallest verified trigger that sends `images` to `target`.
+
+    Args are those of `distance_matrix`; `images` [n, h, w, c] are the victims' (of one class for a
+    class distance, of all others for a universal trigger). Give `variables` where several are
+    measured: a function that holds its weights itself is compiled anew by every call.
+
+    Raises:
+      InputError: what is wrong with the images, the target, the budget or the model's output.
+    """
+    check_images(images)
+    call = with_variables(logits_fn, variables)
+    num_classes = first_logits(call, variables, images).shape[1]
+    inversion = _method(inversion)
+    budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
+    if not 0 <= target < num_classes:
+        raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
+    start_key, key = jax.random.split(jax.random.key(seed))
+    return _invert_one(
+        over_samples(call),
+        variables,
+        unit_images(images),
+        jnp.ones(len(images)),
+        jnp.asarray(target, jnp.int32),
+        inversion.start(start_key, images.shape[1:]),
+        key,
+        inversion=inversion,
+        **budget,
+    )
+
+
+_invert_one = jax.jit(invert, static_argnames=("logits_fn", "minibatch_size", "inversion"))

@@ -1,0 +1,106 @@
+"""Finished parts of a measurement in a folder, so that an interrupted one goes on from there."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from moth_jax.parallel.processes import broadcast_from_main, is_main, on_main
+from moth_jax.storage.files import load_npz, save_npz
+from moth_jax.triggers import Trigger
+
+Directions = Sequence[tuple[int, int]]
+
+
+class Chunk(NamedTuple):
+    """The results of some directions.
+
+    Attributes:
+      directions: [D, 2] victim, target.
+      sizes, rates: [D, S] per seed.
+      trigger: [D, ...], the smallest over the seeds.
+      seconds: wall time.
+    """
+
+    directions: np.ndarray
+    sizes: np.ndarray
+    rates: np.ndarray
+    trigger: Trigger
+    seconds: float
+
+
+class ChunkStore:
+    """Chunks in a folder, each a file that is there whole or not at all.
+
+    A file's name is a digest of all that its numbers depend on and of its directions. One that was
+    written with other settings or inputs has another name, and is not found.
+
+    Args:
+      folder: where the files are; None keeps nothing.
+      settings: what the measurement was asked for, as JSON can carry it.
+      inputs: any tree of arrays: images, labels, and the model's variables or its logits.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: dict, inputs):
+        self._folder = None if folder is None else Path(folder)
+        if self._folder is not None:
+            on_main(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+            for leaf in jax.tree.leaves(inputs):
+                digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+            self._digest = digest.hexdigest()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files are."""
+        return self._folder
+
+    def load(self, directions: Directions) -> list[Chunk]:
+        """Return what is known of `directions`, each of them once, in chunks of any size.
+
+        They were measured with the same inputs, perhaps together with others.
+        """
+        return broadcast_from_main(self._load, directions)
+
+    def _load(self, directions: Directions) -> list[Chunk]:
+        missing, chunks = set(directions), []
+        for path in [] if self._folder is None else sorted(self._folder.glob("*.npz")):
+            arrays = load_npz(path, advice="remove it, and its directions are measured again")
+            stored = list(map(tuple, arrays.get("directions", np.zeros((0, 2))).tolist()))
+            if path != self._path(stored):
+                continue  # of another measurement
+            rows = [i for i, direction in enumerate(stored) if direction in missing]
+            missing -= set(stored)
+            if rows:
+                chunks.append(_rows(arrays, rows))
+        return chunks
+
+    def save(self, chunk: Chunk) -> None:
+        """Keep a finished chunk."""
+        if self._folder is not None and is_main():
+            fields = chunk._asdict()
+            trigger = fields.pop("trigger")
+            save_npz(
+                self._path(chunk.directions),
+                {**fields, "mask": trigger.mask, "pattern": trigger.pattern},
+            )
+
+    def _path(self, directions: Directions | np.ndarray) -> Path:
+        named = hashlib.sha256(f"{self._digest} {np.asarray(directions).tolist()}".encode())
+        return self._folder / f"{named.hexdigest()[:24]}.npz"
+
+
+def _rows(arrays: dict[str, np.ndarray], rows: list[int]) -> Chunk:
+    """Return the chunk of some of the directions of a file."""
+    return Chunk(
+        directions=arrays["directions"][rows],
+        sizes=arrays["sizes"][rows],
+        rates=arrays["rates"][rows],
+        trigger=Trigger(arrays["mask"][rows], arrays["pattern"][rows]),
+        seconds=float(arrays["seconds"]) * len(rows) / len(arrays["directions"]),
+    )

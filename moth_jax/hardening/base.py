@@ -1,0 +1,263 @@
+"""What every method of add-on training has in common: options, progress, and when it ends.
+
+MOTH and the methods it is compared with (Section V-B) take a trained model, train it a little more
+in some way of their own, and stop when the budget is spent or the accuracy has fallen too far.
+"""
+
+import dataclasses
+import warnings
+from typing import TypeVar
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from moth_jax.errors import InputError, listed, require_choice
+from moth_jax.evaluation import accuracy
+from moth_jax.models import Classifier, Variables
+from moth_jax.models.classifier import complete
+from moth_jax.options import METHOD_RANGES, check_options
+from moth_jax.training import (
+    NO_ADVERSARY,
+    Adversary,
+    TrainState,
+    sgd,
+    train_state_arrays,
+    train_state_from_arrays,
+)
+
+SCHEDULES = ("constant", "cosine")
+PHASES = ("warm-up", "preparation", "hardening")  # of records
+
+
+@dataclasses.dataclass(frozen=True)
+class HardeningConfig:
+    """Options of every method; the defaults are those published for MOTH.
+
+    Attributes:
+      epochs: length of the main training in passes over the training images.
+      max_steps: its length in steps instead; 0 means by epochs.
+      max_accuracy_drop: stop when validation accuracy has fallen by more than this share of 1 and
+        return the last state within it; 1 turns the check off.
+      validate_every: steps between two checks.
+      batch_size: images per training step.
+      batch_norm: "update" (as the authors' Keras code) or "frozen" (as their PyTorch code).
+      learning_rate, momentum, weight_decay: of Nesterov SGD (`training.sgd`).
+      schedule: "constant", as published, or "cosine", which lets the learning rate fall to 0 over
+        the main training and so gives back some of the accuracy.
+      augment: flips and shifts, as the data set allows.
+      adversary: PGD on the samples that the method does not change, for adversarially trained
+        models.
+      classes: label numbers of the classes to harden among each other, at least two; () for all
+        there are training images of. The others' images stay in the batches, without triggers.
+      seed: of everything random.
+    """
+
+    epochs: float = 2.0
+    max_steps: int = 0
+    max_accuracy_drop: float = 0.01
+    validate_every: int = 30
+    batch_size: int = 128
+    batch_norm: str = "update"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "constant"
+    augment: bool = True
+    adversary: Adversary = NO_ADVERSARY
+    classes: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        # A list would not be the hashable thing that compiled programs are kept under.
+        object.__setattr__(self, "classes", tuple(map(int, self.classes)))
+        require_choice("schedule", self.schedule, SCHEDULES)
+        check_options(self, METHOD_RANGES)
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise InputError(
+                f"classes must name at least 2 different classes, got {listed(self.classes)}"
+            )
+
+    def num_steps(self, num_images: int) -> int:
+        """Return the number of main training steps on `num_images` training images."""
+        return self.max_steps or max(1, round(self.epochs * num_images / self.batch_size))
+
+    def chosen(self, dataset) -> tuple[int, ...]:
+        """Return the label numbers of the classes to harden among each other.
+
+        Raises:
+          InputError: `dataset` has no such class, or no training image of one.
+        """
+        chosen = self.classes or dataset.present
+        outside = [k for k in chosen if not 0 <= k < dataset.num_classes]
+        if outside:
+            raise InputError(
+                f"classes must be in 0..{dataset.num_classes - 1}, got {listed(outside)}"
+            )
+        present = set(dataset.present)
+        empty = [dataset.class_names[k] for k in chosen if k not in present]
+        if empty:
+            raise InputError(
+                f"no training images of {listed(empty)}; leave them out of the classes to harden"
+            )
+        return tuple(int(k) for k in chosen)
+
+
+State = TypeVar("State", bound="HardeningState")
+# The fields of a state that JSON can carry.
+_PLAIN = ("step", "initial_accuracy", "accuracy", "accuracy_step", "kept_step", "stopped")
+
+
+@dataclasses.dataclass
+class HardeningState:
+    """What every method knows between two steps; saved whole, resumed exactly.
+
+    Attributes:
+      train: the model in training.
+      kept: variables of the last check within the accuracy bound.
+      step: main training steps done.
+      initial_accuracy: validation accuracy before the method began.
+      accuracy, accuracy_step: validation accuracy at the last check, and the step of it.
+      kept_step: the step of `kept`.
+      stopped: why it ended ("" while it goes on).
+    """
+
+    train: TrainState
+    kept: Variables
+    step: int
+    initial_accuracy: float
+    accuracy: float
+    accuracy_step: int
+    kept_step: int
+    stopped: str
+
+    def positions(self) -> dict[str, int]:
+        """Return the last step whose record is part of this state, by phase (`PHASES`)."""
+        raise NotImplementedError
+
+    def to_arrays(self) -> tuple[dict, dict]:
+        """Return the state as a tree of arrays and a JSON dict; a method adds what is its own."""
+        arrays = {"train": train_state_arrays(self.train), "kept": self.kept}
+        return arrays, {name: getattr(self, name) for name in _PLAIN}
+
+    @classmethod
+    def from_arrays(
+        cls: type[State], arrays: dict, metadata: dict, tx: optax.GradientTransformation
+    ) -> State:
+        """Return the state that `to_arrays` took apart; `tx` is the optimiser it came from."""
+        train = train_state_from_arrays(arrays["train"], tx)
+        plain = {name: metadata[name] for name in _PLAIN}
+        own = cls._own_fields(arrays, metadata)
+        return cls(train=train, kept=complete(arrays["kept"]), **plain, **own)
+
+    @classmethod
+    def _own_fields(cls, arrays: dict, metadata: dict) -> dict:
+        """Return the fields that the method has beside those of every method."""
+        return {}
+
+
+def initial_fields(classifier: Classifier, train: TrainState, dataset) -> dict:
+    """Return the fields of the `HardeningState` of a model that is about to be trained."""
+    initial = accuracy(classifier.predict, train.variables, dataset.validation)
+    return {
+        "train": train,
+        "kept": train.variables,
+        "step": 0,
+        "initial_accuracy": initial,
+        "accuracy": initial,
+        "accuracy_step": 0,
+        "kept_step": 0,
+        "stopped": "",
+    }
+
+
+def check_accuracy(
+    classifier: Classifier,
+    dataset,
+    config: HardeningConfig,
+    state: State,
+    *,
+    since: int,
+    total: int,
+) -> State:
+    """Return `state` after the check of its validation accuracy, where one is due.
+
+    One is due when steps from `since` have passed a multiple of `validate_every`, and at the end.
+    The method ends at `total` steps, or where the accuracy has fallen by more than the bound.
+    """
+    finished = state.step >= total
+    if state.step // config.validate_every == since // config.validate_every and not finished:
+        return state
+    variables = state.train.variables
+    now = accuracy(classifier.predict, variables, dataset.validation)
+    state = dataclasses.replace(state, accuracy=now, accuracy_step=state.step)
+    # Accuracies are ratios of counts: a fall of exactly the bound must not pass it by rounding.
+    if state.initial_accuracy - now > config.max_accuracy_drop + 1e-9:
+        return dataclasses.replace(state, stopped="accuracy")
+    state = dataclasses.replace(state, kept=variables, kept_step=state.step)
+    return dataclasses.replace(state, stopped="budget") if finished else state
+
+
+def check_fit(
+    classifier: Classifier, variables: Variables, dataset, config: HardeningConfig
+) -> None:
+    """Raise `InputError` if model, data and options do not fit, before anything is trained.
+
+    Where no classes are named, those without training images are left out, as of a large head whose
+    user has images of a few; that may be an oversight, and is a warning.
+    """
+    del variables  # methods that look into the model have a check of their own
+    outputs = classifier.spec.num_classes
+    if outputs != dataset.num_classes:
+        raise InputError(
+            f"the model has {outputs} outputs, {dataset.name} names {dataset.num_classes} classes; "
+            "every output needs a class name, but not every class needs images"
+        )
+    without = set(range(outputs)) - set(config.chosen(dataset))
+    if without and not config.classes:
+        warnings.warn(
+            f"no training images of {listed([dataset.class_names[k] for k in sorted(without)])}: "
+            "they are not hardened, and training may forget them; name the classes to harden in "
+            "`classes` if that is meant",
+            stacklevel=2,
+        )
+    if config.batch_size > len(dataset.train):
+        raise InputError(
+            f"batch_size {config.batch_size} is larger than the data: "
+            f"{len(dataset.train)} training images"
+        )
+
+
+def optimiser(
+    config: HardeningConfig,
+    dataset,
+    *,
+    steps_before: int = 0,
+    closing: optax.Schedule | None = None,
+) -> optax.GradientTransformation:
+    """Return the optimiser of a method.
+
+    `steps_before` its main training it takes others; after it `closing`, if given, is the learning
+    rate.
+    """
+    total = config.num_steps(len(dataset.train))
+    schedule = optax.constant_schedule(config.learning_rate)
+    if config.schedule == "cosine":
+        schedule = optax.join_schedules(
+            [schedule, optax.cosine_decay_schedule(config.learning_rate, total)],
+            boundaries=[steps_before],
+        )
+    if closing is not None:
+        schedule = optax.join_schedules([schedule, closing], boundaries=[steps_before + total])
+    return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def rng_of(config: HardeningConfig, purpose: int, step: int) -> np.random.Generator:
+    """Return the generator of one purpose at one step: the same after a resumption."""
+    return np.random.default_rng([config.seed, purpose, step])
+
+
+def key_of(config: HardeningConfig, purpose: int, step: int) -> Array:
+    """The same for randomness on the device."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), step)

@@ -1,0 +1,23 @@
+"""Fine-tuning: a little more training on clean images, nothing else."""
+
+import dataclasses
+
+from moth_jax.hardening.base import HardeningConfig
+from moth_jax.hardening.baselines.stages import Stages, as_method, plain_stages
+from moth_jax.models import Classifier, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuningConfig(HardeningConfig):
+    """Options of fine-tuning: those of every method."""
+
+    learning_rate: float = 1e-2
+
+
+@as_method
+def harden(
+    classifier: Classifier, variables: Variables, dataset, config: FineTuningConfig
+) -> Stages:
+    """Train on clean images; arguments and result as in `moth.harden`."""
+    del variables
+    return plain_stages(classifier, dataset, config)

@@ -1,0 +1,48 @@
+"""Pairwise: symmetric hardening of all pairs in random order, without warm-up and scheduler."""
+
+import dataclasses
+from pathlib import Path
+
+from moth_jax.hardening import moth
+from moth_jax.hardening.moth import MothConfig, MothState
+from moth_jax.models import Classifier, Variables
+from moth_jax.progress import Progress
+
+
+def check_fit(classifier: Classifier, variables: Variables, dataset, config: MothConfig) -> None:
+    """Raise `InputError` if model, data and options do not fit, before anything is computed."""
+    moth.check_fit(classifier, variables, dataset, _sweeping(config))
+
+
+def harden(
+    classifier: Classifier,
+    variables: Variables,
+    dataset,
+    config: MothConfig,
+    *,
+    state: MothState | None = None,
+    on_round: moth.OnRound | None = None,
+    progress: bool | Progress = True,
+    scratch_dir: Path | None = None,
+) -> MothState:
+    """Harden pair after pair; arguments and result as in `moth.harden`.
+
+    Note: The published Pairwise goes through all pairs for as long as it takes (up to 1,683
+      minutes). Here it has the budget of the options, as every method; one time round takes
+      `steps_per_round` * K(K-1)/2 steps.
+    """
+    return moth.harden(
+        classifier,
+        variables,
+        dataset,
+        _sweeping(config),
+        state=state,
+        on_round=on_round,
+        progress=progress,
+        scratch_dir=scratch_dir,
+    )
+
+
+def _sweeping(config: MothConfig) -> MothConfig:
+    """Return the options with all pairs in random order."""
+    return dataclasses.replace(config, scheduler="sweep")

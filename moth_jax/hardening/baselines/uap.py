@@ -1,0 +1,99 @@
+"""Universal adversarial training (Shafahi et al., AAAI 2020): one perturbation for all images."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from moth_jax.hardening import base
+from moth_jax.hardening.base import HardeningConfig
+from moth_jax.hardening.baselines.stages import (
+    BaselineState,
+    Batch,
+    Stages,
+    as_method,
+    draw,
+    prepared_images,
+)
+from moth_jax.models import Classifier, Variables
+from moth_jax.parallel.devices import constrain_replicated
+from moth_jax.training import TrainState, make_update
+
+
+@dataclasses.dataclass(frozen=True)
+class UapConfig(HardeningConfig):
+    """Options of universal adversarial training.
+
+    Attributes:
+      epsilon: bound of every pixel's change, in units of [0, 1].
+      step_size: of one ascent step by the gradient's sign.
+      ascent_steps: before each training step.
+      loss_bound: a sample's loss counts up to here in the ascent, so that none dominates it.
+    """
+
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    ascent_steps: int = 1
+    loss_bound: float = 9.0
+
+
+def ascend(
+    classifier: Classifier,
+    variables: Variables,
+    images: Array,
+    labels: Array,
+    perturbation: Array,
+    config: UapConfig,
+) -> Array:
+    """Return the perturbation [h, w, c] after `ascent_steps` steps that raise the clipped loss."""
+
+    def loss(perturbation: Array) -> Array:
+        logits = classifier.predict(variables, jnp.clip(images + perturbation[None], 0.0, 1.0))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.minimum(losses, config.loss_bound).mean()
+
+    def step(_: int, perturbation: Array) -> Array:
+        moved = perturbation + config.step_size * jnp.sign(jax.grad(loss)(perturbation))
+        return jnp.clip(moved, -config.epsilon, config.epsilon)
+
+    return jax.lax.fori_loop(0, config.ascent_steps, step, perturbation)
+
+
+@as_method
+def harden(classifier: Classifier, variables: Variables, dataset, config: UapConfig) -> Stages:
+    """Train on images that carry the perturbation; arguments and result as in `moth.harden`.
+
+    Note: With an adversary (for adversarially trained models) the perturbation is put on top of its
+      images, which then may differ by both bounds together.
+    """
+    tx = base.optimiser(config, dataset)
+    update = make_update(classifier, tx, batch_norm=config.batch_norm)
+    images_of = prepared_images(classifier, dataset, config)
+
+    @jax.jit
+    def train_step(
+        train: TrainState, perturbation: Array, batch: Batch
+    ) -> tuple[TrainState, Array, Array]:
+        images = images_of(train.variables, batch.images, batch.labels, batch.key)
+        perturbation = ascend(
+            classifier, train.variables, images, batch.labels, perturbation, config
+        )
+        perturbed = jnp.clip(images + perturbation[None], 0.0, 1.0)
+        train, loss = update(train, perturbed, batch.labels)
+        return train, constrain_replicated(perturbation), loss
+
+    def begin(state: BaselineState) -> BaselineState:
+        return dataclasses.replace(
+            state, memory={"perturbation": jnp.zeros(dataset.image_shape, jnp.float32)}
+        )
+
+    def step(state: BaselineState, index: int) -> tuple[BaselineState, dict]:
+        train, perturbation, loss = train_step(
+            state.train, state.memory["perturbation"], draw(dataset, config, index)
+        )
+        memory = {"perturbation": perturbation}
+        return dataclasses.replace(state, train=train, memory=memory), {"loss": float(loss)}
+
+    return Stages(tx=tx, step=step, begin=begin)

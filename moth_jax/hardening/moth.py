@@ -1,0 +1,267 @@
+"""MOTH: model orthogonalization (Section IV, Figure 5).
+
+warm up every class as a target
+until the budget is spent or the accuracy has dropped by the bound:
+    1 the scheduler selects the most promising pair
+    2 both directions' triggers are inverted, stamped, and the model takes a step (3 times)
+    3 the scheduler records how the distances changed
+if asked for: close, on random batches with some of the triggers found
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from moth_jax.data.sampling import class_indices
+from moth_jax.errors import InputError
+from moth_jax.hardening import base, scheduler
+from moth_jax.hardening.base import SCHEDULES, check_accuracy, initial_fields
+from moth_jax.hardening.closing import close
+from moth_jax.hardening.moth_config import SCHEDULERS, MothConfig
+from moth_jax.hardening.moth_state import MothState
+from moth_jax.hardening.rounds import Programs, Records, Setting, harden_round, warm_up_class
+from moth_jax.hardening.step import StepConfig, make_harden_step, make_stamped_update
+from moth_jax.hardening.trigger_bank import TriggerBank
+from moth_jax.hardening.warmup import invert_towards
+from moth_jax.models import Classifier, Variables
+from moth_jax.parallel.devices import replicate
+from moth_jax.progress import Progress, as_progress
+from moth_jax.training import TrainState
+
+__all__ = [
+    "SCHEDULERS",
+    "SCHEDULES",
+    "MothConfig",
+    "MothState",
+    "OnRound",
+    "Records",
+    "check_fit",
+    "harden",
+    "optimiser",
+]
+
+OnRound = Callable[[MothState, Records], None]
+_MEGABYTE = 2**20
+
+
+def harden(
+    classifier: Classifier,
+    variables: Variables,
+    dataset,
+    config: MothConfig,
+    *,
+    state: MothState | None = None,
+    on_round: OnRound | None = None,
+    progress: bool | Progress = True,
+    scratch_dir: Path | None = None,
+) -> MothState:
+    """Enlarge the class distances of a trained classifier.
+
+    Args:
+      classifier, variables: the model.
+      dataset: an `ImageDataset`; `train` is hardened on, `validation` watches the accuracy, `test`
+        is not touched.
+      config: the options; `config.classes` chooses the classes that are hardened among each other.
+      state: where an interrupted hardening goes on (what `on_round` was last given).
+      on_round: called after each class of the warm-up and each round with the state and one record
+        (a dict of figures) for each training step it made. The state it is given is not changed
+        later.
+      progress: as in `distance.distance_matrix`.
+      scratch_dir: a folder of this hardening's own, for triggers that do not fit in memory; it has
+        to be there when it goes on. A temporary one if not given.
+
+    Returns:
+      The final state; its `kept` are the hardened variables: those of the last check within the
+      accuracy bound.
+
+    Raises:
+      InputError: model, data and options do not fit, or `state` is of a hardening among another
+        number of classes.
+
+    Note: Progress is watched on validation data. The published code watches the test set. The
+      warm-up trains, too, one step for each class; the accuracy is first checked after it.
+    """
+    check_fit(classifier, variables, dataset, config)
+    setting = _setting(classifier, dataset, config)
+    state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
+    max_bytes = config.trigger_memory_mb * _MEGABYTE
+    state = dataclasses.replace(state, bank=state.bank.copy(max_bytes, scratch_dir))
+    report = (lambda state, records: None) if on_round is None else on_round
+    progress = as_progress(progress)
+    state = _warm_up(setting, state, progress, report)
+    parts = (
+        _Part("hardening", harden_round, 0, setting.in_rounds),
+        _Part("closing", close, setting.in_rounds, setting.total),
+    )
+    for part in parts:
+        state = _train(classifier, setting, part, state, progress, report)
+    return state
+
+
+class _Part(NamedTuple):
+    """A part of the main training: `advance` takes a state from step `begin` on towards `end`."""
+
+    name: str
+    advance: Callable[[Setting, MothState], tuple[MothState, Records]]
+    begin: int
+    end: int
+
+
+def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnRound) -> MothState:
+    """Warm up the classes that are left."""
+    total = num_warmups(setting.config, setting.dataset)
+    if state.stopped or state.warmed_up >= total:
+        return state
+    with progress.task("warm-up", total=total, unit="classes", completed=state.warmed_up) as task:
+        while state.warmed_up < total:
+            state, record = warm_up_class(setting, state)
+            task.advance(1, target=record["target"], size=record["size"])
+            report(state, [record])
+    return state
+
+
+def _train(
+    classifier: Classifier,
+    setting: Setting,
+    part: _Part,
+    state: MothState,
+    progress: Progress,
+    report: OnRound,
+) -> MothState:
+    """Do what is left of a part of the main training."""
+    if state.stopped or state.step >= part.end:
+        return state
+    length, done = part.end - part.begin, state.step - part.begin
+    with progress.task(part.name, total=length, unit="steps", completed=done) as task:
+        while not state.stopped and state.step < part.end:
+            since = state.step
+            state, records = part.advance(setting, state)
+            state = check_accuracy(
+                classifier,
+                setting.dataset,
+                setting.config,
+                state,
+                since=since,
+                total=setting.total,
+            )
+            if state.accuracy_step == state.step:
+                records[-1]["validation_accuracy"] = state.accuracy
+            task.advance(state.step - since, **_figures(state, records))
+            report(state, records)
+    return state
+
+
+def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
+    """Return what all rounds share."""
+    in_rounds = config.num_steps(len(dataset.train))
+    return Setting(
+        # No program depends on the seed.
+        programs=_compile(classifier, dataset, dataclasses.replace(config, seed=0)),
+        dataset=dataset,
+        config=config,
+        classes=config.chosen(dataset),
+        members=class_indices(dataset.train.labels, dataset.num_classes),
+        in_rounds=in_rounds,
+        total=in_rounds + config.closing_steps,
+        sums=scheduler.PairSums(),
+    )
+
+
+def check_fit(classifier: Classifier, variables: Variables, dataset, config: MothConfig) -> None:
+    """Raise `InputError` if model, data and options do not fit, before anything is computed."""
+    base.check_fit(classifier, variables, dataset, config)
+    num_classes = len(config.chosen(dataset))
+    most = num_classes // 2
+    if config.pairs_per_step > most:
+        raise InputError(
+            f"pairs_per_step must be in 1..{most} for {num_classes} classes, "
+            f"got {config.pairs_per_step}"
+        )
+
+
+def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
+    """Return the optimiser of the hardening of a model on `dataset`."""
+    closing = None
+    if config.closing_steps:
+        closing = optax.cosine_decay_schedule(config.closing_learning_rate, config.closing_steps)
+    before = num_warmups(config, dataset)
+    return base.optimiser(config, dataset, steps_before=before, closing=closing)
+
+
+def num_warmups(config: MothConfig, dataset) -> int:
+    """Return how many targets are warmed up: all classes, or none where no prior is needed."""
+    return 0 if config.scheduler == "sweep" else len(config.chosen(dataset))
+
+
+# The next hardening of a model need not trace and compile again. One, for it keeps the data alive.
+@functools.lru_cache(maxsize=1)
+def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
+    tx = optimiser(config, dataset)
+    step_config = StepConfig(
+        minibatch_size=config.minibatch_size,
+        stamp_share=config.stamp_share,
+        max_trigger_share=config.max_trigger_share,
+        symmetric=config.symmetric,
+        batch_norm=config.batch_norm,
+        flip=dataset.flip and config.augment,
+        shift=dataset.shift if config.augment else 0,
+        augment_stamped=config.augment_stamped,
+        adversary=config.adversary,
+    )
+    pairwise = config.inversion_at(config.success_bound)
+    warm_up = functools.partial(
+        invert_towards,
+        classifier.predict,
+        minibatch_size=config.minibatch_size,
+        inversion=config.inversion_at(config.warmup_success_bound),
+    )
+    return Programs(
+        tx=tx,
+        invert_towards=jax.jit(functools.partial(warm_up, universal=config.approximate_warmup)),
+        invert_universal=jax.jit(functools.partial(warm_up, universal=True)),
+        stamped_update=make_stamped_update(classifier, tx, step_config),
+        step=make_harden_step(classifier, pairwise, tx, step_config),
+    )
+
+
+def _start(setting: Setting, classifier: Classifier, variables: Variables) -> MothState:
+    dataset, num_classes = setting.dataset, len(setting.classes)
+    variables = replicate(variables)
+    train = replicate(TrainState(variables, setting.programs.tx.init(variables["params"])))
+    sizes = np.full((num_classes, num_classes), np.inf, np.float32)
+    prior = np.zeros((num_classes, num_classes), np.float32)
+    warms_up = num_warmups(setting.config, dataset) > 0
+    return MothState(
+        **initial_fields(classifier, train, dataset),
+        scheduler=None if warms_up else scheduler.init_state(prior, sizes),
+        bank=TriggerBank(),
+        warmed_up=0,
+        warmup_sizes=sizes,
+        warmup_prior=prior,
+        universal_sizes=np.full(num_classes, np.inf, np.float32),
+    )
+
+
+def _resume(setting: Setting, state: MothState) -> MothState:
+    theirs, ours = len(state.warmup_sizes), len(setting.classes)
+    if theirs != ours:
+        raise InputError(
+            f"this state is of a hardening among {theirs} classes, the configuration has {ours}; "
+            "go on with the configuration it began with"
+        )
+    return dataclasses.replace(state, train=replicate(state.train))
+
+
+def _figures(state: MothState, records: Records) -> dict:
+    """Return what a person watches."""
+    last, figures = records[-1], {}
+    if "directions" in last:  # a closing step has none
+        figures["pair"] = " & ".join(" -> ".join(direction) for direction in last["directions"][:1])
+        figures["sizes"] = "/".join(f"{size:.0f}" for size in last["sizes"])
+    return {**figures, "accuracy": state.accuracy, "loss": last["loss"]}

@@ -1,0 +1,124 @@
+"""The options of hardening."""
+
+import dataclasses
+
+from moth_jax.errors import InputError, require_choice
+from moth_jax.hardening.base import HardeningConfig
+from moth_jax.inversion import Inversion, create
+
+SCHEDULERS = ("k_arm", "nearest", "uniform", "sweep")
+
+
+@dataclasses.dataclass(frozen=True)
+class MothConfig(HardeningConfig):
+    """Options of hardening beside those of every method; the defaults are the published ones.
+
+    Attributes:
+      victims_per_class: samples of each class of the selected pair in a batch; the inversions use
+        them.
+      steps_per_round: training steps of one selection.
+      pairs_per_step: disjoint pairs hardened together. The paper has 1.
+      random_share: probability of a random pair.
+      inversion: how triggers are searched (`inversion.INVERSIONS`).
+      success_bound: of the pairwise inversions.
+      first_steps, first_mask_weight: budget and λ of a round's first inversion and after a failure.
+      next_steps, next_mask_weight: of the others.
+      warmup_steps, warmup_mask_weight, warmup_success_bound, warmup_images_per_class: of the
+        warm-up's inversions.
+      warmup_max_images: of one of them, of all classes together, but at least one of each: where
+        there are more than a hundred classes, fewer of each are used. The paper has no limit, and
+        its warm-up grows with the square of the number of classes.
+      minibatch_size: of all inversions.
+      patience: steps before λ changes, of inversions that have one (`inversion.neural_cleanse`);
+        None for the inversion's own, which is the published 10.
+      stamp_share, max_trigger_share: `hardening.StepConfig`; the limit holds in the warm-up, too,
+        where the published code has none.
+      augment_stamped: flip and shift images again once they are stamped, as planted triggers were
+        where poisoned images were augmented: what is unlearned in one place is so beside it, too.
+        An extension; the paper stamps augmented images.
+      symmetric: harden both directions of a pair in one step; False takes one direction, drawn at
+        random each round ("w/o symmetric").
+      dynamic: start from triggers found before, with the smaller budgets; False starts every
+        inversion from a random trigger with the first budget ("w/o dynamic adjustment").
+      approximate_warmup: universal triggers; False inverts every direction in the warm-up.
+      universal_too: where every direction is inverted, invert the targets' universal triggers as
+        well, and count those that are unusually small among them: to look for backdoors of one
+        victim and of all (`warmup.unusual_universals`). An extension.
+      scheduler: "k_arm"; "nearest" for the pair with the smallest trigger, of all or for what its
+        victim, or its victim and target, usually have, above all where the opposite one is large:
+        it finds a planted backdoor early (`nearness`);
+        "uniform" for random pairs after the warm-up ("w/o scheduler"); or "sweep" for all pairs in
+        random order, again and again, without a warm-up (`baselines.pairwise`).
+      closing_steps: after the rounds, training steps on random batches, with `closing_share` of the
+        samples stamped: the rounds train on what a few classes have, which costs accuracy that a
+        fine-tuning brings back, and planted backdoors with it; this brings back less of them
+        (`closing`). None where the accuracy has ended the rounds. An extension; the paper has 0.
+      closing_share: of a closing step's samples; each is stamped with the bank's trigger of its own
+        class as the victim, of a pair that a round has hardened, and keeps its label.
+      closing_learning_rate: of the first closing step; it falls to 0 as a cosine.
+      trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
+        disk (`TriggerBank`), which changes no number.
+    """
+
+    victims_per_class: int = 16
+    steps_per_round: int = 3
+    pairs_per_step: int = 1
+    random_share: float = 0.3
+    inversion: str = "neural_cleanse"
+    success_bound: float = 0.9
+    first_steps: int = 200
+    first_mask_weight: float = 1e-3
+    next_steps: int = 50
+    next_mask_weight: float = 1e-2
+    warmup_steps: int = 500
+    warmup_mask_weight: float = 1e-3
+    warmup_success_bound: float = 0.99
+    warmup_images_per_class: int = 10
+    warmup_max_images: int = 1000
+    minibatch_size: int = 32
+    patience: int | None = None
+    stamp_share: float = 0.1
+    max_trigger_share: float = 0.25
+    augment_stamped: bool = False
+    symmetric: bool = True
+    dynamic: bool = True
+    approximate_warmup: bool = True
+    universal_too: bool = False
+    scheduler: str = "k_arm"
+    closing_steps: int = 0
+    closing_share: float = 0.1
+    closing_learning_rate: float = 5e-3
+    trigger_memory_mb: int = 512
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("scheduler", self.scheduler, SCHEDULERS)
+        self.inversion_at(self.success_bound)
+        if self.universal_too and self.approximate_warmup:
+            raise InputError(
+                "universal_too is for a warm-up that inverts every direction: set "
+                "approximate_warmup to False, or leave universal_too"
+            )
+        if self.scheduler == "sweep" and self.pairs_per_step > 1:
+            raise InputError(
+                f"scheduler 'sweep' takes one pair at a time, got pairs_per_step "
+                f"{self.pairs_per_step}"
+            )
+        if self.batch_size < 2 * self.pairs_per_step * self.victims_per_class:
+            raise InputError(
+                f"batch_size {self.batch_size} has no room for {self.victims_per_class} samples of "
+                f"each of {2 * self.pairs_per_step} classes; raise it or lower victims_per_class"
+            )
+
+    def warmup_images(self, num_classes: int) -> int:
+        """Return how many images of each other class a warm-up uses, of so many classes.
+
+        >>> [MothConfig().warmup_images(k) for k in (10, 43, 200, 1000)]
+        [10, 10, 5, 1]
+        """
+        most = self.warmup_max_images // max(1, num_classes - 1)
+        return max(1, min(self.warmup_images_per_class, most))
+
+    def inversion_at(self, success_bound: float) -> Inversion:
+        """Return the method of inversion for this success bound."""
+        return create(self.inversion, success_bound=success_bound, patience=self.patience)

@@ -1,0 +1,324 @@
+"""The rounds of a hardening: a class is warmed up as the target, or selected pairs are hardened.
+
+Either takes a `MothState` to the next one and says in records what it did. The scheduler and the
+bank of triggers number the chosen classes by position; batches, targets and names by label.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from moth_jax.data.sampling import batch_for_classes, pair_batch
+from moth_jax.hardening import scheduler
+from moth_jax.hardening.base import key_of, rng_of
+from moth_jax.hardening.moth_config import MothConfig
+from moth_jax.hardening.moth_state import MothState
+from moth_jax.hardening.step import HardenInfo
+from moth_jax.hardening.trigger_bank import TriggerBank
+from moth_jax.hardening.warmup import WarmUpResult, draw_samples, unusual_universals
+from moth_jax.inversion.directions import random_triggers
+from moth_jax.parallel.devices import fetch, read_batch
+from moth_jax.parallel.processes import broadcast_from_main, on_main
+from moth_jax.training import TrainState
+from moth_jax.triggers import Trigger
+
+Records = list[dict]
+Direction = tuple[int, int]
+WARM_UP, BATCH, SELECT = 1, 2, 3  # purposes of randomness
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled computations of a hardening; `invert_universal` is that of `universal_too`."""
+
+    tx: optax.GradientTransformation
+    invert_towards: Callable[..., WarmUpResult]
+    invert_universal: Callable[..., WarmUpResult]
+    stamped_update: Callable[..., tuple[TrainState, Array]]
+    step: Callable[..., tuple[TrainState, HardenInfo]]
+
+
+class Setting(NamedTuple):
+    """What stays the same over all rounds.
+
+    Attributes:
+      programs: the compiled computations.
+      dataset: an `ImageDataset`.
+      config: the options.
+      classes: labels of the K classes that are hardened among each other.
+      members: indices of the training images of each label.
+      in_rounds: steps of the main training that are in rounds.
+      total: all of them, with the closing ones.
+      sums: of the scheduler, kept between rounds to save time.
+    """
+
+    programs: Programs
+    dataset: object
+    config: MothConfig
+    classes: tuple[int, ...]
+    members: list[np.ndarray]
+    in_rounds: int
+    total: int
+    sums: scheduler.PairSums
+
+    def name(self, position: int) -> str:
+        """Return the name of a chosen class."""
+        return self.dataset.class_names[self.classes[position]]
+
+
+def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
+    """Warm up the next class as the target: invert, keep, and train one step."""
+    config, position = setting.config, state.warmed_up
+    target = setting.classes[position]
+    rng = rng_of(config, WARM_UP, position)
+    samples = draw_samples(
+        setting.dataset.train,
+        setting.members,
+        target,
+        config.warmup_images(len(setting.classes)),
+        rng,
+        classes=setting.classes,
+    )
+    invert_key, update_key = jax.random.split(key_of(config, WARM_UP, position))
+    inputs = (state.train.variables, samples, target)
+    budget = {"num_steps": config.warmup_steps, "mask_weight": config.warmup_mask_weight}
+    result, universal = fetch(setting.programs.invert_towards(*inputs, invert_key, **budget)), None
+    if config.universal_too:
+        key = jax.random.fold_in(invert_key, 1)
+        universal = fetch(setting.programs.invert_universal(*inputs, key, **budget))
+    train, loss = _train_on_warm_up(setting, state, samples.victims, result, rng, update_key)
+    state = _after_warm_up(setting, dataclasses.replace(state, train=train), result, universal)
+    found = np.isfinite(result.sizes)
+    record = {
+        "phase": "warm-up",
+        "step": position,
+        "target": setting.name(position),
+        "size": float(result.sizes[found].mean()) if found.any() else float("inf"),
+        "prior": float(result.prior.mean()),
+        "loss": float(loss),
+    }
+    if universal is not None:
+        record["universal_size"] = float(universal.sizes[0])
+    return state, record
+
+
+def _train_on_warm_up(
+    setting: Setting,
+    state: MothState,
+    victims: np.ndarray,
+    result: WarmUpResult,
+    rng: np.random.Generator,
+    key: Array,
+) -> tuple[TrainState, Array]:
+    """Train on a random batch with the triggers found on half of the victims' samples.
+
+    Note: Where some of many classes are hardened among each other, half of the batch is drawn from
+    them: of a random batch few or no samples would be theirs, and none could be stamped. The
+    published code always hardens all classes.
+    """
+    dataset, config = setting.dataset, setting.config
+    # Of each label: the row of its trigger (0 for all where it is universal), and whether it is
+    # there to stamp.
+    row = np.zeros(dataset.num_classes, np.int64)
+    row[victims] = np.arange(len(victims)) % len(result.trigger.mask)
+    limit = config.max_trigger_share * np.prod(dataset.image_shape)
+    stampable = np.zeros(dataset.num_classes, bool)
+    stampable[victims] = result.sizes <= limit  # inf where none was found
+    indices = batch_for_classes(
+        setting.members, setting.classes, batch_size=config.batch_size, rng=rng
+    )
+    labels = dataset.train.labels[indices]
+    return setting.programs.stamped_update(
+        state.train,
+        read_batch(dataset.train, indices),
+        labels,
+        jax.tree.map(lambda v: v[row[labels]], result.trigger),
+        stampable[labels] & (rng.random(len(indices)) < 0.5),
+        key,
+    )
+
+
+def _after_warm_up(
+    setting: Setting, state: MothState, result: WarmUpResult, universal: WarmUpResult | None
+) -> MothState:
+    """Return the state that keeps what the warm-up of its next class found.
+
+    `universal` is the target's universal trigger beside the directions' own. What it stands for in
+    the end has its size and starts from it; the prior and what is trained on are the own ones'.
+
+    Note: Where every direction is inverted, a pair's first sizes in a round are compared with the
+      warm-up's, which are of the same kind but reach another bound (`warmup_success_bound`, 0.99
+      for 0.9) and so are somewhat larger: the first growth comes out smaller than it is.
+    """
+    position, num_classes = state.warmed_up, len(setting.classes)
+    victims = np.flatnonzero(np.arange(num_classes) != position)
+    sizes, prior = state.warmup_sizes.copy(), state.warmup_prior.copy()
+    universal_sizes = state.universal_sizes.copy()
+    sizes[victims, position] = result.sizes
+    prior[victims, position] = result.prior
+    bank = state.bank.copy()
+    on_main(_keep_warm_up, bank, victims, position, result)
+    if universal is not None:
+        universal_sizes[position] = universal.sizes[0]
+        on_main(_keep_warm_up, bank, victims, position, universal)
+    arms = state.scheduler
+    if position + 1 == num_classes:
+        shared = unusual_universals(sizes, universal_sizes)
+        on_main(_forget, bank, shared)
+        arms = scheduler.init_state(
+            prior,
+            np.where(shared, universal_sizes, sizes),
+            pairwise=~shared & (not setting.config.approximate_warmup),
+        )
+    return dataclasses.replace(
+        state,
+        bank=bank,
+        scheduler=arms,
+        warmed_up=position + 1,
+        warmup_sizes=sizes,
+        warmup_prior=prior,
+        universal_sizes=universal_sizes,
+    )
+
+
+def _keep_warm_up(bank: TriggerBank, victims, target: int, result: WarmUpResult) -> None:
+    universal = len(result.trigger.mask) == 1
+    for i, victim in enumerate(victims):
+        if np.isfinite(result.sizes[i]) and not universal:
+            trigger = jax.tree.map(lambda v, i=i: v[i], result.trigger)
+            bank.keep(int(victim), target, trigger, float(result.sizes[i]))
+    if universal and np.isfinite(result.sizes[0]):
+        bank.keep_universal(target, jax.tree.map(lambda v: v[0], result.trigger))
+
+
+def _forget(bank: TriggerBank, directions: np.ndarray) -> None:
+    """Let `directions` [K, K] bool start from the universal triggers of their targets."""
+    for victim, target in np.argwhere(directions).tolist():
+        bank.forget(victim, target)
+
+
+def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records]:
+    """Select pairs and harden them for a round.
+
+    A later step of a round starts from the triggers just found, with the smaller budget.
+
+    Note: Where one of them was not found, the next step has the first budget again, as in the
+      paper, and all directions start from the bank, also those that had one: it holds the largest
+      that was found, which is what the first budget is for.
+    """
+    config = setting.config
+    pairs, directions = _select(setting, state)
+    labels = [setting.classes[k] for pair in pairs for k in pair]
+    bank, train, found_trigger, records = state.bank.copy(), state.train, None, []
+    sizes: dict[Direction, list[float]] = {direction: [] for direction in directions}
+    steps = range(state.step, min(state.step + config.steps_per_round, setting.in_rounds))
+    batch = _draw(setting, labels, steps[0])
+    for step in steps:
+        key, start_key = jax.random.split(key_of(config, BATCH, step))
+        afresh = found_trigger is None or not config.dynamic
+        start = found_trigger
+        if afresh:  # the bank of the writer is the one that is kept
+            start = broadcast_from_main(_start_triggers, setting, bank, directions, start_key)
+        num_steps = config.first_steps if afresh else config.next_steps
+        train, info = setting.programs.step(
+            train,
+            *batch,
+            np.asarray([setting.classes[target] for _, target in directions]),
+            start,
+            key,
+            num_steps=num_steps,
+            mask_weight=config.first_mask_weight if afresh else config.next_mask_weight,
+            done=max(0, config.first_steps - num_steps),
+        )
+        if step + 1 in steps:  # while the device is at this step
+            batch = _draw(setting, labels, step + 1)
+        info = fetch(info)
+        for i, direction in enumerate(directions):
+            sizes[direction].append(float(info.sizes[i]))
+            if np.isfinite(info.sizes[i]):
+                trigger = jax.tree.map(lambda v, i=i: v[i], info.trigger)
+                on_main(bank.keep, *direction, trigger, float(info.sizes[i]))
+        found_trigger = info.trigger if np.isfinite(info.sizes).all() else None
+        records.append(_record(setting, step, directions, info, num_steps))
+    arms = scheduler.record(
+        state.scheduler,
+        sizes,
+        pairs,
+        forget_failed=config.scheduler == "nearest",
+        sums=setting.sums,
+    )
+    step = state.step + len(records)
+    return dataclasses.replace(state, train=train, bank=bank, scheduler=arms, step=step), records
+
+
+def _draw(setting: Setting, labels: list[int], step: int) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Return the batch of a step: images, labels, and the weights of `labels`' slots."""
+    config, train = setting.config, setting.dataset.train
+    batch = pair_batch(
+        setting.members,
+        labels,
+        per_class=config.victims_per_class,
+        batch_size=config.batch_size,
+        rng=rng_of(config, BATCH, step),
+    )
+    return read_batch(train, batch.indices), train.labels[batch.indices], batch.weights
+
+
+def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[Direction]]:
+    """Return the pairs of a round, and the directions that are hardened."""
+    config = setting.config
+    rng = rng_of(config, SELECT, state.step)
+    if config.scheduler == "sweep":
+        turn = state.step // config.steps_per_round
+        pairs = [scheduler.sweep_pair(len(setting.classes), turn, config.seed)]
+    else:
+        pairs = scheduler.select_pairs(
+            state.scheduler,
+            state.step,
+            rng,
+            num_pairs=config.pairs_per_step,
+            random_share=1.0 if config.scheduler == "uniform" else config.random_share,
+            nearest=config.scheduler == "nearest",
+            sums=setting.sums,
+        )
+    if config.symmetric:
+        return pairs, [direction for a, b in pairs for direction in ((a, b), (b, a))]
+    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
+    return pairs, pairs
+
+
+def _start_triggers(
+    setting: Setting, bank: TriggerBank, directions: list[Direction], key: Array
+) -> Trigger:
+    """Return where the inversions of a round start: from the bank, or from random triggers."""
+    start = setting.config.inversion_at(setting.config.success_bound).start
+    triggers = random_triggers(key, len(directions), setting.dataset.image_shape, start)
+    triggers = jax.tree.map(np.array, triggers)
+    if not setting.config.dynamic:
+        return triggers
+    for i, direction in enumerate(directions):
+        stored = bank.start(*direction)
+        if stored is not None:
+            triggers.mask[i], triggers.pattern[i] = stored.mask, stored.pattern
+    return triggers
+
+
+def _record(
+    setting: Setting, step: int, directions: list[Direction], info: HardenInfo, num_steps: int
+) -> dict:
+    return {
+        "phase": "hardening",
+        "step": step,
+        "directions": [[setting.name(a), setting.name(b)] for a, b in directions],
+        "sizes": info.sizes.tolist(),
+        "success_rates": info.success_rates.tolist(),
+        "num_victims": info.num_victims.tolist(),
+        "num_stamped": info.num_stamped.tolist(),
+        "inversion_steps": num_steps,
+        "loss": float(info.loss),
+    }

@@ -1,0 +1,260 @@
+"""The K-arm scheduler: which class pair to harden next (Section IV-C).
+
+K(K-1)/2 arms, one for each pair of classes. The reward of an arm joins the prior (how far the
+warm-up's universal triggers lowered each class's loss) and the post matrix (how much the pair's
+distances grew when it was last hardened). Pure functions on NumPy arrays, on the host: the state is
+O(K^2) small numbers and is saved with the model.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from moth_jax.errors import InputError
+from moth_jax.hardening.nearness import pair_ranks
+
+GROWTH = 1.1  # of a pair's smaller size in a round; what grows by less has not moved
+
+
+class KArmState(NamedTuple):
+    """State of the scheduler; each field [K, K], row victim, column target.
+
+    Attributes:
+      prior: mean relative fall of the loss under the warm-up's trigger, at most 1.
+      post: how promising further hardening looks from what it did so far.
+      size: mean trigger size of the last round; the warm-up's before the first. inf where none was
+        found.
+      pairwise: whether `size` comes from the direction's own trigger, not a universal one.
+      num_selected: rounds in which the pair was selected (symmetric).
+      num_idle: how many of the last of them did not move the pair's smaller size (symmetric).
+      own_share: [2], of the directions that were measured after a universal trigger was known: the
+        sum of log(own size / universal size), and how many.
+    """
+
+    prior: np.ndarray
+    post: np.ndarray
+    size: np.ndarray
+    pairwise: np.ndarray
+    num_selected: np.ndarray
+    num_idle: np.ndarray
+    own_share: np.ndarray = np.zeros(2)
+
+
+def init_state(
+    prior: np.ndarray, sizes: np.ndarray, *, pairwise: bool | np.ndarray = False
+) -> KArmState:
+    """Return the state after the warm-up.
+
+    Args:
+      prior: [K, K] relative fall of the loss; 0 where the inversion failed.
+      sizes: [K, K] size of the trigger of each direction; inf where the inversion failed.
+      pairwise: whether `sizes` are of the directions' own triggers (warm-up without approximation);
+        of all, or of each [K, K].
+
+    Note: A failed inversion says nothing of how far a pair can be pushed: its prior and post are 0,
+      so that rewards of other arms, not an accident, decide. The published code let one failure
+      make raw sizes the rewards.
+    """
+    found = np.isfinite(sizes) & ~np.eye(len(sizes), dtype=bool)
+    largest = sizes[found].max(initial=0.0)
+    scale = largest if largest > 0 else 1.0
+    return KArmState(
+        prior=np.where(found, prior, 0.0),
+        post=np.where(found, np.where(found, sizes, 0.0) / scale, 0.0),
+        size=np.where(found, sizes, np.inf),
+        pairwise=found & pairwise,
+        num_selected=np.zeros(sizes.shape, np.int64),
+        num_idle=np.zeros(sizes.shape, np.int64),
+    )
+
+
+def rewards(state: KArmState, num_steps: int) -> np.ndarray:
+    """Return [K, K], symmetric: (1 - α)(prior + priorᵀ) + α(post + postᵀ), α = min(t / 1000, 1).
+
+    The diagonal is -inf: it is no arm. `num_steps` is t, the main training steps so far.
+    """
+    reward = _mix(state.prior + state.prior.T, state.post + state.post.T, num_steps)
+    return np.where(np.eye(len(reward), dtype=bool), -np.inf, reward)
+
+
+def _mix(prior: np.ndarray, post: np.ndarray, num_steps: int) -> np.ndarray:
+    alpha = min(0.1 * num_steps / 100, 1.0)
+    return (1 - alpha) * prior + alpha * post
+
+
+def _nearness(state: KArmState) -> np.ndarray:
+    """Return how near each pair is for its kind, in the order of rows: minus its rank.
+
+    A universal size stands for the direction's own by what the two were elsewhere, on average. A
+    pair that a round did not move counts as twice as far, after two such rounds as three times.
+    """
+    log_share, count = state.own_share
+    share = np.exp(log_share / count) if count else 1.0
+    sizes = np.where(state.pairwise, state.size, share * state.size)
+    return -pair_ranks(sizes, state.num_idle).astype(float)
+
+
+class PairSums:
+    """Each pair's two entries of prior and post added up, kept from one round to the next.
+
+    Of many classes all pairs are a million sums, of which a round changes a few. `select_pairs` and
+    `record` work without it, too, and give the same.
+    """
+
+    def __init__(self):
+        self._prior = self._post = None  # the arrays whose sums are known
+        self._sums = None
+
+    def of(self, state: KArmState) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sums of prior and post, each [K(K-1)/2], the pairs (a, b), a < b, in order."""
+        if self._prior is not state.prior or self._post is not state.post:
+            upper = np.triu_indices(len(state.prior), 1)
+            self._sums = tuple((m + m.T)[upper] for m in (state.prior, state.post))
+            self._prior, self._post = state.prior, state.post
+        return self._sums
+
+    def follow(self, before: KArmState, after: KArmState, changed: list[tuple[int, int]]) -> None:
+        """Go on from `before` to `after`, whose post differs at the `changed` directions."""
+        if self._prior is before.prior and self._post is before.post:
+            for a, b in changed:
+                place = _place(len(after.post), min(a, b), max(a, b))
+                self._sums[1][place] = after.post[a, b] + after.post[b, a]
+            self._post = after.post
+
+
+def _place(num_classes: int, a, b):
+    """Return the number of a pair (a, b), a < b, in the order of rows."""
+    return a * num_classes - a * (a + 1) // 2 + b - a - 1
+
+
+def _pair(num_classes: int, place: int) -> tuple[int, int]:
+    """Return the pair of that number."""
+    rows = np.arange(num_classes)
+    a = int(np.searchsorted(_place(num_classes, rows, rows + 1), place, side="right")) - 1
+    return a, place - _place(num_classes, a, a + 1) + a + 1
+
+
+def _places_of(num_classes: int, k: int) -> np.ndarray:
+    """Return the numbers of all pairs of class `k`."""
+    below, above = np.arange(k), np.arange(k + 1, num_classes)
+    return np.concatenate([_place(num_classes, below, k), _place(num_classes, k, above)])
+
+
+def select_pairs(
+    state: KArmState,
+    num_steps: int,
+    rng: np.random.Generator,
+    *,
+    num_pairs: int = 1,
+    random_share: float = 0.3,
+    nearest: bool = False,
+    sums: PairSums | None = None,
+) -> list[tuple[int, int]]:
+    """Return `num_pairs` disjoint pairs (a, b), a < b, for the next round.
+
+    Each is a random arm with probability `random_share`, else the arm with the largest reward among
+    those that share no class with the pairs chosen before it. `sums` are those kept from the round
+    before. With `nearest` it is the arm that looks nearest instead, a random one of several: whose
+    trigger is small, of all or for what its victim, or its victim and target, usually have, and
+    for the opposite direction's (`nearness`).
+
+    Note: The paper takes one pair a round. More are an extension for many classes.
+    Note: `nearest` is an extension, too. The paper's rewards begin with the largest sizes, so that
+      a planted backdoor, whose trigger is small, waits for a random turn; this comes to it early.
+      Of many classes some pairs are near by nature and stay so: those make way for others.
+    """
+    num_classes = len(state.prior)
+    if not 1 <= num_pairs <= num_classes // 2:
+        raise InputError(
+            f"pairs per step must be in 1..{num_classes // 2} for {num_classes} classes, "
+            f"got {num_pairs}"
+        )
+    pairs, taken, reward = [], [], None
+    for _ in range(num_pairs):
+        if rng.random() < random_share:
+            free = np.delete(np.arange(num_classes), taken)
+            a, b = sorted(rng.choice(free, size=2, replace=False).tolist())
+        else:
+            if reward is None:
+                reward = (
+                    _nearness(state)
+                    if nearest
+                    else _mix(*(sums or PairSums()).of(state), num_steps)
+                )
+            for k in taken:
+                reward[_places_of(num_classes, k)] = -np.inf
+            best = int(reward.argmax())
+            if nearest:  # one universal size is that of many pairs
+                best = int(rng.choice(np.flatnonzero(reward == reward[best])))
+            a, b = _pair(num_classes, best)
+        pairs.append((a, b))
+        taken += [a, b]
+    return pairs
+
+
+def sweep_pair(num_classes: int, turn: int, seed: int) -> tuple[int, int]:
+    """Return the pair (a, b), a < b, of a turn in which each pair has one before any has two.
+
+    The order is random, and another one each time round.
+    """
+    num_pairs = num_classes * (num_classes - 1) // 2
+    time_round, place = divmod(turn, num_pairs)
+    return _pair(num_classes, int(_order(num_pairs, seed, time_round)[place]))
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_pairs: int, seed: int, time_round: int) -> np.ndarray:
+    return np.random.default_rng([seed, time_round]).permutation(num_pairs)
+
+
+def record(
+    state: KArmState,
+    sizes: dict[tuple[int, int], list[float]],
+    pairs: list[tuple[int, int]],
+    *,
+    forget_failed: bool = False,
+    sums: PairSums | None = None,
+) -> KArmState:
+    """Return the state after a round.
+
+    Args:
+      state: before it.
+      sizes: per direction (victim, target), the trigger sizes of the round's steps; inf for a step
+        whose inversion failed, which is left out.
+      pairs: the pairs that were selected.
+      forget_failed: where all inversions of a direction failed, its size is no longer known: it is
+        not the nearest any more. Else the last one stays.
+      sums: follow the state.
+
+    Note: The first size of a direction's own trigger is set against nothing: a trigger for one
+      victim class is smaller than a universal one, and their ratio is no improvement.
+    """
+    post, size = state.post.copy(), state.size.copy()
+    pairwise, num_selected = state.pairwise.copy(), state.num_selected.copy()
+    num_idle, own_share = state.num_idle.copy(), state.own_share.copy()
+    for direction, values in sizes.items():
+        found = [value for value in values if np.isfinite(value)]
+        if not found:
+            if forget_failed and values:
+                size[direction] = np.inf
+            continue
+        mean = float(np.mean(found))
+        known = mean > 0 and 0 < size[direction] < np.inf
+        if pairwise[direction] and known:
+            growth = (mean - size[direction]) / size[direction]
+            post[direction] = (post[direction] + growth) / 2
+        elif known:
+            own_share += (np.log(mean / size[direction]), 1)
+        size[direction] = mean
+        pairwise[direction] = True
+    for a, b in pairs:
+        both = [a, b], [b, a]
+        num_selected[both] += 1
+        if state.pairwise[both].all():
+            moved = size[both].min() > GROWTH * state.size[both].min()
+            num_idle[both] = 0 if moved else num_idle[both] + 1
+    after = KArmState(state.prior, post, size, pairwise, num_selected, num_idle, own_share)
+    if sums is not None:
+        sums.follow(state, after, list(sizes))
+    return after

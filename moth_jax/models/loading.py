@@ -1,0 +1,226 @@
+"""Whatever a user has, as a classifier: the one place that knows all kinds of sources."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from moth_jax.errors import InputError, require_choice
+from moth_jax.models import MODELS, build, checkpoint, outline
+from moth_jax.models.classifier import Classifier, Variables
+from moth_jax.models.weights.files import READERS, check_content, read_weights
+from moth_jax.models.weights.fitting import fit, named
+from moth_jax.models.weights.importing import load
+from moth_jax.storage.folders import current_folder
+
+AUTO = "auto"
+TRUST = ("nothing", "torchvision")
+_NOT_GIVEN = (None, (), "", AUTO, TRUST[0])  # values of options
+_PROGRAM = ".pt2"
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SHAPE = (224, 224, 3)
+_TORCHVISION = "torchvision:"
+
+
+def load_source(
+    path: str | Path,
+    *,
+    arch: str = AUTO,
+    builder: str = "",
+    trust: str = "nothing",
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] = (),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> tuple[Classifier, Variables]:
+    """The classifier in a file, or in a checkpoint folder of this package.
+
+    Args:
+      path: weights (PyTorch, safetensors or Keras 2), a program of `torch.export` (.pt2), a whole
+        PyTorch module, or a checkpoint folder, which takes no other option than `num_classes`.
+      arch: whose weights these are: "auto" recognises the layouts of `importing.LAYOUTS`; a name of
+        `models.MODELS`, or of any other classifier of torchvision ("torchvision:vgg19" where both
+        have the name).
+      builder: instead of `arch`, "FILE.py:FUNCTION" or "PACKAGE.MODULE:FUNCTION", which returns the
+        PyTorch module whose weights these are.
+      trust: "torchvision" also reads files of whole modules, of classes of torchvision alone.
+      num_classes: what the head shall have. Weights of another number, or without a head, get a new
+        one with a warning: as the architecture initialises it, or as the module of `builder`, which
+        must have so many classes, comes. The head of a program or a whole module is what it is.
+      class_names: one for each output of the model.
+      mean, std: what the model normalises pixels in [0, 1] with. A known layout or a classifier of
+        torchvision has its own; they must be given for all others.
+      image_shape: (h, w, c); that of the layout, or (224, 224, 3), if not given.
+
+    Raises:
+      InputError: what is wrong with the file, or does not fit together.
+    """
+    path = current_folder(Path(path).expanduser())
+    if not path.exists() and path.suffix.lower() not in READERS:
+        raise InputError(f"there is no {path}")
+    require_choice("trust", trust, TRUST)
+    if num_classes is not None and num_classes < 2:
+        raise InputError(f"num_classes must be at least 2, got {num_classes}")
+    if path.is_dir():
+        options = dict(
+            arch=arch,
+            builder=builder,
+            trust=trust,
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            image_shape=image_shape,
+        )
+        return _of_checkpoint(path, num_classes, options)
+    is_fixed = head_is_fixed(path, trust)
+    if not is_fixed and path.suffix.lower() not in READERS:
+        raise InputError(
+            f"cannot read a model from {path.name!r}: the extension must be one of "
+            f"{', '.join(sorted([*READERS, _PROGRAM]))}, or it is a checkpoint folder"
+        )
+    if arch in (AUTO, *MODELS) and not (is_fixed or builder):
+        return load(
+            path,
+            arch=arch,
+            num_classes=num_classes,
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            image_shape=image_shape,
+        )
+    _check_torch(path)
+    from moth_jax.models.pytorch.export import from_torch
+
+    model = _module(path, arch=arch, builder=builder, trust=trust, num_classes=num_classes)
+    default = None if is_fixed or builder else _IMAGENET
+    mean, std = _normalisation(path, mean, std, default)
+    classifier, variables = from_torch(
+        model,
+        image_shape=image_shape or _SHAPE,
+        mean=mean,
+        std=std,
+        name=arch if arch != AUTO else "",
+    )
+    spec = classifier.spec
+    if num_classes not in (None, spec.num_classes):
+        raise InputError(
+            f"{path} has a head of {spec.num_classes} classes that is part of a whole model, so it "
+            f"cannot get one of {num_classes}; give its state_dict, with an architecture or a "
+            "builder"
+            if is_fixed
+            else f"{builder} builds a model of {spec.num_classes} classes, not {num_classes}; "
+            "change what it builds"
+        )
+    spec = named(spec, class_names, head_is_fixed=is_fixed or bool(builder))
+    return outline(spec)[0], variables
+
+
+def _of_checkpoint(
+    path: Path, num_classes: int | None, options: dict
+) -> tuple[Classifier, Variables]:
+    """The classifier in a checkpoint folder, which takes none of `options`."""
+    check_alone(path, options)
+    classifier, variables = checkpoint.load_model(path)
+    if num_classes is None:
+        return classifier, variables
+    return with_classes(classifier, variables, num_classes, path)
+
+
+def check_alone(path: Path, options: Mapping, prefix: str = "") -> None:
+    """Raise `InputError` if a checkpoint was given options, other than `num_classes`, to read it.
+
+    `prefix` is how the user writes them, as "--".
+    """
+    surplus = [
+        f"{prefix}{name}"
+        for name, value in options.items()
+        if name != "num_classes" and value not in _NOT_GIVEN
+    ]
+    if surplus:
+        raise InputError(
+            f"{path} is a checkpoint, which says by itself what it is; leave out "
+            f"{', '.join(surplus)}"
+        )
+
+
+def head_is_fixed(path: str | Path, trust: str) -> bool:
+    """Whether a file is of a whole model, whose head is what it is, and not of weights."""
+    return Path(path).suffix.lower() == _PROGRAM or trust == "torchvision"
+
+
+def with_classes(
+    classifier: Classifier, variables: Variables, num_classes: int, source: Path
+) -> tuple[Classifier, Variables]:
+    """A model of a checkpoint with a new head, and a warning, if it has another number of classes.
+
+    Raises:
+      InputError: a converted model, whose program does not say how it is initialised.
+    """
+    spec = classifier.spec
+    if num_classes == spec.num_classes:
+        return classifier, variables
+    if spec.graph is not None:
+        raise InputError(
+            f"{source} is a converted {spec.arch} of {spec.num_classes} classes, which cannot get "
+            f"a head of {num_classes}; convert its state_dict anew with "
+            f"--num-classes={num_classes}, or give that to a run with model.fine_tune"
+        )
+    spec = dataclasses.replace(spec, num_classes=num_classes, class_names=())
+    classifier, shapes = outline(spec)
+    weights = fit(
+        _by_name(variables),
+        {name: leaf.shape for name, leaf in _by_name(shapes).items()},
+        what=spec.arch,
+        head={
+            name: leaf.ndim - 1
+            for name, leaf in _by_name(shapes).items()
+            if name.startswith("params.head.")
+        },
+        fresh=lambda: _by_name(build(spec)[1]),
+    )
+    return classifier, {
+        kind: {name: weights[f"{kind}.{name}"] for name in leaves}
+        for kind, leaves in shapes.items()
+    }
+
+
+def _by_name(variables: Variables) -> dict:
+    return {
+        f"{kind}.{name}": leaf for kind, part in variables.items() for name, leaf in part.items()
+    }
+
+
+def _check_torch(path: Path) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise InputError(f"{path.name} needs PyTorch: pip install 'moth-jax[torch]'") from None
+
+
+def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int | None):
+    """The PyTorch module or program."""
+    check_content(path)
+    from moth_jax.models.pytorch import files
+    from moth_jax.models.weights import torch_builders
+
+    if path.suffix.lower() == _PROGRAM:
+        return files.read_program(path)
+    if trust == "torchvision":
+        return files.read_module(path)
+    weights = read_weights(path)
+    if builder:
+        return torch_builders.built_with_weights(builder, weights, num_classes=num_classes)
+    name = arch.removeprefix(_TORCHVISION)
+    return torch_builders.torchvision_module(name, weights, num_classes=num_classes)
+
+
+def _normalisation(path, mean, std, default):
+    given = (mean, std)
+    if None not in given:
+        return given
+    if default is None or given != (None, None):
+        raise InputError(
+            f"say how the model of {path} normalises images: mean and std, one number per channel, "
+            "for pixels in [0, 1]; 0 and 1 if it takes such pixels as they are"
+        )
+    return default

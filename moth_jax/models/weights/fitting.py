@@ -1,0 +1,203 @@
+"""Weights of a file fitted to a model: without the prefix of a wrapper, and with another head.
+
+All here is names and arrays as the file has them. `head` says which arrays have a row or column for
+each class: {name: axis of the classes}.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import numpy as np
+
+from moth_jax.errors import InputError
+from moth_jax.models.classifier import ModelSpec, describe_mismatch
+
+Weights = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+# Follows "--num-classes" in messages.
+_RENEW = "(num_classes in Python, model.fine_tune in a run) draws a new one, to be trained"
+
+
+def fit(
+    weights: Weights,
+    shapes: Shapes,
+    *,
+    what: str,
+    head: Mapping[str, int],
+    fresh: Callable[[], Weights] | None = None,
+) -> Weights:
+    """The weights under the names and of the `shapes` that a model has.
+
+    PyTorch's counters of batches, which nothing computes with and old files lack, are let pass.
+
+    Args:
+      weights: from a file.
+      shapes: of all arrays of the model.
+      what: the model, for messages.
+      head: its arrays with an axis of classes.
+      fresh: draws arrays anew; if given, those of the head that are missing or of another number of
+        classes come from there, with a warning. Everything else must fit all the same.
+
+    Raises:
+      InputError: naming every array that is missing, unused or of another shape, the number of
+        classes of the head if that is another, and what prefix the names have.
+    """
+    prefix = foreign_prefix(weights, shapes)
+    found = _without_prefix(weights, prefix)
+    given = {name: array.shape for name, array in found.items() if not _is_counter(name)}
+    expected = {name: tuple(shape) for name, shape in shapes.items() if not _is_counter(name)}
+    renewed = [] if fresh is None else _renewed(given, expected, head)
+    mismatch = describe_mismatch(_without(expected, renewed), _without(given, renewed))
+    if mismatch:
+        hints = _about_head(given, expected, head) + _about_prefix(prefix, given, expected)
+        raise InputError(f"the weights do not fit {what}: {mismatch}{hints}")
+    if not renewed:
+        return found
+    size = head_size(found, {name: head[name] for name in renewed})
+    theirs = "no head" if size is None else f"a head of {size} classes"
+    wanted = expected[renewed[0]][head[renewed[0]]]
+    warnings.warn(
+        f"the weights have {theirs}, {what} is to have {wanted}; drawn anew: {', '.join(renewed)}; "
+        "train the model before its numbers mean anything",
+        stacklevel=2,
+    )
+    drawn = fresh()
+    return {**found, **{name: drawn[name] for name in renewed}}
+
+
+def head_size(weights: Weights, head: Mapping[str, int]) -> int | None:
+    """The number of classes, read off the last array of the head; None without one.
+
+    >>> head_size({"fc.bias": np.zeros(7)}, {"fc.weight": 0, "fc.bias": 0})
+    7
+    """
+    sizes = [
+        weights[name].shape[axis]
+        for name, axis in head.items()
+        if name in weights and weights[name].ndim > axis
+    ]
+    return sizes[-1] if sizes else None
+
+
+def named(
+    spec: ModelSpec, class_names: tuple[str, ...], *, head_is_fixed: bool = False
+) -> ModelSpec:
+    """The spec with these names of its classes, if any; `InputError` if there are more or fewer."""
+    size, wanted = spec.num_classes, len(class_names)
+    if wanted not in (0, size):
+        way_out = "name them all" if head_is_fixed else f"--num-classes={wanted} {_RENEW}"
+        raise InputError(f"the head has {size} classes, but {wanted} are named: {way_out}")
+    return dataclasses.replace(spec, class_names=class_names)
+
+
+def without_prefix(weights: Weights, names: Collection[str]) -> Weights:
+    """The weights without their `foreign_prefix`; what is not below it keeps its name."""
+    return _without_prefix(weights, foreign_prefix(weights, names))
+
+
+def foreign_prefix(weights: Collection[str], names: Collection[str]) -> str:
+    """The prefix whose removal turns most of the weights' names into `names`; "" if none helps.
+
+    A wrapper puts its own before all names: `module.` (DataParallel), `_orig_mod.` (torch.compile),
+    `model.` (Lightning), and so on, one in another.
+
+    >>> foreign_prefix(["module.net.fc.weight", "module.net.fc.bias"], ["fc.weight", "fc.bias"])
+    'module.net.'
+    """
+    best, most = "", len(set(weights) & set(names))
+    for prefix in _prefixes(weights):
+        bare = {name.removeprefix(prefix) for name in weights}
+        if len(bare) == len(weights) and len(bare & set(names)) > most:
+            best, most = prefix, len(bare & set(names))
+    return best
+
+
+def shared_prefix(names: Iterable[str]) -> str:
+    """What all names begin with, to the last dot.
+
+    >>> shared_prefix(["net.fc.weight", "net.fc.bias"]), shared_prefix(["a.b", "c.b"])
+    ('net.fc.', '')
+    """
+    paths = [name.split(".")[:-1] for name in names]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(f"{parts[0]}.")
+    return "".join(shared)
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+    """All prefixes of at least half of the names, the shortest first."""
+    counts: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            prefix = ".".join(parts[:length]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    return sorted((p for p, count in counts.items() if 2 * count >= len(names)), key=len)
+
+
+def _without_prefix(weights, prefix):
+    return {name.removeprefix(prefix): array for name, array in weights.items()}
+
+
+def _is_counter(name):
+    return name.endswith("num_batches_tracked")
+
+
+def _without(shapes, names):
+    return {name: shape for name, shape in shapes.items() if name not in names}
+
+
+def _renewed(given: Shapes, expected: Shapes, head: Mapping[str, int]) -> list[str]:
+    """The arrays of the head that are missing, or differ in the number of classes alone."""
+    return [name for name in head if name not in given] + _resized(given, expected, head)
+
+
+def _resized(given: Shapes, expected: Shapes, head: Mapping[str, int]) -> list[str]:
+    """The arrays that differ along the axis of the classes alone."""
+
+    def body(shape, axis):
+        return len(shape), shape[:axis], shape[axis + 1 :]
+
+    return [
+        name
+        for name, axis in head.items()
+        if name in given
+        and given[name] != expected[name]
+        and body(given[name], axis) == body(expected[name], axis)
+    ]
+
+
+def _about_head(given: Shapes, expected: Shapes, head: Mapping[str, int]) -> str:
+    """What a message adds where the head is at fault; where none is known, if it seems to be."""
+    missing = {name for name in expected if name not in given}
+    misshaped = {name for name in expected if name in given and given[name] != expected[name]}
+    # PyTorch has the classes in front. Another width of a hidden layer shows behind, too.
+    axes = head or {name: 0 for name, shape in expected.items() if shape}
+    resized = _resized(given, expected, axes)
+    pairs = {(given[name][axes[name]], expected[name][axes[name]]) for name in resized}
+    if len(pairs) == 1 and (head or misshaped == set(resized)):
+        found, wanted = pairs.pop()
+        return (
+            f"; the head has {found} classes, the model {wanted}: --num-classes={wanted} {_RENEW}"
+        )
+    sizes = {expected[name][axes[name]] for name in missing if name in axes}
+    if missing and missing <= axes.keys() and len(sizes) == 1 and not misshaped:
+        return f"; where a file has no head, --num-classes {_RENEW}"
+    return ""
+
+
+def _about_prefix(prefix: str, given: Shapes, expected: Shapes) -> str:
+    """What a message adds where a prefix was cut off, or the names differ by one from the first."""
+    if prefix:
+        return f" (names without their prefix {prefix!r})"
+    if given.keys() & expected.keys():
+        return ""
+    return "".join(
+        f"; all names of {whose} begin with {shared_prefix(names)!r}"
+        for whose, names in (("the file", given), ("the model", expected))
+        if shared_prefix(names)
+    )

@@ -1,0 +1,96 @@
+"""What a person sees while something long runs: a live bar, plain lines, or nothing.
+
+    with console_progress().task("distances before", total=90, unit="directions") as task:
+        for ...:
+            task.advance(1, average=54.1, failures=0)
+
+A terminal and a notebook get a bar that is redrawn; a file, a pipe or a CI log gets plain lines, at
+most one every ten seconds. Library functions take `progress=True`, `False` or a `Progress`.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from moth_jax.errors import InputError
+from moth_jax.progress.displays import Bars, Display, Lines, NotebookScreen, Nothing, TerminalScreen
+from moth_jax.progress.task import Task
+
+
+class Progress:
+    """Shows tasks on a display. Made by `console_progress` or `silent_progress`."""
+
+    def __init__(self, display: Display, *, clock: Callable[[], float] = time.monotonic):
+        self._display = display
+        self._clock = clock
+
+    @contextmanager
+    def task(
+        self, description: str, *, total: int | None = None, unit: str = "steps", completed: int = 0
+    ) -> Iterator[Task]:
+        """Show a task while the block runs; `completed` units of resumed work are already done."""
+        task = Task(
+            description,
+            total=total,
+            unit=unit,
+            completed=completed,
+            on_change=self._display.change,
+            say=self._display.note,
+            clock=self._clock,
+        )
+        self._display.begin(task)
+        try:
+            yield task
+        except BaseException:
+            task.failed = True
+            raise
+        finally:
+            self._display.end(task)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._display.note(text)
+
+
+def silent_progress() -> Progress:
+    """Return a `Progress` that shows nothing.
+
+    >>> with silent_progress().task("hardening", total=3) as task:
+    ...     task.advance(2, loss=0.1)
+    >>> task.completed
+    2
+    """
+    return Progress(Nothing())
+
+
+def console_progress(stream: TextIO | None = None) -> Progress:
+    """Return a `Progress` for `stream` (default: standard error) or the notebook this runs in."""
+    if stream is None and _in_notebook():
+        return Progress(Bars(NotebookScreen()))
+    stream = stream or sys.stderr
+    if stream.isatty():
+        from rich.console import Console
+
+        console = Console(file=stream, highlight=False)
+        if not console.is_dumb_terminal and console.encoding.startswith("utf"):
+            return Progress(Bars(TerminalScreen(console)))
+    return Progress(Lines(stream))
+
+
+def as_progress(value: "bool | Progress | None") -> Progress:
+    """Return the `Progress` meant by an argument `progress=`: True, False, None or one's own."""
+    if isinstance(value, Progress):
+        return value
+    if value is None or isinstance(value, bool):
+        return console_progress() if value else silent_progress()
+    raise InputError(f"progress must be True, False or a moth_jax.progress.Progress, got {value!r}")
+
+
+def _in_notebook() -> bool:
+    """Whether this process serves a notebook (and not IPython in a terminal)."""
+    if "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
+    return hasattr(shell, "kernel")

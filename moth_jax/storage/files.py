@@ -1,0 +1,130 @@
+"""Files that are written whole or not at all, and read without running anything: JSON and npz."""
+
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from moth_jax.errors import InputError
+from moth_jax.parallel.processes import broadcast_from_main, on_main
+
+
+def strict_json(value):
+    """Return `value` as what strict JSON can carry: NaN is None, infinities are "inf" and "-inf".
+
+    Takes dicts, lists, tuples, paths, and numbers and arrays of NumPy or JAX.
+
+    >>> strict_json({"size": np.float32("inf"), "sizes": np.array([1.0, np.nan])})
+    {'size': 'inf', 'sizes': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): strict_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [strict_json(v) for v in value]
+    if hasattr(value, "tolist"):  # of NumPy and JAX
+        return strict_json(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file whole or not at all, also if the process is killed.
+
+    Raises:
+      InputError: it cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {path}: {error.strerror or error}; free some space or check the "
+        "permissions, then run the same command again"
+    )
+
+
+# What zipfile, zlib and NumPy raise for files that are no npz, damaged, or of pickled objects.
+_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write `arrays` to an npz file, whole or not at all, even if the process is killed."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_npz(path: str | os.PathLike, *, advice: str = "") -> dict[str, np.ndarray]:
+    """Read an npz file without unpickling; `advice` is what to do if it is damaged.
+
+    Raises:
+      InputError: the file is missing or damaged, or holds pickled objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # checks every byte before NumPy interprets any
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except _UNREADABLE as error:
+        what_to_do = f"; {advice}" if advice else ""
+        raise InputError(f"cannot read {path}: {error}{what_to_do}") from error
+
+
+def write_json(path: str | os.PathLike, fields: Mapping) -> None:
+    """Write `fields` as strict JSON, whole or not at all; NaN becomes null, infinity "inf".
+
+    Of several processes only the main one writes.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    text = json.dumps(strict_json(fields), indent=2, allow_nan=False, ensure_ascii=False)
+    on_main(write_atomically, path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> dict:
+    """Return what `write_json` wrote, {} if there is no such file.
+
+    Of several processes the main one reads, and tells the others.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    return broadcast_from_main(_read_json, path)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged: {error}; choose another --workdir, or move the file away"
+        ) from error

@@ -1,0 +1,165 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from moth_jax.data.sources.gtsrb import CLASS_NAMES, load_gtsrb, read_official
+from moth_jax.errors import InputError
+
+OFFICIAL = "data/gtsrb/official"
+HEADER = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
+
+
+@pytest.fixture(scope="module")
+def from_npz(shared):
+    return load_gtsrb(dir=str(shared / "data/gtsrb"))
+
+
+@pytest.fixture
+def official(shared, tmp_path):
+    """A small, complete folder in the official layout: track 3 of each class is its test image."""
+    source = shared / OFFICIAL / "GTSRB/Final_Training/Images"
+    root = tmp_path / "GTSRB"
+    shutil.copytree(source, root / "Final_Training/Images", copy_function=shutil.copyfile)
+    for folder in (root / "Final_Training/Images").iterdir():
+        folder.chmod(0o755)
+    test = root / "Final_Test/Images"
+    test.mkdir(parents=True)
+    rows = []
+    for k in range(43):
+        shutil.copyfile(source / f"{k:05d}/00003_00005.ppm", test / f"{k:05d}.ppm")
+        rows.append(f"{k:05d}.ppm;53;54;6;5;48;49;{k}\n")
+    (tmp_path / "GT-final_test.csv").write_text(HEADER + "".join(rows))
+    return tmp_path
+
+
+def test_the_npz_file_gives_all_43_classes(from_npz):
+    assert from_npz.num_classes == 43
+    assert from_npz.image_shape == (32, 32, 3)
+    assert len(from_npz.train) + len(from_npz.validation) == 13070
+    assert len(from_npz.test) == 6315
+    assert not from_npz.flip
+    assert from_npz.shift == 3
+
+
+def test_the_npz_file_itself_can_be_given_and_gives_the_same(shared, from_npz):
+    direct = load_gtsrb(dir=str(shared / "data/gtsrb/gtsrb32.npz"))
+    assert (direct.validation.labels == from_npz.validation.labels).all()
+
+
+def test_validation_shares_no_track_with_training(shared, from_npz):
+    arrays = np.load(shared / "data/gtsrb/gtsrb32.npz")
+    tracks = arrays["y_train"].astype(int) * 1000 + arrays["track_train"]
+    # Where an image is in the file, found by its bytes; copies of an image lie within one track.
+    place = {image.tobytes(): i for i, image in enumerate(arrays["x_train"])}
+    train = {tracks[place[image.tobytes()]] for image in from_npz.train.images}
+    validation = {tracks[place[image.tobytes()]] for image in from_npz.validation.images}
+    assert not train & validation
+    assert train | validation == set(tracks)
+    assert 0.08 < len(from_npz.validation) / 13070 < 0.13
+
+
+def test_the_official_layout_is_read_as_the_npz_file_was_made(shared):
+    arrays = read_official(shared / OFFICIAL)
+    assert arrays.x_train.shape == (172, 32, 32, 3)
+    assert arrays.y_train.tolist() == sorted(list(range(43)) * 4)
+    assert arrays.track_train.tolist() == [0, 1, 2, 3] * 43
+    assert arrays.x_test.shape == (86, 32, 32, 3)
+    every_second = np.load(shared / "data/gtsrb/gtsrb32.npz")
+    assert (arrays.x_test[::2] == every_second["x_test"][:43]).all()
+    assert (arrays.y_test[::2] == every_second["y_test"][:43]).all()
+
+
+def test_another_size_can_be_asked_of_the_official_layout(official):
+    dataset = load_gtsrb(dir=str(official), size=24, validation_fraction=0.25)
+    assert dataset.image_shape == (24, 24, 3)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (129, 43, 43)
+    assert dataset.class_names == CLASS_NAMES
+    assert load_gtsrb(dir=str(official / "GTSRB"), size=24).image_shape == (24, 24, 3)
+
+
+def test_classes_the_sample_has_no_test_images_of_are_named(shared):
+    with pytest.raises(
+        InputError, match=r"gtsrb test: no samples of 14 of 43 classes: 'speed limit 20 km/h'"
+    ):
+        load_gtsrb(dir=str(shared / OFFICIAL))
+
+
+def test_there_are_43_distinct_names():
+    assert len(set(CLASS_NAMES)) == 43
+    assert CLASS_NAMES[14] == "stop"
+    assert CLASS_NAMES[38] == "keep right"
+
+
+def remove(path):
+    return lambda root: (
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    )
+
+
+def write(path, text):
+    return lambda root: (root / path).write_bytes(text)
+
+
+TRAINING = "GTSRB/Final_Training/Images"
+DAMAGE = {
+    "no training folder": (remove(TRAINING), "no GTSRB/Final_Training/Images in .*get GTSRB"),
+    "no test list": (remove("GT-final_test.csv"), r"no GT-final_test\.csv in"),
+    "image removed": (
+        remove(f"{TRAINING}/00007/00001_00005.ppm"),
+        "00001_00005.ppm cannot be read",
+    ),
+    "image cut short": (
+        write(f"{TRAINING}/00007/00001_00005.ppm", b"P6\n40 40\n255\nabc"),
+        "00001_00005.ppm cannot be read",
+    ),
+    "no image": (write(f"{TRAINING}/00007/00001_00005.ppm", b"<html>"), "cannot be read"),
+    "no classes in the test list": (
+        write("GT-final_test.csv", b"Filename;Width\n00000.ppm;53\n"),
+        r"GT-final_test\.csv: row 1 .*ClassId",
+    ),
+    "another separator": (
+        write("GT-final_test.csv", b"Filename,ClassId\n00000.ppm,3\n"),
+        "separated by semicolons",
+    ),
+    "list cut short": (
+        write("GT-final_test.csv", HEADER.encode() + b"00000.ppm;53;54;6;5;48;49;3\n00001.p"),
+        "row 2 has no file name and class number",
+    ),
+    "another class": (
+        write("GT-final_test.csv", HEADER.encode() + b"00000.ppm;53;54;6;5;48;49;43\n"),
+        r"in \[0, 43\), got 43",
+    ),
+    "another name": (
+        write(f"{TRAINING}/00007/GT-00007.csv", HEADER.encode() + b"a.ppm;5;5;6;5;4;4;7\n"),
+        r"named TRACK_FRAME\.ppm",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_faulty_official_folder_is_refused_by_the_file(official, damage, message):
+    damage(official)
+    with pytest.raises(InputError, match=message):
+        load_gtsrb(dir=str(official), size=16, validation_fraction=0.25)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": np.zeros([4, 16, 16, 3], np.uint8)}, "x_train .*size=8.*got .4, 16, 16, 3"),
+        ({"track_train": np.zeros(3, int)}, "track_train .* must hold an integer per training"),
+        ({"track_train": np.zeros(4)}, "got float64"),
+        ({"y_train": np.array([0, 1, 2, 43])}, r"y_train .*in \[0, 43\), got 43"),
+        ({"y_test": np.array(["a", "b", "c", "d"])}, "y_test .* must be integers"),
+        ({"track_train": None}, "missing arrays 'track_train'"),
+    ],
+)
+def test_a_faulty_npz_file_is_refused(tmp_path, changes, message):
+    images, labels = np.full([4, 8, 8, 3], 7, np.uint8), np.arange(4)
+    arrays = dict.fromkeys(("x_train", "x_test"), images)
+    arrays |= dict.fromkeys(("y_train", "y_test", "track_train"), labels)
+    arrays = {k: v for k, v in (arrays | changes).items() if v is not None}
+    np.savez(tmp_path / "gtsrb8.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        load_gtsrb(dir=str(tmp_path), size=8)

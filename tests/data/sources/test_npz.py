@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+
+from moth_jax.data.sources.npz import load_npz
+from moth_jax.errors import InputError
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    made = {
+        "x_train": rng.integers(0, 256, [40, 6, 6, 3], np.uint8),
+        "y_train": np.arange(40) % 4,
+        "x_test": rng.integers(0, 256, [12, 6, 6, 3], np.uint8),
+        "y_test": np.arange(12) % 4,
+    }
+    return {name: array for name, array in (made | changes).items() if array is not None}
+
+
+def load(tmp_path, options=None, **changes):
+    np.savez_compressed(tmp_path / "my_images.npz", **arrays(**changes))
+    return load_npz(file=str(tmp_path / "my_images.npz"), **(options or {}))
+
+
+def test_a_plain_file_is_read_under_its_own_name(tmp_path):
+    dataset = load(tmp_path, {"validation_fraction": 0.2, "flip": True, "shift": 1})
+    assert dataset.name == "my_images"
+    assert dataset.class_names == ("class 0", "class 1", "class 2", "class 3")
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (32, 8, 12)
+    assert (dataset.flip, dataset.shift) == (True, 1)
+
+
+def test_names_in_the_file_are_used_and_an_option_overrides_them(tmp_path):
+    names = ["ant", "bee", "cow", "dog"]
+    assert load(tmp_path, class_names=np.array(names)).class_names == tuple(names)
+    assert load(tmp_path, class_names=np.array(names, "S")).class_names == tuple(names)
+    options = {"class_names": list("wxyz")}
+    assert load(tmp_path, options, class_names=np.array(names)).class_names == tuple("wxyz")
+
+
+def test_one_hot_and_column_labels_mean_the_same_as_integers(tmp_path):
+    plain = load(tmp_path)
+    one_hot = load(tmp_path, y_train=np.eye(4)[np.arange(40) % 4])
+    column = load(tmp_path, y_train=(np.arange(40) % 4)[:, None])
+    assert (plain.train.labels == one_hot.train.labels).all()
+    assert (plain.train.labels == column.train.labels).all()
+
+
+def test_floats_and_integers_up_to_255_are_read_as_the_same_images_when_declared(tmp_path):
+    plain = load(tmp_path)
+    for dtype in (np.float32, np.float64, np.int64):
+        changes = {name: arrays()[name].astype(dtype) for name in ("x_train", "x_test")}
+        dataset = load(tmp_path, {"pixel_max": 255}, **changes)
+        np.testing.assert_array_equal(dataset.test.batch([3]), plain.test.batch([3]))
+
+
+def test_a_validation_part_in_the_file_is_used(tmp_path):
+    dataset = load(tmp_path, x_val=arrays()["x_test"][:4], y_val=np.arange(4))
+    assert (len(dataset.train), len(dataset.validation)) == (40, 4)
+
+
+@pytest.mark.parametrize("key", ["group_train", "track_train"])
+def test_groups_in_the_file_stay_together(tmp_path, key):
+    images = np.repeat(np.arange(2, 22, dtype=np.uint8), 2)[:, None, None, None]
+    images = np.broadcast_to(images, [40, 6, 6, 3]) + np.arange(3, dtype=np.uint8)
+    labels = np.repeat(np.arange(20) % 4, 2)
+    groups = np.repeat(np.arange(20), 2)
+    dataset = load(tmp_path, x_train=images, y_train=labels, **{key: groups})
+    shades = [set(part.images[:, 0, 0, 0]) for part in (dataset.train, dataset.validation)]
+    assert not shades[0] & shades[1]
+
+
+OBJECTS = np.empty(40, object)
+BAD_ARRAYS = {
+    "0-255 floats": ({"x_train": arrays()["x_train"] * 1.0}, {}, "train images.*0 to 255.*divide"),
+    "missing": ({"x_test": None, "y_test": None}, {}, "missing arrays 'x_test', 'y_test'"),
+    "mistyped": ({"x_valid": np.zeros(1)}, {}, "unknown arrays 'x_valid'.*may hold x_val"),
+    "half a validation part": ({"x_val": arrays()["x_test"]}, {}, "both x_val and y_val"),
+    "object images": ({"x_train": OBJECTS}, {}, "object array.*refused"),
+    "object names": ({"class_names": np.array(["a", "b"], object)}, {}, "object array.*refused"),
+    "two-hot": ({"y_train": np.ones([40, 4])}, {}, "must be one-hot"),
+    "text labels": ({"y_train": np.array(["cat", "dog"] * 20)}, {}, "must be integers"),
+    "float labels": ({"y_train": np.zeros(40)}, {}, "must be integers, got dtype float64"),
+    "huge label": ({"y_train": np.arange(40) * 10**8}, {}, "largest label is 3900000000 with only"),
+    "skipped label": ({"y_train": np.arange(40) % 4 * 2}, {}, "no samples of 3 of 7.*'class 1'"),
+    "one class": ({"y_train": np.zeros(40, int)}, {}, "at least 2 classes.*got 1"),
+    "too few names": (
+        {},
+        {"class_names": ["a", "b"]},
+        r"train labels must be in \[0, 2\), got 2, 3",
+    ),
+    "same names": (
+        {},
+        {"class_names": ["a", "b", "c", "a"]},
+        "distinct, given more than once: 'a'",
+    ),
+    "shapes": ({"x_test": np.full([12, 8, 8, 3], 9, np.uint8)}, {}, r"test images.*\[n, 6, 6, 3\]"),
+    "white": ({}, {"pixel_max": 128}, "pixel_max.*must be 1 or 255, got 128"),
+    "not 255": ({"x_train": np.full([40, 6, 6, 3], 0.5)}, {"pixel_max": 255}, "use pixel_max=1"),
+    "text images": ({"x_train": np.full([40, 6, 6, 3], "a")}, {"pixel_max": 255}, "dtype <U1"),
+    "fraction": ({}, {"validation_fraction": 2}, r"validation_fraction must be in \(0, 1\), got 2"),
+    "shift": ({}, {"shift": 6}, r"shift must be in \[0, 6\)"),
+    "groups": ({"group_train": np.arange(3)}, {}, "groups must be one per label"),
+    "constant": ({"x_train": np.full([40, 6, 6, 3], 9, np.uint8)}, {}, "std must be positive"),
+}
+
+
+@pytest.mark.parametrize(("changes", "options", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_faulty_arrays_are_refused(tmp_path, changes, options, message):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, options, **changes)
+
+
+def whole(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", **arrays())
+    return (tmp_path / "whole.npz").read_bytes()
+
+
+def with_a_changed_byte(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+DAMAGE = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "a changed byte": with_a_changed_byte,
+    "empty": lambda content: b"",
+    "a web page": lambda content: b"<html>Not found</html>",
+    "a pickle": lambda content: b"\x80\x04}q\x00.",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "images.npz"
+    path.write_bytes(damage(whole(tmp_path)))
+    with pytest.raises(InputError, match=r"images\.npz cannot be read .* fetch or write it again"):
+        load_npz(file=str(path))
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    path = tmp_path / "images.npz"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(InputError, match="not a NumPy file"):
+        load_npz(file=str(path))
+    np.savez(path, **arrays(y_train=np.array([Trap()], object)))
+    with pytest.raises(InputError, match="refused"):
+        load_npz(file=str(path))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_missing_file_a_single_array_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"not found at .*numpy\.savez_compressed"):
+        load_npz(file=str(tmp_path / "absent.npz"))
+    with pytest.raises(InputError, match="no path given"):
+        load_npz()
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(InputError, match=r"single array \(npy\); an \.npz file"):
+        load_npz(file=str(tmp_path / "one.npy"))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_npz(file=str(tmp_path))

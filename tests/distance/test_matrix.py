@@ -1,0 +1,385 @@
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moth_jax.distance import matrix as matrix_module
+from moth_jax.distance.directions import mean_interval
+from moth_jax.distance.matrix import (
+    DistanceMatrix,
+    increase_interval,
+    increase_per_direction,
+    relative_increase,
+)
+from moth_jax.errors import InputError
+from moth_jax.storage import files
+from moth_jax.storage.files import load_npz
+from moth_jax.triggers import Trigger
+
+NAN, INF = np.nan, np.inf
+NAMES = ("cat", "dog", "ship")
+
+
+def make(values, names=NAMES, **fields):
+    values = np.asarray(values, np.float32)
+    rate = np.where(np.isnan(values), NAN, np.where(np.isinf(values), 0.0, 0.9))
+    return DistanceMatrix(values, rate.astype(np.float32), names, **fields)
+
+
+def dense():
+    """A trigger in every place of a matrix of three classes."""
+    rng = np.random.default_rng(0)
+    return Trigger(rng.random((3, 3, 2, 2, 1), np.float32), rng.random((3, 3, 2, 2, 3), np.float32))
+
+
+def full():
+    """A matrix with every field, one failure and one direction that was not measured."""
+    values = [[NAN, 10, 20], [30, NAN, INF], [NAN, 40, NAN]]
+    return make(
+        values,
+        values_per_seed=np.stack([np.add(values, 1), values]).astype(np.float32),
+        triggers=dense(),
+        details={"seeds": [0, 1], "num_steps": 5, "seconds": 1.5},
+    )
+
+
+def test_a_failure_is_counted_and_never_averaged_in():
+    matrix = full()
+    assert matrix.average() == 25
+    assert matrix.num_failures() == 1
+    assert matrix.num_measured() == 5
+    assert matrix.num_classes == 3
+    np.testing.assert_array_equal(matrix.found, [[0, 1, 1], [1, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize(("value", "failures"), [(NAN, 0), (INF, 6)])
+def test_the_average_of_nothing_is_nan_and_not_zero(value, failures):
+    matrix = make(np.where(np.eye(3, dtype=bool), NAN, value))
+    assert np.isnan(matrix.average())
+    assert matrix.num_failures() == failures
+    assert matrix.smallest(5) == []
+
+
+def test_the_smallest_distances_come_first_and_failures_not_at_all():
+    assert full().smallest(2) == [(0, 1), (0, 2)]
+    assert full().smallest(9) == [(0, 1), (0, 2), (1, 0), (2, 1)]
+
+
+def test_a_trigger_is_given_for_found_directions_only():
+    matrix = full()
+    np.testing.assert_array_equal(matrix.trigger(0, 2).mask, dense().mask[0, 2])
+    np.testing.assert_array_equal(matrix.trigger(0, 2).pattern, dense().pattern[0, 2])
+    assert matrix.trigger(1, 2) is None
+    assert matrix.trigger(2, 0) is None
+    assert make(matrix.values).trigger(0, 1) is None
+
+
+def test_triggers_are_kept_of_found_directions_only():
+    matrix = full()
+    assert matrix.triggers.directions.tolist() == [[0, 1], [0, 2], [1, 0], [2, 1]]
+    assert len(matrix.triggers.mask) == len(matrix.triggers.pattern) == 4
+    some = matrix.triggers.at(np.array([[2, 1], [1, 2], [0, 1]]))
+    np.testing.assert_array_equal(some.pattern[[0, 2]], dense().pattern[[2, 0], [1, 1]])
+    assert not some.pattern[1].any()
+
+
+# Which directions, and how sure the mean of all is.
+
+
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        (None, "mean of 5 directions: 25.0"),
+        ({"kind": "all", "of": 5}, "mean of all 5 directions: 25.0"),
+        ({"kind": "all", "of": 5, "targets": [0]}, "mean of all 5 directions into 1 class: 25.0"),
+        (
+            {"kind": "all", "of": 5, "victims": [0, 1], "targets": [0, 2]},
+            "mean of all 5 directions out of 2 classes into 2 classes: 25.0",
+        ),
+        (
+            {"kind": "sample", "of": 2000},
+            "mean of 5 sampled of 2,000 directions: 25.0 (95 % interval 4.5-45.5)",
+        ),
+        (
+            {"kind": "nearest", "of": 6},
+            "mean of 5 nearest of 6 directions, as universal triggers find them: 25.0",
+        ),
+    ],
+)
+def test_a_matrix_says_which_directions_its_mean_is_of_and_how_sure_it_is(selection, said):
+    details = {} if selection is None else {"selection": selection}
+    assert make(full().values, details=details).summary() == said
+    every = make(np.where(np.eye(3, dtype=bool), NAN, 7.0))
+    assert every.summary() == "mean of all 6 directions: 7.0"
+
+
+def test_the_interval_is_students_shrinks_with_the_sample_and_is_nothing_for_the_whole():
+    rng = np.random.default_rng(0)
+    population = rng.gamma(2.0, 10.0, 2450)
+    low, high = mean_interval(population[:30], 30, 10**9)
+    reach = 2.0452 * population[:30].std(ddof=1) / np.sqrt(30)  # t of 29 degrees of freedom
+    assert (high - low) / 2 == pytest.approx(reach, rel=1e-4)
+    assert (high + low) / 2 == pytest.approx(population[:30].mean())
+    narrow = mean_interval(population[:30], 30, 60)
+    assert narrow[1] - narrow[0] == pytest.approx((high - low) * np.sqrt(0.5))
+    assert mean_interval(population, 2450, 2450) == pytest.approx((population.mean(),) * 2)
+    assert mean_interval(population[:1], 1, 10) is None
+
+
+def test_the_interval_holds_the_mean_of_all_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    population = rng.gamma(2.0, 10.0, 380)
+    draws = [rng.choice(population, 100, replace=False) for _ in range(1000)]
+    intervals = [mean_interval(draw, 100, 380) for draw in draws]
+    held = np.mean([low <= population.mean() <= high for low, high in intervals])
+    assert held == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_interval_of_a_distance_is_cut_at_0_and_that_of_an_increase_at_minus_1():
+    details = {"selection": {"kind": "sample", "of": 90}}
+    before = make([[NAN, 10], [600, NAN]], ("a", "b"), details=details)
+    low, high = before.interval()
+    assert (low, high > 600) == (0.0, True)
+    after = make([[NAN, 20], [0.1, NAN]], ("a", "b"), details=details)
+    low, high = increase_interval(before, after)
+    assert (low, high > 1) == (-1.0, True)
+    assert make([[NAN, 10], [11, NAN]], ("a", "b"), details=details).interval()[0] > 4
+
+
+# Before and after.
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "increase"),
+    [
+        ([[NAN, 10], [20, NAN]], [[NAN, 20], [20, NAN]], 0.5),
+        ([[NAN, 10], [100, NAN]], [[NAN, 30], [100, NAN]], 1.0),
+        ([[NAN, 10], [20, NAN]], [[NAN, 5], [20, NAN]], -0.25),
+        ([[NAN, 10], [INF, NAN]], [[NAN, 20], [20, NAN]], 1.0),
+        ([[NAN, 10], [20, NAN]], [[NAN, 20], [INF, NAN]], 1.0),
+        ([[NAN, 10], [NAN, NAN]], [[NAN, 20], [20, NAN]], 1.0),
+        ([[NAN, INF], [10, NAN]], [[NAN, 20], [INF, NAN]], NAN),
+    ],
+    ids=[
+        "mean",
+        "of ratios, not a ratio of means",
+        "falls",
+        "failed before",
+        "failed after",
+        "not measured before",
+        "none in both",
+    ],
+)
+def test_the_increase_is_the_mean_of_ratios_over_directions_found_in_both(before, after, increase):
+    names = ("a", "b")
+    got = relative_increase(make(before, names), make(after, names))
+    assert got == pytest.approx(increase, nan_ok=True)
+
+
+def test_the_increase_of_each_direction_is_nan_where_it_is_not_known():
+    before = make([[NAN, 10, 20], [INF, NAN, 40], [50, 0, NAN]])
+    after = make([[NAN, 15, INF], [10, NAN, 20], [NAN, 10, NAN]])
+    expected = [[NAN, 0.5, NAN], [NAN, NAN, -0.5], [NAN, NAN, NAN]]
+    np.testing.assert_allclose(increase_per_direction(before, after), expected)
+
+
+def test_matrices_of_different_classes_are_not_compared():
+    with pytest.raises(InputError, match="different classes: cat, dog, ship and a, b, c"):
+        relative_increase(full(), make(full().values, ("a", "b", "c")))
+
+
+def test_matrices_without_a_direction_in_common_are_not_compared():
+    before = make([[NAN, 10], [NAN, NAN]], ("a", "b"))
+    after = make([[NAN, NAN], [20, NAN]], ("a", "b"))
+    with pytest.raises(InputError, match="no direction in common"):
+        relative_increase(before, after)
+
+
+def test_a_comparison_says_averages_increase_failures_and_the_least_increase():
+    before = make([[NAN, 10, 20], [30, NAN, INF], [40, 50, NAN]])
+    after = make([[NAN, 20, 22], [60, NAN, 70], [INF, 100, NAN]])
+    text = before.compare(after)
+    assert "average distance 30.00 -> 54.40" in text
+    assert "increase +77.50 % over 4 directions" in text
+    assert "in 1 -> 1 directions" in text
+    assert "least increase +10.00 % (cat -> ship)" in text
+
+
+def test_a_comparison_without_a_common_direction_still_says_so():
+    nothing = make(np.where(np.eye(3, dtype=bool), NAN, INF))
+    assert "increase unknown over 0 directions" in nothing.compare(full())
+
+
+def test_the_mean_of_no_trigger_is_said_to_be_none_found():
+    nothing = make(np.where(np.eye(3, dtype=bool), NAN, INF))
+    assert nothing.summary() == "mean of all 6 directions: none found"
+    assert "average distance none found -> 25.00" in nothing.compare(full())
+    assert "average distance none found over 0 directions" in str(nothing)
+
+
+# Print.
+
+
+def test_the_table_shows_names_distances_failures_and_what_was_not_measured():
+    lines = str(full()).splitlines()
+    assert lines[0].split() == ["victim", "\\", "target", *NAMES]
+    assert [line.split() for line in lines[1:4]] == [
+        ["cat", ".", "10.0", "20.0"],
+        ["dog", "30.0", ".", "none"],
+        ["ship", ".", "40.0", "."],
+    ]
+    assert lines[4] == "average distance 25.00 over 4 directions, no trigger found in 1"
+    assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_many_classes_are_shown_by_their_smallest_distances():
+    values = 100 + np.arange(25.0 * 25).reshape(25, 25)
+    values[7, 3] = 1.5
+    text = str(make(values, tuple(f"class{k}" for k in range(25))))
+    assert text.splitlines()[1] == "class7 -> class3: 1.5"
+    assert len(text.splitlines()) == 12
+
+
+# Files.
+
+
+def test_a_saved_matrix_is_read_back_with_every_field(tmp_path):
+    saved = full()
+    saved.save(tmp_path / "distance.npz")
+    read = DistanceMatrix.load(tmp_path / "distance.npz")
+    for name in ("values", "success_rate", "values_per_seed"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(saved, name))
+        assert getattr(read, name).dtype == getattr(saved, name).dtype
+    np.testing.assert_array_equal(read.triggers.mask, saved.triggers.mask)
+    np.testing.assert_array_equal(read.triggers.pattern, saved.triggers.pattern)
+    assert read.class_names == saved.class_names
+    assert read.details == saved.details
+
+
+def test_a_matrix_without_triggers_and_seeds_is_read_back_without_them(tmp_path):
+    make(full().values).save(tmp_path / "distance.npz")
+    read = DistanceMatrix.load(tmp_path / "distance.npz")
+    assert read.triggers is None
+    assert read.values_per_seed is None
+    assert read.details == {}
+
+
+def test_a_file_with_a_trigger_for_every_place_as_of_version_0_1_0_is_still_read(tmp_path):
+    saved = full()
+    arrays = {
+        "values": saved.values,
+        "success_rate": saved.success_rate,
+        "class_names": np.asarray(NAMES),
+        "masks": dense().mask,
+        "patterns": dense().pattern,
+    }
+    files.save_npz(tmp_path / "distance.npz", arrays)
+    read = DistanceMatrix.load(tmp_path / "distance.npz")
+    for one, other in zip(read.triggers, saved.triggers, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_file_has_the_documented_arrays_and_needs_no_unpickling(tmp_path):
+    full().save(tmp_path / "distance.npz")
+    with np.load(tmp_path / "distance.npz", allow_pickle=False) as file:
+        assert {"values", "success_rate", "class_names"} <= set(file.files)
+        assert np.isnan(np.diag(file["values"])).all()
+        assert np.isposinf(file["values"][1, 2])
+        assert file["class_names"].tolist() == list(NAMES)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    path = tmp_path / "distance.npz"
+    full().save(path)
+    before = path.read_bytes()
+
+    def disk_full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(matrix_module.np, "savez_compressed", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        full().save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_npy(path):
+    np.save(path, np.zeros(3))
+    path.with_name(path.name + ".npy").rename(path)
+
+
+def write_objects(path):
+    with open(path, "wb") as file:
+        np.savez(file, values=np.array([{}], dtype=object), success_rate=0, class_names=0)
+
+
+def write_truncated(path):
+    full().save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def write_flipped(path):
+    """One wrong byte in the middle of the compressed triggers."""
+    full().save(path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("patterns.npy").header_offset
+    for position in range(start + 60, start + 140):
+        content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "there is no file"),
+        (lambda path: path.mkdir(), "cannot read"),
+        (lambda path: path.write_bytes(b""), "cannot read"),
+        (lambda path: path.write_bytes(b"neither zip nor npy"), "cannot read"),
+        (write_npy, "cannot read"),
+        (write_truncated, "cannot read"),
+        (write_flipped, "cannot read"),
+        (write_objects, "cannot read.*Object arrays"),
+        (lambda path: files.save_npz(path, {"values": np.zeros(3)}), "is no distance"),
+    ],
+    ids=["missing", "folder", "empty", "text", "npy", "truncated", "flipped", "objects", "other"],
+)
+def test_a_file_that_is_no_matrix_is_named_in_a_clear_error(tmp_path, write, message):
+    path = tmp_path / "distance.npz"
+    write(path)
+    with pytest.raises(InputError, match=message) as raised:
+        DistanceMatrix.load(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_damaged_matrix_is_reported_with_what_to_do(tmp_path):
+    path = tmp_path / "distance.npz"
+    write_truncated(path)
+    with pytest.raises(InputError, match="; remove it, and the command that measured it makes it"):
+        DistanceMatrix.load(path)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small") / "small.npz"
+    written = {"values": np.arange(12.0), "names": np.array(["a", "b"])}
+    files.save_npz(path, written)
+    return written, path, path.read_bytes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
+def test_a_file_with_a_wrong_byte_is_read_right_or_refused(small_file, position, flip):
+    written, path, content = small_file
+    damaged = bytearray(content)
+    damaged[position % len(content)] ^= flip
+    path.write_bytes(damaged)
+    try:
+        read = load_npz(path)
+    except InputError:
+        return
+    for name in read.keys() & written.keys():
+        np.testing.assert_array_equal(read[name], written[name])

@@ -1,0 +1,169 @@
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moth_jax.distance import chunks, measure
+from moth_jax.distance.store import Chunk, ChunkStore
+from moth_jax.errors import InputError
+from moth_jax.inversion import neural_cleanse
+from moth_jax.progress import console_progress, silent_progress
+from moth_jax.triggers import Trigger
+
+IMAGES = (np.arange(6 * 4 * 4, dtype=np.float32) / 128).reshape(6, 4, 4, 1)
+LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
+VARIABLES = {"params": {"scale": np.full(3, 2.0, np.float32)}, "batch_stats": {}}
+DIRECTIONS = [(0, 1), (2, 0), (1, 2)]
+
+
+def with_variables(variables, images):
+    return images[:, 0, :3, 0] * variables["params"]["scale"][None]
+
+
+def closed(images):
+    return images[:, 0, :3, 0] * 2.0
+
+
+# Recorded with version 0.1.0: a chunk that was measured then is found today.
+RECORDED = {
+    "with variables": ["293075b6a5101f1bf6dea17b.npz", "35a86b3e375108532652ad1d.npz"],
+    "closed": ["272806a4013f2f4416b2faa3.npz", "5f15be853d403763d7cebb7d.npz"],
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_chunks_are_named_and_laid_out_as_they_always_were(tmp_path, kind):
+    logits_fn, model = {
+        "with variables": (with_variables, {"variables": VARIABLES}),
+        "closed": (closed, {}),
+    }[kind]
+    measure.distance_matrix(
+        logits_fn,
+        IMAGES,
+        LABELS,
+        directions=DIRECTIONS,
+        num_steps=2,
+        minibatch_size=2,
+        seeds=(0, 3),
+        directions_per_chunk=2,
+        inversion=neural_cleanse(patience=3),
+        resume_dir=tmp_path,
+        progress=False,
+        **model,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == RECORDED[kind]
+    with np.load(tmp_path / RECORDED[kind][0]) as file:
+        shapes = {name: array.shape for name, array in file.items()}
+    assert shapes == {
+        "directions": (2, 2),
+        "sizes": (2, 2),
+        "rates": (2, 2),
+        "mask": (2, 4, 4, 1),
+        "pattern": (2, 4, 4, 1),
+        "seconds": (),
+    }
+
+
+def a_chunk():
+    rng = np.random.default_rng(0)
+    return Chunk(
+        directions=np.array([[0, 1], [2, 0]]),
+        sizes=np.array([[1.5, np.inf], [2.0, 3.0]], np.float32),
+        rates=np.array([[0.9, 0.0], [1.0, 1.0]], np.float32),
+        trigger=Trigger(rng.random((2, 4, 4, 1)), rng.random((2, 4, 4, 3))),
+        seconds=1.25,
+    )
+
+
+def test_a_chunk_that_was_saved_is_loaded_for_its_directions_in_any_company(tmp_path):
+    chunk = a_chunk()
+    ChunkStore(tmp_path, {"num_steps": 3}, IMAGES).save(chunk)
+    store = ChunkStore(tmp_path, {"num_steps": 3}, IMAGES)
+    for directions in ([(0, 1), (2, 0)], [(2, 0), (1, 2), (0, 1)]):
+        (loaded,) = store.load(directions)
+        jax.tree.map(np.testing.assert_array_equal, loaded, chunk)
+    (part,) = store.load([(1, 2), (2, 0)])
+    assert part.directions.tolist() == [[2, 0]]
+    np.testing.assert_array_equal(part.sizes, chunk.sizes[1:])
+    np.testing.assert_array_equal(part.trigger.mask, chunk.trigger.mask[1:])
+    assert part.seconds == chunk.seconds / 2
+    assert store.load([(1, 2)]) == []
+
+
+def test_a_direction_that_is_in_two_chunks_is_loaded_once(tmp_path):
+    store = ChunkStore(tmp_path, {}, IMAGES)
+    chunk = a_chunk()
+    store.save(chunk)
+    store.save(jax.tree.map(lambda v: v[::-1] if np.ndim(v) else v, chunk))
+    loaded = store.load([(0, 1), (2, 0)])
+    assert sum(len(part.directions) for part in loaded) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs"),
+    [({"num_steps": 4}, IMAGES), ({"num_steps": 3}, IMAGES[::-1])],
+    ids=["other settings", "other inputs"],
+)
+def test_a_chunk_of_another_measurement_is_not_found(tmp_path, settings, inputs):
+    ChunkStore(tmp_path, {"num_steps": 3}, IMAGES).save(a_chunk())
+    assert ChunkStore(tmp_path, settings, inputs).load([(0, 1), (2, 0)]) == []
+
+
+def test_a_damaged_chunk_is_reported_and_measured_again_once_it_is_removed(tmp_path):
+    store = ChunkStore(tmp_path, {}, IMAGES)
+    store.save(a_chunk())
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"cannot read {path}: .*; remove it, and its directions"):
+        store.load(DIRECTIONS)
+    path.unlink()
+    assert store.load(DIRECTIONS) == []
+
+
+def test_without_a_folder_nothing_is_kept():
+    store = ChunkStore(None, {}, IMAGES)
+    store.save(a_chunk())
+    assert store.load([(0, 1), (2, 0)]) == []
+
+
+def test_a_model_in_bfloat16_has_a_digest_too(tmp_path):
+    def folders_file(value):
+        weights = jnp.full(3, value, jnp.bfloat16)
+        ChunkStore(tmp_path, {}, {"weights": weights, "none": np.zeros((3, 0))}).save(a_chunk())
+        return {path.name for path in tmp_path.glob("*.npz")}
+
+    first = folders_file(1.0)
+    assert len(first) == 1
+    assert folders_file(1.0) == first
+    assert len(folders_file(2.0)) == 2
+
+
+def measured(store, directions, size, progress):
+    """Measure directions one after another, each of `size`; return the task's end."""
+
+    def measure(directions, _):
+        for direction in directions:
+            ones = np.ones((1, 2))
+            sizes = np.full((1, 1), size)
+            yield Chunk(np.array([direction]), sizes, ones, Trigger(ones, ones), seconds=1.0)
+
+    by = chunks.Measurer(measure, lambda directions, size: 0)
+    with progress.task("distances", total=len(directions), unit="directions") as task:
+        chunks.measure_all(directions, 1, by, store, task, fit=False)
+    return task
+
+
+@pytest.mark.parametrize(("size", "average"), [(2.0, 2.0), (np.inf, "none found")])
+def test_the_average_of_no_trigger_is_shown_as_none_found(size, average):
+    task = measured(ChunkStore(None, {}, IMAGES), DIRECTIONS, size, silent_progress())
+    assert task.figures == {"average": average, "failures": 0 if size == 2 else 3}
+
+
+def test_a_resumed_measurement_says_what_is_done(tmp_path):
+    store, stream = ChunkStore(tmp_path, {}, IMAGES), io.StringIO()
+    measured(store, DIRECTIONS[:2], 2.0, silent_progress())
+    measured(store, DIRECTIONS, 2.0, console_progress(stream))
+    assert "distances: 2 of 3 directions done, continuing" in stream.getvalue()
+    assert "distances: 3/3 directions, 100 %" in stream.getvalue()

@@ -1,0 +1,333 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from moth_jax.errors import InputError
+from moth_jax.hardening import scheduler
+
+K = 4
+OFF_DIAGONAL = ~np.eye(K, dtype=bool)
+UNIT = st.floats(-1, 1)
+
+
+def state_with(**fields):
+    """A state in which nothing speaks for any pair, but for the `fields` given."""
+    zeros = np.zeros((K, K))
+    counts = zeros.astype(np.int64)
+    state = scheduler.KArmState(zeros, zeros, zeros + 10.0, OFF_DIAGONAL, counts, counts)
+    return state._replace(**fields)
+
+
+def matrix(entries, rest=0.0):
+    values = np.full((K, K), rest)
+    for direction, value in entries.items():
+        values[direction] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "alpha"), [(0, 0.0), (100, 0.1), (500, 0.5), (1000, 1.0), (5000, 1.0)]
+)
+def test_the_reward_moves_from_the_prior_to_the_post_matrix_within_1000_steps(num_steps, alpha):
+    rng = np.random.default_rng(0)
+    prior, post = rng.random((2, K, K))
+    got = scheduler.rewards(state_with(prior=prior, post=post), num_steps)
+    for a in range(K):
+        for b in range(K):
+            both = (1 - alpha) * (prior[a, b] + prior[b, a]) + alpha * (post[a, b] + post[b, a])
+            assert got[a, b] == (-np.inf if a == b else pytest.approx(both))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(np.float64, (6, 6), elements=UNIT),
+    arrays(np.float64, (6, 6), elements=UNIT),
+    st.integers(0, 2000),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 100),
+    st.booleans(),
+    arrays(np.float64, (6, 6), elements=st.sampled_from([0.0, 5.0, 50.0, np.inf])),
+)
+def test_selected_pairs_are_ordered_disjoint_and_never_on_the_diagonal(
+    prior, post, num_steps, num_pairs, random_share, seed, nearest, sizes
+):
+    state = scheduler.init_state(prior, sizes)._replace(post=post)
+    pairs = scheduler.select_pairs(
+        state,
+        num_steps,
+        np.random.default_rng(seed),
+        num_pairs=num_pairs,
+        random_share=random_share,
+        nearest=nearest,
+    )
+    assert len(pairs) == num_pairs
+    assert all(0 <= a < b < 6 for a, b in pairs)
+    assert len({k for pair in pairs for k in pair}) == 2 * num_pairs
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    arrays(np.float32, (6, 6), elements=st.floats(-1, 1, width=32)),
+    st.integers(1, 3),
+    st.integers(0, 1200),
+    st.integers(0, 100),
+)
+def test_sums_that_follow_the_rounds_change_no_selection(prior, num_pairs, num_steps, seed):
+    sums, state = scheduler.PairSums(), scheduler.init_state(prior, np.abs(prior) + 1)
+    options = {"num_pairs": num_pairs, "random_share": 0.3}
+    for turn in range(8):
+        rngs = [np.random.default_rng([seed, turn]) for _ in range(3)]
+        pairs = scheduler.select_pairs(state, num_steps, rngs[0], sums=sums, **options)
+        assert pairs == scheduler.select_pairs(state, num_steps, rngs[1], **options)
+        reward = scheduler.rewards(state, num_steps)
+        if rngs[2].random() >= 0.3:
+            assert pairs[0] == divmod(int(reward.argmax()), 6)
+        sizes = {(a, b): [1.0 + turn + a] for pair in pairs for a, b in (pair, pair[::-1])}
+        older, state = state, scheduler.record(state, sizes, pairs, sums=sums)
+        if turn == 5:  # goes on from an older state
+            state = older
+
+
+def test_every_pair_has_a_number_and_every_class_its_pairs():
+    for num_classes in (2, 3, 7):
+        pairs = [(a, b) for a in range(num_classes) for b in range(a + 1, num_classes)]
+        assert [scheduler._pair(num_classes, i) for i in range(len(pairs))] == pairs
+        assert [scheduler._place(num_classes, *pair) for pair in pairs] == list(range(len(pairs)))
+        for k in range(num_classes):
+            expected = [i for i, pair in enumerate(pairs) if k in pair]
+            assert scheduler._places_of(num_classes, k).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("prior", "num_pairs", "expected"),
+    [
+        ({(1, 2): 0.9}, 1, [(1, 2)]),
+        ({(2, 1): 0.9}, 1, [(1, 2)]),
+        ({(3, 0): 0.5, (0, 3): 0.5, (1, 2): 0.9}, 1, [(0, 3)]),
+        ({(0, 0): 9.0, (3, 1): 0.1}, 1, [(1, 3)]),
+        ({(0, 1): 0.9, (1, 2): 0.8, (2, 3): 0.1}, 2, [(0, 1), (2, 3)]),
+        ({(0, 1): -0.1}, 1, [(0, 2)]),
+    ],
+    ids=["a to b", "b to a", "the sum decides", "diagonal", "disjoint", "worse than nothing"],
+)
+def test_without_chance_the_pairs_of_the_largest_reward_are_selected(prior, num_pairs, expected):
+    state = state_with(prior=matrix(prior))
+    rng = np.random.default_rng(0)
+    assert scheduler.select_pairs(state, 0, rng, num_pairs=num_pairs, random_share=0) == expected
+
+
+def test_three_rounds_in_ten_take_a_random_pair_and_every_pair_alike():
+    state = state_with(prior=matrix({(2, 3): 1.0}))
+    rng = np.random.default_rng(0)
+    rounds = 4000
+    drawn = [scheduler.select_pairs(state, 0, rng)[0] for _ in range(rounds)]
+    counts = {pair: drawn.count(pair) / rounds for pair in set(drawn)}
+    assert len(counts) == K * (K - 1) // 2
+    # A random pair is the best one, too, in one case of six.
+    assert counts.pop((2, 3)) == pytest.approx(0.7 + 0.3 / 6, abs=0.03)
+    assert all(share == pytest.approx(0.3 / 6, abs=0.015) for share in counts.values())
+
+
+@pytest.mark.parametrize("num_pairs", [0, 3])
+def test_more_disjoint_pairs_than_there_are_is_an_error(num_pairs):
+    with pytest.raises(InputError, match=r"must be in 1\.\.2 for 4 classes, got"):
+        scheduler.select_pairs(state_with(), 0, np.random.default_rng(0), num_pairs=num_pairs)
+
+
+def test_the_post_matrix_starts_as_the_warm_up_sizes_over_their_maximum():
+    rng = np.random.default_rng(1)
+    prior, sizes = rng.random((2, K, K))
+    sizes[1, 1] = 1e6  # the diagonal is no direction and sets no scale
+    state = scheduler.init_state(prior, sizes)
+    np.testing.assert_allclose(
+        state.post[OFF_DIAGONAL], sizes[OFF_DIAGONAL] / sizes[OFF_DIAGONAL].max()
+    )
+    np.testing.assert_array_equal(state.prior[OFF_DIAGONAL], prior[OFF_DIAGONAL])
+    np.testing.assert_array_equal(state.size[OFF_DIAGONAL], sizes[OFF_DIAGONAL])
+    assert not state.pairwise.any()
+    assert not state.num_selected.any()
+
+
+def test_a_failed_warm_up_gives_neither_prior_nor_post_and_leaves_the_others_scale_alone():
+    sizes = matrix({(0, 1): np.inf, (2, 3): 8.0}, rest=4.0)
+    state = scheduler.init_state(np.full((K, K), 0.7), sizes)
+    assert state.prior[0, 1] == state.post[0, 1] == 0
+    assert state.post[2, 3] == 1
+    assert state.post[3, 2] == 0.5
+    assert np.isfinite(scheduler.rewards(state, 0)[OFF_DIAGONAL]).all()
+
+
+def test_a_warm_up_in_which_everything_failed_still_gives_an_arm():
+    state = scheduler.init_state(np.zeros((K, K)), np.full((K, K), np.inf))
+    assert scheduler.select_pairs(state, 500, np.random.default_rng(0), random_share=0) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("pairwise", "before", "round_sizes", "post", "size"),
+    [
+        (True, 10.0, [15.0], (0.2 + 0.5) / 2, 15.0),
+        (True, 10.0, [12.0, 13.0, 20.0], (0.2 + 0.5) / 2, 15.0),
+        (True, 10.0, [5.0], (0.2 - 0.5) / 2, 5.0),
+        (True, 10.0, [12.0, np.inf, 18.0], (0.2 + 0.5) / 2, 15.0),
+        (True, 10.0, [np.inf, np.inf], 0.2, 10.0),
+        (False, 10.0, [15.0], 0.2, 15.0),
+        (False, np.inf, [15.0], 0.2, 15.0),
+        (False, 10.0, [np.inf], 0.2, 10.0),
+    ],
+    ids=[
+        "grows",
+        "mean of the round",
+        "shrinks",
+        "a step failed",
+        "all steps failed",
+        "first pairwise size after a universal one",
+        "first size after a failed warm-up",
+        "still no pairwise size",
+    ],
+)
+def test_a_round_moves_the_post_entry_halfway_to_the_relative_growth(
+    pairwise, before, round_sizes, post, size
+):
+    state = state_with(
+        post=matrix({(0, 2): 0.2}),
+        size=matrix({(0, 2): before}, rest=10.0),
+        pairwise=matrix({(0, 2): pairwise}).astype(bool),
+    )
+    after = scheduler.record(state, {(0, 2): round_sizes, (2, 0): []}, [(0, 2)])
+    assert after.post[0, 2] == pytest.approx(post)
+    assert after.size[0, 2] == pytest.approx(size)
+    assert after.pairwise[0, 2] == (pairwise or np.isfinite(round_sizes).any())
+    changed = after.post != state.post
+    assert not changed[np.arange(K) != 0].any()
+
+
+def test_the_nearest_pair_is_the_one_with_the_smallest_trigger_of_either_direction():
+    state = state_with(size=matrix({(0, 1): 6.0, (3, 2): 2.0, (1, 2): 4.0}, rest=9.0))
+
+    def select(state, **options):
+        rng = np.random.default_rng(0)
+        return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True, **options)
+
+    assert select(state) == [(2, 3)]
+    assert select(state, num_pairs=2) == [(2, 3), (0, 1)]
+    grown = scheduler.record(state, {(3, 2): [8.0], (2, 3): [9.0]}, [(2, 3)], forget_failed=True)
+    assert select(grown) == [(1, 2)]
+
+
+def test_a_pair_that_is_near_one_way_only_comes_before_one_that_is_near_both_ways():
+    planted, natural = {(0, 1): 16.0, (1, 0): 80.0}, {(2, 3): 12.0, (3, 2): 15.0}
+    state = state_with(size=matrix(planted | natural, rest=90.0))
+    rng = np.random.default_rng(0)
+    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
+    # A way back that was not found is far.
+    state = state_with(size=matrix({(0, 1): 16.0, (1, 0): np.inf} | natural, rest=90.0))
+    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_no_free_pair_has_a_size_any_free_one_is_selected(seed):
+    state = state_with(size=matrix({(0, 1): 5.0, (1, 0): 5.0}, rest=np.inf))
+    rng = np.random.default_rng(seed)
+    chosen = scheduler.select_pairs(state, 0, rng, num_pairs=2, random_share=0, nearest=True)
+    assert chosen == [(0, 1), (2, 3)]
+
+
+def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
+    universal = np.tile([90.0, 40.0, 60.0, 50.0], (K, 1))
+    state = scheduler.init_state(np.zeros((K, K)), universal)
+
+    def select(state):
+        rng = np.random.default_rng(0)
+        return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True)
+
+    def as_if(sizes):
+        return select(scheduler.init_state(np.zeros((K, K)), sizes, pairwise=True))
+
+    # A trigger of its own is half as large: the others can be expected at half of theirs.
+    state = scheduler.record(state, {(0, 1): [20.0], (1, 0): [45.0]}, [(0, 1)])
+    assert np.exp(state.own_share[0] / state.own_share[1]) == pytest.approx(0.5)
+    own = np.where(state.pairwise, state.size, np.inf)
+    assert select(state) == as_if(np.minimum(own, universal / 2))
+    assert select(state) != as_if(np.minimum(own, universal))
+    # What hardening adds is no part of the ratio.
+    grown = scheduler.record(state, {(0, 1): [80.0], (2, 3): [25.0]}, [(0, 1), (2, 3)])
+    assert np.exp(grown.own_share[0] / grown.own_share[1]) == pytest.approx(0.5)
+
+
+def test_a_near_pair_that_does_not_move_makes_way_for_others():
+    near = {(0, 1): 10.0, (1, 0): 10.0, (2, 3): 25.0, (3, 2): 25.0}
+    state = scheduler.init_state(np.zeros((K, K)), matrix(near, rest=90.0), pairwise=True)
+    chosen = []
+    for _ in range(5):
+        rng = np.random.default_rng(0)
+        (pair,) = scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True)
+        chosen.append(pair)
+        state = scheduler.record(state, {pair: [10.0 if pair == (0, 1) else 25.0]}, [pair])
+    # It counts as 10, 20, 30 and 40 pixels, and the other as 25 and 50.
+    assert chosen == [(0, 1), (0, 1), (2, 3), (0, 1), (0, 1)]
+    assert state.num_idle[0, 1] == state.num_idle[1, 0] == 4
+    grown = scheduler.record(state, {(0, 1): [12.0], (1, 0): [12.0]}, [(0, 1)])
+    assert grown.num_idle[0, 1] == grown.num_idle[1, 0] == 0
+
+
+def test_of_pairs_that_are_equally_near_a_random_one_is_selected():
+    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=9.0))
+    chosen = {
+        scheduler.select_pairs(
+            state, 500, np.random.default_rng(seed), random_share=0, nearest=True
+        )[0]
+        for seed in range(40)
+    }
+    assert len(chosen) > 3
+
+
+def test_a_pair_whose_inversions_all_failed_is_the_nearest_no_more():
+    state = state_with(size=matrix({(3, 2): 2.0, (1, 2): 4.0}, rest=9.0))
+    failed = {(3, 2): [np.inf, np.inf], (2, 3): [np.inf]}
+    after = scheduler.record(state, failed, [(2, 3)], forget_failed=True)
+    assert np.isinf(after.size[3, 2])
+    chosen = scheduler.select_pairs(
+        after, 500, np.random.default_rng(0), random_share=0, nearest=True
+    )
+    assert chosen == [(1, 2)]
+    found = scheduler.record(after, {(3, 2): [3.0]}, [(2, 3)], forget_failed=True)
+    assert found.size[3, 2] == 3
+    assert found.post[3, 2] == after.post[3, 2]  # set against nothing
+
+
+def test_the_second_pairwise_size_is_compared_with_the_first():
+    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=100.0))
+    state = scheduler.record(state, {(0, 1): [20.0]}, [(0, 1)])
+    assert state.post[0, 1] == 1.0
+    state = scheduler.record(state, {(0, 1): [30.0]}, [(0, 1)])
+    assert state.post[0, 1] == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_after_a_warm_up_without_approximation_the_first_size_is_an_improvement():
+    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=10.0), pairwise=True)
+    state = scheduler.record(state, {(0, 1): [15.0]}, [(0, 1)])
+    assert state.post[0, 1] == pytest.approx((1.0 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("pair", [(1, 3), (3, 1)])
+def test_the_order_of_a_pair_does_not_swap_its_directions(pair):
+    sizes = {(1, 3): [20.0], (3, 1): [5.0]}
+    after = scheduler.record(state_with(), sizes, [pair])
+    assert after.size[1, 3] == 20
+    assert after.size[3, 1] == 5
+    assert after.post[1, 3] == pytest.approx(0.5)
+    assert after.post[3, 1] == pytest.approx(-0.25)
+    assert after.num_selected[1, 3] == after.num_selected[3, 1] == 1
+    assert after.num_selected.sum() == 2
+
+
+def test_recording_does_not_change_the_state_it_is_given():
+    state = state_with()
+    copies = [field.copy() for field in state]
+    scheduler.record(state, {(0, 1): [3.0], (1, 0): [4.0]}, [(0, 1)])
+    scheduler.select_pairs(state, 10, np.random.default_rng(0), num_pairs=2)
+    for field, copied in zip(state, copies, strict=True):
+        np.testing.assert_array_equal(field, copied)

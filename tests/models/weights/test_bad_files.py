@@ -1,0 +1,169 @@
+"""Files of weights that are damaged, of another kind or dangerous: one clear refusal each."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from moth_jax.errors import InputError
+from moth_jax.models.weights.importing import read_weights
+
+KERAS = "moth_cifar10_resnet20_nat.h5"
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    return {f"layer{i}.weight": rng.normal(size=(64, 64)).astype(np.float32) for i in range(10)}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_numbers_are_named(tmp_path, arrays, value):
+    broken = {**arrays, "bn1.bias": np.full(16, value, np.float32)}
+    save_file(broken, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"NaN or infinite values in bn1.bias;"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_a_missing_file_and_an_unknown_extension_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no weights file at .*nowhere.pt"):
+        read_weights(tmp_path / "nowhere.pt")
+    (tmp_path / "w.ckpt").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"'w.ckpt': .* one of .h5, .hdf5, .pt, .pth, .saf"):
+        read_weights(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize("extension", [".pt", ".safetensors", ".h5"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>404</html>", "an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        (b"no weights at all, only some text that is longer", "truncated or damaged|is refused"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(tmp_path, extension, content, message):
+    if extension == ".pt":
+        pytest.importorskip("torch")
+    (tmp_path / f"w{extension}").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_weights(tmp_path / f"w{extension}")
+
+
+@pytest.mark.parametrize("keep", [0.003, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["legacy.th", "zip.pt", "w.safetensors", "w.h5"])
+def test_truncated_files_are_refused(shared, tmp_path, arrays, kind, keep):
+    path = tmp_path / kind
+    if kind == "w.safetensors":
+        save_file(arrays, path)
+    elif kind == "w.h5":
+        path.write_bytes((shared / "checkpoints" / KERAS).read_bytes())
+    else:
+        torch = pytest.importorskip("torch")
+        tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip.pt")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(InputError, match=r"truncated or damaged|is refused"):
+        read_weights(path)
+
+
+def test_a_zip_archive_with_a_flipped_bit_is_refused(tmp_path, arrays):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.tensor(array) for name, array in arrays.items()}, tmp_path / "w.pt")
+    content = bytearray((tmp_path / "w.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged \(wrong checksum of"):
+        read_weights(tmp_path / "w.pt")
+
+
+class RunsCode:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, protocol):
+    torch = pytest.importorskip("torch")
+    trace = tmp_path / "trace"
+    payload = {"state_dict": RunsCode(str(trace))}
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(payload, protocol=protocol))
+    torch.save(payload, tmp_path / "torch.pth", pickle_protocol=protocol)
+    for name in ("bare.pth", "torch.pth"):
+        with pytest.raises(InputError, match=r"is refused: it contains more .* \(_?io\.open\)"):
+            read_weights(tmp_path / name)
+    assert not trace.exists()
+
+
+class RunsCommand:
+    """Runs a command when it is unpickled, of a module that PyTorch itself blocks."""
+
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_pickle_that_runs_a_command_is_refused_by_its_name(tmp_path, protocol, beside):
+    torch = pytest.importorskip("torch")
+    weights = {"weight": torch.zeros(2)} if beside else {}
+    torch.save({**weights, "x": RunsCommand()}, tmp_path / "w.pt", pickle_protocol=protocol)
+    with pytest.raises(InputError, match=r"is refused: .* \((posix|nt)\.system\), .*") as caught:
+        read_weights(tmp_path / "w.pt")
+    assert "trust" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_of_a_protocol_that_pytorch_does_not_read_are_not_taken_for_code(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "w.pt", pickle_protocol=4)
+    with pytest.raises(InputError, match="is refused: not a PyTorch file of weights alone"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_a_pickled_module_is_refused_by_the_name_of_its_class(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"Linear\), .*--trust=torchvision .*model\.trust="):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"lr": 0.1}}])
+def test_a_pytorch_file_without_weights_is_refused(tmp_path, content):
+    torch = pytest.importorskip("torch")
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="contains no named weights"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_archive_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pt")
+    with pytest.raises(InputError, match="TorchScript archive"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_without_torch_the_message_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "w.pt").write_bytes(b"something")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install 'moth-jax\[torch\]'"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_a_keras_3_file_is_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = np.zeros(3)
+    with pytest.raises(InputError, match="layout of Keras 3"):
+        read_weights(tmp_path / "w.h5")

@@ -1,0 +1,515 @@
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from moth_jax import data, models, run
+from moth_jax.distance.measure import DistanceMatrix, relative_increase
+from moth_jax.errors import InputError
+from moth_jax.evaluation import accuracy
+from moth_jax.models import checkpoint
+from moth_jax.run import job
+from moth_jax.run.workdir import changed_fields
+from tests.helpers.runs import FIELDS, contents, do, figures, finished_run, steps, tiny_config
+
+NAMES = tuple("0123456789")
+NUM_VICTIMS = len(FIELDS["distance.victims"])
+NUM_STEPS = FIELDS["harden.max_steps"]
+
+
+@pytest.fixture(scope="module")
+def workdir():
+    return finished_run()
+
+
+@pytest.fixture(scope="module")
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture
+def copy(workdir, tmp_path):
+    """A finished run that may be changed."""
+    return shutil.copytree(workdir, tmp_path / "run")
+
+
+def matrices(workdir):
+    return [DistanceMatrix.load(workdir / f"distance_{when}.npz") for when in ("before", "after")]
+
+
+# What a run leaves
+
+
+def test_a_finished_run_leaves_its_results_and_nothing_else(workdir):
+    assert sorted(path.name for path in workdir.iterdir()) == [
+        ".lock",
+        "config.json",
+        "distance_after.npz",
+        "distance_before.npz",
+        "hardened",
+        "hardening.json",
+        "metrics.jsonl",
+        "original",
+        "original.json",
+        "report.html",
+        "summary.json",
+        "tensorboard",
+    ]
+
+
+def test_the_summary_agrees_with_the_files_it_sums_up(workdir, summary):
+    before, after = matrices(workdir)
+    test_images = data.load("digits").test
+    for when, folder in (("before", "original"), ("after", "hardened")):
+        model = checkpoint.load_model(workdir / folder)
+        expected = accuracy(model.classifier.predict, model.variables, test_images)
+        assert summary[f"accuracy_{when}"] == expected
+        assert 0.5 < expected <= 1
+    assert summary["distance_before"] == pytest.approx(before.values[before.found].mean())
+    assert summary["distance_after"] == pytest.approx(after.values[after.found].mean())
+    assert summary["increase"] == pytest.approx(relative_increase(before, after))
+    assert summary["failures_before"] == np.isinf(before.values).sum()
+    assert summary["failures_after"] == np.isinf(after.values).sum()
+    assert 0 < summary["distance_before"] < 64  # pixels of an image
+
+
+def test_the_summary_says_how_it_came_about(summary):
+    assert (summary["data"], summary["model"], summary["method"]) == ("digits", "small_cnn", "moth")
+    assert summary["seeds"] == {"run": 0, "distance": [0]}
+    assert summary["device"].startswith(f"{jax.device_count()} x ")
+    assert summary["packages"]["jax"] == jax.__version__
+    for name in ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        assert summary["packages"][name] == importlib.metadata.version(name)
+    assert (summary["harden_steps"], summary["harden_stopped"]) == (NUM_STEPS, "budget")
+    seconds = [summary["training_seconds"], summary["harden_seconds"]]
+    seconds += [summary["distance_seconds"]["before"], summary["distance_seconds"]["after"]]
+    assert all(0 < value < 3600 for value in seconds)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_distances_are_there_for_the_chosen_victims_and_nan_elsewhere(workdir, when):
+    with np.load(workdir / f"distance_{when}.npz", allow_pickle=False) as file:
+        values, rates, names = (file[n] for n in ("values", "success_rate", "class_names"))
+    measured = ~np.eye(10, dtype=bool)
+    measured[NUM_VICTIMS:] = False
+    assert values.shape == rates.shape == (10, 10)
+    assert tuple(names) == NAMES
+    np.testing.assert_array_equal(np.isnan(values), ~measured)
+    np.testing.assert_array_equal(np.isnan(rates), ~measured)
+    found = np.isfinite(values)
+    assert found.sum() > 9
+    assert (rates[found] >= 0.9).all()
+    assert (rates[np.isinf(values)] < 0.9).all()
+    assert (values[found] > 0).all()
+
+
+def test_every_step_is_on_record_once_in_order(workdir):
+    epochs = [("training", epoch) for epoch in range(1, FIELDS["training.epochs"] + 1)]
+    classes = [("warm-up", k) for k in range(10)]
+    hardened = [("hardening", step) for step in range(NUM_STEPS)]
+    assert steps(workdir) == epochs + classes + hardened
+
+
+def test_the_record_is_strict_json_with_the_figures_a_person_watches(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    by_phase = {record["phase"]: record for record in records}
+    assert {"loss", "validation_accuracy"} < by_phase["training"].keys()
+    assert {"target", "size", "prior", "loss"} < by_phase["warm-up"].keys()
+    assert {"directions", "sizes", "success_rates", "loss"} < by_phase["hardening"].keys()
+    checked = [
+        r["step"] for r in records if r["phase"] == "hardening" and "validation_accuracy" in r
+    ]
+    assert checked == [2, 5, 8, 11]  # every third
+
+
+def test_tensorboard_and_the_report_are_there(workdir):
+    (events,) = (workdir / "tensorboard").iterdir()
+    assert events.name.startswith("events.out.tfevents.")
+    assert events.stat().st_size > 1000
+    report = (workdir / "report.html").read_text()
+    assert "small_cnn on digits" in report
+    assert "<svg" in report
+
+
+@pytest.mark.parametrize(("folder", "when"), [("original", 0), ("hardened", 1)])
+def test_a_model_can_be_used_away_from_its_run(workdir, tmp_path, folder, when):
+    alone = shutil.copytree(workdir / folder, tmp_path / "model")
+    classifier, variables, distances = checkpoint.load_model(alone)
+    digits = data.load("digits")
+    assert classifier.spec.class_names == NAMES
+    assert (classifier.spec.arch, classifier.spec.image_shape) == ("small_cnn", (8, 8, 1))
+    assert (classifier.spec.mean, classifier.spec.std) == (digits.mean, digits.std)
+    np.testing.assert_array_equal(distances.values, matrices(workdir)[when].values)
+    logits = classifier.predict(variables, digits.test.batch([0, 1]))
+    assert logits.shape == (2, 10)
+
+
+def test_hardening_changed_the_model(workdir):
+    before, after = (checkpoint.load_model(workdir / f).variables for f in ("original", "hardened"))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert changed["params"]["head.kernel"]
+
+
+# Doing it again, in parts, and with other configurations
+
+
+def test_the_same_run_again_does_nothing_twice(copy, summary):
+    done = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
+    again = do(tiny_config(), copy)
+    written = {p.name for p, time in done.items() if p.stat().st_mtime_ns != time}
+    assert written <= {"summary.json", "report.html"}
+    assert len(contents(copy)) == len(done)
+    assert again == summary
+    assert json.loads((copy / "summary.json").read_text()) == summary
+
+
+def test_phases_one_by_one_give_the_figures_of_all_at_once(workdir, tmp_path):
+    seen = []
+    for phase in ("train", "measure", "harden", "all"):
+        partial = do(tiny_config(phase=phase), tmp_path)
+        # Intervals are of samples of the directions only.
+        values = {name: v for name, v in partial.items() if "interval" not in name}
+        seen.append([name for name, value in values.items() if value in (None, {})])
+        names = [path.name for path in tmp_path.iterdir()]
+        assert ("distance_before.npz" in names) == (phase != "train")
+        assert ("hardened" in names) == (phase in ("harden", "all"))
+        assert ("distance_after.npz" in names) == (phase == "all")
+    assert seen[-1] == []
+    assert {"accuracy_after", "distance_before", "distance_seconds", "increase"} < {*seen[0]}
+    assert figures(tmp_path) == figures(workdir)
+    assert steps(tmp_path) == steps(workdir)
+
+
+def test_the_report_alone_writes_summary_and_report_anew(copy, summary):
+    (copy / "summary.json").unlink()
+    (copy / "report.html").write_text("old")
+    assert do(tiny_config(phase="report"), copy) == summary
+    assert json.loads((copy / "summary.json").read_text()) == summary
+    assert "small_cnn on digits" in (copy / "report.html").read_text()
+
+
+def test_a_model_that_was_only_trained_has_a_report_of_its_training(copy):
+    for name in ("distance_before.npz", "distance_after.npz", "hardening.json"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "hardened")
+    summary = do(tiny_config(phase="report"), copy)
+    assert (summary["accuracy_after"], summary["method"]) == (None, None)
+    page = (copy / "report.html").read_text()
+    accuracy = f"{100 * summary['accuracy_before']:.1f}"
+    assert f"The test accuracy of this model is {accuracy}" in page
+    assert "<h2>Training</h2>" in page
+    assert "Mean class distance" not in page
+
+
+def test_another_method_hardens_the_model_of_a_run_and_is_named_in_its_summary(workdir, tmp_path):
+    fields = {"max_steps": 4, "max_accuracy_drop": 1.0}
+    fields["adversary"] = {"epsilon": 0.1, "step_size": 0.05, "num_steps": 2}
+    config = tiny_config(method="adversarial", model__checkpoint=str(workdir / "original"))
+    config.adversarial.update(fields)
+    do(config, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["method"], summary["harden_steps"]) == ("adversarial", 4)
+    assert "adversarial" in (tmp_path / "run" / "report.html").read_text()
+    given, hardened = (
+        checkpoint.load_model(folder).variables["params"]
+        for folder in (workdir / "original", tmp_path / "run" / "hardened")
+    )
+    assert all(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(hardened), strict=True)
+    )
+
+
+def test_there_is_no_report_of_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"no run in .*/new to report on"):
+        do(tiny_config(phase="report"), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(copy):
+    before = contents(copy)
+    config = tiny_config(seed=3, harden__epochs=4.0, distance__victims=("0",))
+    with pytest.raises(InputError) as raised:
+        do(config, copy)
+    message = str(raised.value)
+    assert "(different: distance.victims, harden.epochs, seed)" in message
+    assert "--overwrite" in message
+    assert contents(copy) == before
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_new_fields_have_their_defaults(copy, summary):
+    fields = json.loads((copy / "config.json").read_text())
+    assert fields.pop("classes") == []
+    (copy / "config.json").write_text(json.dumps(fields))
+    assert do(tiny_config(), copy) == summary
+    with pytest.raises(InputError, match="different: classes"):
+        do(tiny_config(classes=("0", "1")), copy)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(10, None), (None, 10), (10, 10)])
+def test_a_run_of_when_the_published_patience_was_written_out_goes_on(theirs, ours):
+    fields, now = (json.loads(tiny_config().to_json_best_effort()) for _ in range(2))
+    fields["harden"]["patience"], now["harden"]["patience"] = theirs, ours
+    assert changed_fields(fields, now) == []
+    now["harden"]["patience"] = 4
+    assert changed_fields(fields, now) == ["harden.patience"]
+
+
+def test_what_does_not_change_the_results_may_differ(copy, summary):
+    assert do(tiny_config(checkpoint_seconds=9.0), copy) == summary
+
+
+def test_overwriting_removes_the_results_and_nothing_else(copy):
+    (copy / "notes.txt").write_text("mine")
+    (copy / "figures").mkdir()
+    (copy / "figures" / "a.png").write_text("mine")
+    config = tiny_config(seed=3, phase="train", training__epochs=1)
+    summary = do(config, copy, overwrite=True)
+    assert summary["seeds"]["run"] == 3
+    assert summary["distance_before"] is summary["accuracy_after"] is None
+    assert steps(copy) == [("training", 1)]
+    assert (copy / "notes.txt").read_text() == "mine"
+    assert (copy / "figures" / "a.png").read_text() == "mine"
+    assert not (copy / "hardened").exists()
+    with pytest.raises(InputError, match="different: "):
+        do(tiny_config(), copy)
+
+
+def test_an_overwriting_that_cannot_be_is_refused_before_anything_is_removed(copy):
+    before = contents(copy)
+    for changes, message in (
+        ({"model__checkpoint": str(copy / "original")}, "which --overwrite would remove"),
+        ({"model__checkpoint": "missing.pth"}, "missing.pth"),
+        ({"model__mean": (0.5, 0.5)}, "mean"),
+        ({"phase": "report"}, "nothing to report on"),
+    ):
+        with pytest.raises(InputError, match=message):
+            do(tiny_config(seed=3, **changes), copy, overwrite=True)
+        assert contents(copy) == before
+
+
+def test_an_overwriting_that_stops_halfway_leaves_no_mixture_of_two_runs(copy, monkeypatch):
+    removed = []
+
+    def stop_at_the_third(path):
+        removed.append(path)
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        rmtree(path)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run.claim(copy, tiny_config(seed=3), overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="different: seed"):
+        run.claim(copy, tiny_config(seed=3), overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["original", "training", "summary.json"])
+def test_a_folder_with_files_of_these_names_but_of_no_run_is_left_alone(tmp_path, name, overwrite):
+    path = tmp_path / name
+    if path.suffix:
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "photo.jpg").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=rf"holds {name}, but not the config.json of a run"):
+        run.claim(tmp_path, tiny_config(), overwrite=overwrite)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_came_to_nothing_gives_way_to_a_corrected_one(tmp_path):
+    with pytest.raises(InputError, match=r"no weights file at .*mistyped\.th"):
+        do(tiny_config(model__checkpoint=str(tmp_path / "mistyped.th")), tmp_path / "run")
+    run.claim(tmp_path / "run", tiny_config(seed=4), overwrite=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 4
+
+
+def test_a_damaged_configuration_is_an_input_error(copy):
+    (copy / "config.json").write_text('{"seed": ')
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        do(tiny_config(), copy)
+
+
+def test_a_folder_that_cannot_be_made_is_an_input_error(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=f"cannot use {path} as --workdir"):
+            run.claim(path, tiny_config(), overwrite=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# What is measured and hardened
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"distance__victims": ("0", "ten")},
+            r"unknown classes in distance.victims: ten; .* 0, 1,",
+        ),
+        ({"distance__victims": (0, 10)}, "unknown classes in distance.victims: 10; "),
+        ({"distance__num_directions": 19}, "distance.num_directions must be in 0..18, got 19"),
+        ({"data__validation_fraction": 2.0}, "validation_fraction"),
+        ({"model__mean": (0.1, 0.2, 0.3)}, r"mean must have one value per channel \(1\)"),
+        ({"model__std": (64.0,)}, "divide by 255"),
+    ],
+)
+def test_a_fault_of_the_configuration_is_found_before_anything_is_computed(
+    tmp_path, changes, message
+):
+    with pytest.raises(InputError, match=message):
+        do(tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "original").exists()
+    assert not (tmp_path / "run" / "training").exists()
+
+
+def test_too_few_clean_images_for_a_batch_are_found_before_the_training(tmp_path):
+    with pytest.raises(InputError, match=r"batch_size 128 is larger than the data: \d\d training"):
+        do(tiny_config(clean_share=0.05), tmp_path / "run")
+    assert steps(tmp_path / "run") == []
+
+
+def test_victims_may_be_given_as_numbers_where_these_are_their_names():
+    digits = data.load("digits")
+    by_number, by_name = (
+        job.directions(tiny_config(distance__victims=victims), digits).directions
+        for victims in ((0, 1), ("0", "1"))
+    )
+    assert by_number == by_name == [(a, b) for a in (0, 1) for b in range(10) if a != b]
+
+
+def test_a_number_of_directions_is_drawn_once_for_before_and_after():
+    digits = data.load("digits")
+    config = tiny_config(distance__victims=(), distance__num_directions=7)
+    drawn = job.directions(config, digits).directions
+    assert len(set(drawn)) == 7
+    assert drawn == job.directions(config, digits).directions
+    other = tiny_config(**{**_drawn(config), "seed": 1})
+    assert drawn != job.directions(other, digits).directions
+    config.distance.num_directions = 0
+    assert len(job.directions(config, digits).directions) == 90
+
+
+def _drawn(config):
+    return {
+        "distance__victims": config.distance.victims,
+        "distance__num_directions": config.distance.num_directions,
+    }
+
+
+def test_a_model_of_this_package_is_taken_as_it_is(workdir, tmp_path):
+    checkpoint = str(workdir / "hardened")
+    do(tiny_config(model__checkpoint=checkpoint, phase="train"), tmp_path)
+    ours, theirs = checkpoint.load_model(tmp_path / "original"), checkpoint.load_model(checkpoint)
+    assert ours.classifier.spec == theirs.classifier.spec
+    jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
+    assert ours.distances is None  # those of this run are still to be measured
+    assert steps(tmp_path) == []
+
+
+def test_a_checkpoint_that_was_replaced_is_not_taken_for_the_model_of_the_run(workdir, tmp_path):
+    given = shutil.copytree(workdir / "original", tmp_path / "given")
+    config = tiny_config(model__checkpoint=str(given), phase="train")
+    first = do(config, tmp_path / "run")
+    assert first["checkpoint"] == str(given)
+    assert len(first["checkpoint_sha256"]) == 64
+    checkpoint.save_distances(given, matrices(workdir)[0])  # the same weights
+    assert do(config, tmp_path / "run")["checkpoint_sha256"] == first["checkpoint_sha256"]
+    shutil.rmtree(given)
+    do(config, tmp_path / "run")  # which has its own copy
+    shutil.copytree(workdir / "hardened", given)
+    with pytest.raises(InputError, match="given is not the model that this run began with"):
+        do(config, tmp_path / "run")
+    do(config, tmp_path / "run", overwrite=True)
+
+
+@pytest.mark.parametrize("changed", ["x_test", "y_train"])
+def test_images_that_were_replaced_are_not_taken_for_those_of_the_run(tmp_path, changed):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 100, (80, 8, 8, 1), np.uint8), np.arange(80) % 4
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    file = tmp_path / "mine.npz"
+    config = tiny_config(distance__victims=(), phase="train", training__batch_size=20)
+    config.data.unlock()
+    config.data = {"name": "npz", "file": str(file)}
+    np.savez(file, **arrays)
+    do(config, tmp_path / "run")
+    np.savez(file, **{**arrays, "x_test": images + 1})  # as another decoder might round
+    do(config, tmp_path / "run")
+    other = {"x_test": 255 - images, "y_train": labels[::-1]}[changed]
+    np.savez(file, **{**arrays, changed: other})
+    with pytest.raises(InputError, match=r"the images of .* are not those of this run"):
+        do(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("field", ["mean", "std", "builder", "trust"])
+def test_a_checkpoint_says_itself_what_it_is(workdir, tmp_path, field):
+    value = {"mean": (0.9,), "std": (0.1,), "builder": "a.py:b", "trust": "torchvision"}[field]
+    options = {"model__checkpoint": str(workdir / "original"), f"model__{field}": value}
+    with pytest.raises(InputError, match=rf"leave out model\.{field}"):
+        do(tiny_config(**options), tmp_path / "run")
+
+
+def with_names(workdir, tmp_path, names):
+    """The model of a run under other names of its classes."""
+    classifier, variables = checkpoint.load_model(workdir / "original")
+    spec = dataclasses.replace(classifier.spec, class_names=tuple(names))
+    checkpoint.save_model(tmp_path / "named", models.outline(spec)[0], variables)
+    return tiny_config(model__checkpoint=str(tmp_path / "named"), phase="train")
+
+
+def test_a_model_with_the_classes_in_another_order_is_refused(workdir, tmp_path):
+    config = with_names(workdir, tmp_path, NAMES[::-1])
+    with pytest.raises(InputError, match=r"output 0 .* is '9', class 0 of digits is '0'.*order"):
+        do(config, tmp_path / "run")
+
+
+def test_a_model_with_other_names_is_taken_with_a_warning(workdir, tmp_path):
+    config = with_names(workdir, tmp_path, ["zero", "one", *NAMES[2:]])
+    with pytest.warns(UserWarning, match=r"output 0 .* is 'zero'.*'0', and 1 more differ"):
+        do(config, tmp_path / "run")
+
+
+def test_a_model_that_guesses_is_warned_of(tmp_path):
+    config = tiny_config(phase="train", training__learning_rate=1e-9, training__epochs=1)
+    with pytest.warns(UserWarning, match="no more than by guessing"):
+        do(config, tmp_path / "run")
+
+
+def test_a_model_of_other_images_is_refused_with_both_shapes(workdir, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), np.uint8)
+    labels = np.arange(40) % 4
+    file = tmp_path / "mine.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    config = tiny_config(model__checkpoint=str(workdir / "original"), distance__victims=())
+    config.data.unlock()
+    config.data = {"name": "npz", "file": str(file)}
+    with pytest.raises(InputError, match=r"10 classes and images \(8, 8, 1\).*4 .*\(6, 6, 1\)"):
+        do(config, tmp_path / "run")
+
+
+def test_a_damaged_model_in_the_folder_is_an_input_error_and_stays_for_the_user(copy):
+    largest = max((copy / "original").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    before = contents(copy)
+    with pytest.raises(
+        InputError, match=r"original is no checkpoint of this package or is damaged"
+    ):
+        do(tiny_config(), copy)
+    assert contents(copy) == before
+
+
+def test_a_model_whose_training_diverged_is_named_as_that(tmp_path):
+    config = tiny_config(training__learning_rate=1e30, phase="measure")
+    with pytest.raises(InputError, match=r"NaN or infinite weights.*lower the learning rate"):
+        do(config, tmp_path)
