@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jax import Array
 
-from moth_jax.inversion import LogitsFn, Variables
 from moth_jax.parallel.devices import fetch, read_batch, read_batches, replicate, spread
 from moth_jax.progress import Progress, as_progress
 from moth_jax.run import preemption
+from moth_jax.types import LogitsFn, Variables
 
 
 @functools.partial(jax.jit, static_argnames="logits_fn")

@@ -14,11 +14,20 @@ from moth_jax.data.augmentation import augment
 from moth_jax.data.sampling import epoch_batches
 from moth_jax.errors import InputError, require_choice
 from moth_jax.evaluation import accuracy, pgd
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.models.classifier import complete
-from moth_jax.options import RANGES, check_options
+from moth_jax.options import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check_options,
+    option,
+)
 from moth_jax.parallel.devices import constrain, constrain_replicated, read_batches, replicate
 from moth_jax.progress import Progress, as_progress
+from moth_jax.types import Variables
 
 BATCH_NORM_MODES = ("update", "frozen")
 
@@ -40,9 +49,9 @@ class TrainState:
 class Adversary:
     """PGD on training images; off where `epsilon` is 0. Units of pixels in [0, 1]."""
 
-    epsilon: float = 0.0
-    step_size: float = 2 / 255
-    num_steps: int = 7
+    epsilon: float = option(0.0, SHARE)
+    step_size: float = option(2 / 255, POSITIVE)
+    num_steps: int = option(7, AT_LEAST_1)
 
 
 NO_ADVERSARY = Adversary()
@@ -72,18 +81,18 @@ class TrainingConfig:
       seed: order of the images, augmentation, PGD's start.
     """
 
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 2.5e-4
+    epochs: int = option(30, AT_LEAST_1)
+    batch_size: int = option(128, AT_LEAST_1)
+    learning_rate: float = option(0.1, POSITIVE)
+    momentum: float = option(0.9, BELOW_1)
+    weight_decay: float = option(2.5e-4, NOT_NEGATIVE)
     augment: bool = True
     batch_norm: str = "update"
     adversary: Adversary = NO_ADVERSARY
     seed: int = 0
 
     def __post_init__(self):
-        check_options(self, RANGES["training"])
+        check_options(self)
 
 
 def sgd(

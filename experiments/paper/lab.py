@@ -22,7 +22,7 @@ from moth_jax.distance.matrix import DistanceMatrix, relative_increase
 from moth_jax.errors import InputError, listed, require_choice
 from moth_jax.evaluation import accuracy, pgd_accuracy
 from moth_jax.hardening import METHODS
-from moth_jax.models import Classifier, Variables, checkpoint
+from moth_jax.models import Classifier, checkpoint
 from moth_jax.parallel import devices
 from moth_jax.progress import console_progress
 from moth_jax.run.configuration import check, data_options, node_of
@@ -36,6 +36,7 @@ from moth_jax.run.phases.original import original_model
 from moth_jax.run.phases.robustness import attacked_images
 from moth_jax.run.workdir import changed_fields
 from moth_jax.storage.files import read_json, write_json
+from moth_jax.types import Variables
 
 SCALE = flags.DEFINE_enum("scale", "smoke", list(SCALES), "How large; see experiments/scales.py.")
 WORKDIR = flags.DEFINE_string("workdir", "results/experiments", "Folder of models and checkpoints.")

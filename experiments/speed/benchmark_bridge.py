@@ -75,7 +75,7 @@ def package(name: str, how: str) -> dict:
 
     from moth_jax import models
     from moth_jax.distance import class_distance
-    from moth_jax.inversion import neural_cleanse
+    from moth_jax.inversion import NeuralCleanse
     from moth_jax.models.weights import importing
     from moth_jax.parallel import devices
 
@@ -98,7 +98,7 @@ def package(name: str, how: str) -> dict:
             TARGET,
             variables=variables,
             num_steps=num_steps,
-            inversion=neural_cleanse(),
+            inversion=NeuralCleanse(),
         )
         jax.block_until_ready(found)
 

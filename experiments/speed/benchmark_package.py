@@ -148,7 +148,7 @@ def first_step(*, checkpoint: str, data_dir: str, started: float) -> dict:
     start_jax()
     from moth_jax.distance import measure
     from moth_jax.distance.chunks import chunk_size
-    from moth_jax.inversion import neural_cleanse
+    from moth_jax.inversion import NeuralCleanse
 
     imported = time.time() - started
     classifier, variables = load(checkpoint)
@@ -164,7 +164,7 @@ def first_step(*, checkpoint: str, data_dir: str, started: float) -> dict:
             variables=variables,
             directions=rows,
             num_steps=1,
-            inversion=neural_cleanse(),
+            inversion=NeuralCleanse(),
             progress=False,
         )
 

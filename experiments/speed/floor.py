@@ -113,7 +113,7 @@ def inversion():
     import numpy as np
 
     from moth_jax.distance import chunks, subject
-    from moth_jax.inversion import neural_cleanse
+    from moth_jax.inversion import NeuralCleanse
     from moth_jax.inversion.directions import invert_with_seeds
     from moth_jax.models.weights import importing
 
@@ -124,7 +124,7 @@ def inversion():
     draw = functools.partial(subject.victims_images, images, np.zeros(count, int), count)
     directions = [(0, 1 + i % 9) for i in range(together)]
     inputs = chunks._inputs(variables, draw, directions, together, [0])
-    options = {"mask_weight": 1e-3, "minibatch_size": MINIBATCH, "inversion": neural_cleanse()}
+    options = {"mask_weight": 1e-3, "minibatch_size": MINIBATCH, "inversion": NeuralCleanse()}
 
     def run(num_steps: int):
         return invert_with_seeds(classifier.predict, *inputs, num_steps=num_steps, **options)

@@ -23,7 +23,7 @@ from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.distance import measure
 from moth_jax.distance.matrix import relative_increase
 from moth_jax.evaluation import accuracy
-from moth_jax.inversion import neural_cleanse
+from moth_jax.inversion import NeuralCleanse
 from moth_jax.models import from_torch
 from moth_jax.models.weights import exporting
 from moth_jax.parallel import devices
@@ -115,7 +115,7 @@ def main(_) -> None:
             directions=[pairs[i] for i in sorted(chosen)],
             num_images=32,
             num_steps=INVERSION_STEPS.value,
-            inversion=neural_cleanse(),
+            inversion=NeuralCleanse(),
         )
 
     before = measured(trained)

@@ -19,7 +19,7 @@ from published import against, published_matrix
 
 from moth_jax import data
 from moth_jax.distance import measure
-from moth_jax.inversion import neural_cleanse
+from moth_jax.inversion import NeuralCleanse
 from moth_jax.models.weights import importing
 from moth_jax.parallel import devices
 from moth_jax.run.origin import origin
@@ -57,7 +57,7 @@ def main(_) -> None:
                 directions=directions,
                 num_steps=STEPS.value,
                 seeds=seeds,
-                inversion=neural_cleanse(),
+                inversion=NeuralCleanse(),
                 resume_dir=Path(OUT.value) / "chunks",
             )
         )

@@ -26,12 +26,13 @@ from scipy.stats import spearmanr
 from moth_jax import data
 from moth_jax.distance import distance_matrix
 from moth_jax.inversion import create
-from moth_jax.models import Classifier, Variables, checkpoint
+from moth_jax.models import Classifier, checkpoint
 from moth_jax.models.weights import importing
 from moth_jax.parallel import devices
 from moth_jax.run.origin import origin, processor
 from moth_jax.storage.files import write_json
 from moth_jax.triggers import stamp, success_rate
+from moth_jax.types import Variables
 
 FOUR_CLASSES = {"cifar10": ("bird", "cat", "ship", "deer"), "digits": ("0", "1", "2", "3")}
 REFERENCE = "neural_cleanse"

@@ -106,7 +106,7 @@ def rows_of(seed: int) -> list[dict]:
 
     from moth_jax import data, evaluation
     from moth_jax.distance import measure
-    from moth_jax.inversion import neural_cleanse
+    from moth_jax.inversion import NeuralCleanse
 
     dataset = data.load("digits")
     classifier, variables = trained(dataset, seed)
@@ -123,7 +123,7 @@ def rows_of(seed: int) -> list[dict]:
             num_images=30,
             num_steps=150,
             directions_per_chunk=12,
-            inversion=neural_cleanse(),
+            inversion=NeuralCleanse(),
             progress=False,
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from moth_jax.backdoors.base import Backdoor
 from moth_jax.errors import InputError
 from moth_jax.evaluation import predictions
-from moth_jax.inversion import LogitsFn, Variables
+from moth_jax.types import LogitsFn, Variables
 
 
 class AttackSuccess(NamedTuple):

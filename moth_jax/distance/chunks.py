@@ -12,7 +12,7 @@ from moth_jax.distance.found_triggers import FoundTriggers
 from moth_jax.distance.lanes import measure_in_lanes
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.store import Chunk, ChunkStore, Directions
-from moth_jax.inversion import Inversion, LogitsFn, Variables
+from moth_jax.inversion import Inversion
 from moth_jax.inversion.directions import _invert_directions
 from moth_jax.parallel.devices import (
     fetch,
@@ -27,6 +27,7 @@ from moth_jax.parallel.memory import equal, fitting_size, free_bytes, halving, p
 from moth_jax.parallel.processes import smallest
 from moth_jax.progress.task import Task
 from moth_jax.run import preemption
+from moth_jax.types import LogitsFn, Variables
 
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _LOWER = "lower num_images, minibatch_size or the number of seeds"

@@ -18,7 +18,7 @@ from jax import Array
 
 from moth_jax.distance.store import Chunk, Directions
 from moth_jax.errors import InputError
-from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables, advance, begin
+from moth_jax.inversion import Inversion, InversionResult, advance, begin
 from moth_jax.inversion.base import State
 from moth_jax.inversion.directions import direction_key
 from moth_jax.parallel.devices import (
@@ -30,6 +30,7 @@ from moth_jax.parallel.devices import (
     spread,
 )
 from moth_jax.parallel.memory import smaller
+from moth_jax.types import LogitsFn, Variables
 
 _VERIFICATIONS = 5  # about so many in each part
 

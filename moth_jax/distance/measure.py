@@ -34,17 +34,10 @@ from moth_jax.distance.subject import (
     with_variables,
 )
 from moth_jax.errors import InputError
-from moth_jax.inversion import (
-    DEFAULT,
-    Inversion,
-    InversionResult,
-    LogitsFn,
-    Variables,
-    create,
-    invert,
-)
+from moth_jax.inversion import DEFAULT, Inversion, InversionResult, create, invert
 from moth_jax.parallel.devices import over_samples
 from moth_jax.progress import Progress, as_progress
+from moth_jax.types import LogitsFn, Variables
 
 __all__ = [
     "DirectionChoice",
@@ -95,8 +88,8 @@ def distance_matrix(
         which the method was made for (`inversion.Budget`) if not given.
       seeds: one inversion per seed and direction; the smallest trigger counts. The published
         matrices are the smallest of three.
-      inversion: the method, or its name (`inversion.create`); `inversion.trimmed()` if not given.
-        The published one is `inversion.neural_cleanse()`.
+      inversion: the method, or its name (`inversion.create`); `inversion.Trimmed()` if not given.
+        The published one is `inversion.NeuralCleanse()`.
       directions_per_chunk: how many directions run in one compiled call; as many as are fast and
         fit in memory if not given. Where memory runs out it is halved, with a warning.
       resume_dir: a folder for finished chunks; a measurement that was interrupted and is called

@@ -32,7 +32,6 @@ from moth_jax.distance.subject import (
     with_variables,
 )
 from moth_jax.errors import InputError
-from moth_jax.inversion import LogitsFn, Variables
 from moth_jax.parallel.devices import fetch, replicate
 from moth_jax.progress import Progress, as_progress
 from moth_jax.run import preemption
@@ -40,6 +39,7 @@ from moth_jax.scanning import neural_cleanse
 from moth_jax.scanning.base import Suspect
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.triggers import Trigger, stamp
+from moth_jax.types import LogitsFn, Variables
 
 _SHARES = np.arange(1, 17, dtype=np.float32) / 16  # of a universal trigger's mask
 _IMAGES_TOGETHER = 256  # as many classes as have so many images

@@ -15,9 +15,18 @@ from jax import Array
 
 from moth_jax.errors import InputError, listed, require_choice
 from moth_jax.evaluation import accuracy
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.models.classifier import complete
-from moth_jax.options import METHOD_RANGES, check_options
+from moth_jax.options import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    check_options,
+    option,
+)
 from moth_jax.training import (
     NO_ADVERSARY,
     Adversary,
@@ -26,6 +35,7 @@ from moth_jax.training import (
     train_state_arrays,
     train_state_from_arrays,
 )
+from moth_jax.types import Variables
 
 SCHEDULES = ("constant", "cosine")
 PHASES = ("warm-up", "preparation", "hardening")  # of records
@@ -54,26 +64,26 @@ class HardeningConfig:
       seed: of everything random.
     """
 
-    epochs: float = 2.0
-    max_steps: int = 0
-    max_accuracy_drop: float = 0.01
-    validate_every: int = 30
-    batch_size: int = 128
+    epochs: float = option(2.0, POSITIVE)
+    max_steps: int = option(0, NOT_NEGATIVE)
+    max_accuracy_drop: float = option(0.01, SHARE)
+    validate_every: int = option(30, AT_LEAST_1)
+    batch_size: int = option(128, AT_LEAST_1)
     batch_norm: str = "update"
-    learning_rate: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    learning_rate: float = option(1e-3, POSITIVE)
+    momentum: float = option(0.9, BELOW_1)
+    weight_decay: float = option(1e-4, NOT_NEGATIVE)
     schedule: str = "constant"
     augment: bool = True
     adversary: Adversary = NO_ADVERSARY
     classes: tuple[int, ...] = ()
-    seed: int = 0
+    seed: int = option(0, SEED)
 
     def __post_init__(self):
         # A list would not be the hashable thing that compiled programs are kept under.
         object.__setattr__(self, "classes", tuple(map(int, self.classes)))
         require_choice("schedule", self.schedule, SCHEDULES)
-        check_options(self, METHOD_RANGES)
+        check_options(self)
         if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
             raise InputError(
                 f"classes must name at least 2 different classes, got {listed(self.classes)}"

@@ -29,10 +29,11 @@ from moth_jax.hardening.rounds import Programs, Records, Setting, harden_round, 
 from moth_jax.hardening.step import StepConfig, make_harden_step, make_stamped_update
 from moth_jax.hardening.trigger_bank import TriggerBank
 from moth_jax.hardening.warmup import invert_towards
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.parallel.devices import replicate
 from moth_jax.progress import Progress, as_progress
 from moth_jax.training import TrainState
+from moth_jax.types import Variables
 
 __all__ = [
     "SCHEDULERS",
@@ -204,7 +205,6 @@ def num_warmups(config: MothConfig, dataset) -> int:
 def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
     tx = optimiser(config, dataset)
     step_config = StepConfig(
-        minibatch_size=config.minibatch_size,
         stamp_share=config.stamp_share,
         max_trigger_share=config.max_trigger_share,
         symmetric=config.symmetric,
@@ -218,7 +218,6 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
     warm_up = functools.partial(
         invert_towards,
         classifier.predict,
-        minibatch_size=config.minibatch_size,
         inversion=config.inversion_at(config.warmup_success_bound),
     )
     return Programs(

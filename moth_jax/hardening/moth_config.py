@@ -5,6 +5,14 @@ import dataclasses
 from moth_jax.errors import InputError, require_choice
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.inversion import Inversion, create
+from moth_jax.options import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    option,
+)
 
 SCHEDULERS = ("k_arm", "nearest", "uniform", "sweep")
 
@@ -60,35 +68,35 @@ class MothConfig(HardeningConfig):
         disk (`TriggerBank`), which changes no number.
     """
 
-    victims_per_class: int = 16
-    steps_per_round: int = 3
-    pairs_per_step: int = 1
-    random_share: float = 0.3
+    victims_per_class: int = option(16, AT_LEAST_1)
+    steps_per_round: int = option(3, AT_LEAST_1)
+    pairs_per_step: int = option(1, AT_LEAST_1)
+    random_share: float = option(0.3, SHARE)
     inversion: str = "neural_cleanse"
-    success_bound: float = 0.9
-    first_steps: int = 200
-    first_mask_weight: float = 1e-3
-    next_steps: int = 50
-    next_mask_weight: float = 1e-2
-    warmup_steps: int = 500
-    warmup_mask_weight: float = 1e-3
-    warmup_success_bound: float = 0.99
-    warmup_images_per_class: int = 10
-    warmup_max_images: int = 1000
-    minibatch_size: int = 32
-    patience: int | None = None
-    stamp_share: float = 0.1
-    max_trigger_share: float = 0.25
+    success_bound: float = option(0.9, POSITIVE_SHARE)
+    first_steps: int = option(200, AT_LEAST_1)
+    first_mask_weight: float = option(1e-3, POSITIVE)
+    next_steps: int = option(50, AT_LEAST_1)
+    next_mask_weight: float = option(1e-2, POSITIVE)
+    warmup_steps: int = option(500, AT_LEAST_1)
+    warmup_mask_weight: float = option(1e-3, POSITIVE)
+    warmup_success_bound: float = option(0.99, POSITIVE_SHARE)
+    warmup_images_per_class: int = option(10, AT_LEAST_1)
+    warmup_max_images: int = option(1000, AT_LEAST_1)
+    minibatch_size: int = option(32, AT_LEAST_1)
+    patience: int | None = option(None, AT_LEAST_1)
+    stamp_share: float = option(0.1, SHARE)
+    max_trigger_share: float = option(0.25, SHARE)
     augment_stamped: bool = False
     symmetric: bool = True
     dynamic: bool = True
     approximate_warmup: bool = True
     universal_too: bool = False
     scheduler: str = "k_arm"
-    closing_steps: int = 0
-    closing_share: float = 0.1
-    closing_learning_rate: float = 5e-3
-    trigger_memory_mb: int = 512
+    closing_steps: int = option(0, NOT_NEGATIVE)
+    closing_share: float = option(0.1, SHARE)
+    closing_learning_rate: float = option(5e-3, POSITIVE)
+    trigger_memory_mb: int = option(512, AT_LEAST_1)
 
     def __post_init__(self):
         super().__post_init__()

@@ -21,7 +21,7 @@ from moth_jax.hardening.moth_state import MothState
 from moth_jax.hardening.step import HardenInfo
 from moth_jax.hardening.trigger_bank import TriggerBank
 from moth_jax.hardening.warmup import WarmUpResult, draw_samples, unusual_universals
-from moth_jax.inversion.directions import random_triggers
+from moth_jax.inversion import Budget, start_triggers
 from moth_jax.parallel.devices import fetch, read_batch
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 from moth_jax.training import TrainState
@@ -86,11 +86,12 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
     )
     invert_key, update_key = jax.random.split(key_of(config, WARM_UP, position))
     inputs = (state.train.variables, samples, target)
-    budget = {"num_steps": config.warmup_steps, "mask_weight": config.warmup_mask_weight}
-    result, universal = fetch(setting.programs.invert_towards(*inputs, invert_key, **budget)), None
+    budget = Budget(config.warmup_steps, config.warmup_mask_weight, config.minibatch_size)
+    result = fetch(setting.programs.invert_towards(*inputs, invert_key, budget=budget))
+    universal = None
     if config.universal_too:
         key = jax.random.fold_in(invert_key, 1)
-        universal = fetch(setting.programs.invert_universal(*inputs, key, **budget))
+        universal = fetch(setting.programs.invert_universal(*inputs, key, budget=budget))
     train, loss = _train_on_warm_up(setting, state, samples.victims, result, rng, update_key)
     state = _after_warm_up(setting, dataclasses.replace(state, train=train), result, universal)
     found = np.isfinite(result.sizes)
@@ -231,9 +232,12 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
             np.asarray([setting.classes[target] for _, target in directions]),
             start,
             key,
-            num_steps=num_steps,
-            mask_weight=config.first_mask_weight if afresh else config.next_mask_weight,
-            done=max(0, config.first_steps - num_steps),
+            budget=Budget(
+                num_steps,
+                config.first_mask_weight if afresh else config.next_mask_weight,
+                config.minibatch_size,
+                steps_before=max(0, config.first_steps - num_steps),
+            ),
         )
         if step + 1 in steps:  # while the device is at this step
             batch = _draw(setting, labels, step + 1)
@@ -296,8 +300,8 @@ def _start_triggers(
     setting: Setting, bank: TriggerBank, directions: list[Direction], key: Array
 ) -> Trigger:
     """Return where the inversions of a round start: from the bank, or from random triggers."""
-    start = setting.config.inversion_at(setting.config.success_bound).start
-    triggers = random_triggers(key, len(directions), setting.dataset.image_shape, start)
+    inversion = setting.config.inversion_at(setting.config.success_bound)
+    triggers = start_triggers(key, len(directions), setting.dataset.image_shape, inversion)
     triggers = jax.tree.map(np.array, triggers)
     if not setting.config.dynamic:
         return triggers

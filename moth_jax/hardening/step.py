@@ -15,8 +15,7 @@ import optax
 from jax import Array
 
 from moth_jax.data.augmentation import augment
-from moth_jax.inversion import Inversion, InversionResult
-from moth_jax.inversion.directions import invert_directions
+from moth_jax.inversion import Budget, Inversion, InversionResult, Samples, invert_directions
 from moth_jax.models import Classifier
 from moth_jax.parallel.devices import constrain, constrain_replicated
 from moth_jax.training import NO_ADVERSARY, Adversary, TrainState, make_update, perturb
@@ -28,7 +27,6 @@ class StepConfig:
     """What is compiled into a hardening step.
 
     Attributes:
-      minibatch_size: of the inversions.
       stamp_share: share of the victims in the batch that are stamped, on both sides of a pair as
         many as of its class with the fewer, at least one.
       max_trigger_share: a trigger larger than this share of h*w*c is not stamped.
@@ -39,7 +37,6 @@ class StepConfig:
       adversary: PGD on the samples that are not stamped, for adversarially trained models.
     """
 
-    minibatch_size: int = 32
     stamp_share: float = 0.1
     max_trigger_share: float = 0.25
     symmetric: bool = True
@@ -88,7 +85,7 @@ def make_harden_step(
 ) -> Callable[..., tuple[TrainState, HardenInfo]]:
     """Return the compiled step.
 
-        step(state, images, labels, weights, targets, start, key, *, num_steps, mask_weight, done)
+        step(state, images, labels, weights, targets, start, key, *, budget)
 
     Its arguments:
       state: a `TrainState`.
@@ -99,8 +96,7 @@ def make_harden_step(
       targets: [D], the direction's target; D = C if symmetric, else C / 2.
       start: the triggers [D, ...] to start from.
       key: randomness of the step.
-      num_steps, mask_weight: budget and first λ of the inversions; traced.
-      done: as of `inversion.invert`; traced.
+      budget: of the inversions.
 
     Note: Each direction's loss is the weighted mean over its own victims, so that one λ means the
       same for one direction and for two. The published two-sided code takes the sum.
@@ -118,9 +114,7 @@ def make_harden_step(
         start: Trigger,
         key: Array,
         *,
-        num_steps: Array,
-        mask_weight: Array,
-        done: Array | int = 0,
+        budget: Budget,
     ) -> tuple[TrainState, HardenInfo]:
         augment_key, invert_key, attack_key = jax.random.split(key, 3)
         images = constrain(config.augmented(images, augment_key))
@@ -131,16 +125,11 @@ def make_harden_step(
         result = invert_directions(
             classifier.predict,
             state.variables,
-            images[slots],
-            weights,
-            targets,
+            Samples(images[slots], weights, targets),
             start,
             jax.random.split(invert_key, len(targets)),
-            num_steps=num_steps,
-            mask_weight=mask_weight,
-            minibatch_size=config.minibatch_size,
+            budget=budget,
             inversion=inversion,
-            done=done,
         )
         chosen = _choose_stamped(result, weights, config)
         others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)

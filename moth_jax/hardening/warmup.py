@@ -15,10 +15,17 @@ import numpy as np
 from jax import Array
 
 from moth_jax.anomaly import anomaly_indices
-from moth_jax.inversion import Inversion, InversionResult, LogitsFn, Variables
-from moth_jax.inversion.directions import invert_directions, random_triggers
+from moth_jax.inversion import (
+    Budget,
+    Inversion,
+    InversionResult,
+    Samples,
+    invert_directions,
+    start_triggers,
+)
 from moth_jax.parallel.devices import constrain_replicated
 from moth_jax.triggers import Trigger
+from moth_jax.types import LogitsFn, Variables
 
 # The anomaly index above which a target is one of a universal backdoor. Neural Cleanse takes 2,
 # above which is one of 43 clean targets by chance; above 3 it is one of 740.
@@ -84,9 +91,7 @@ def invert_towards(
     target: Array,
     key: Array,
     *,
-    num_steps: Array,
-    mask_weight: Array,
-    minibatch_size: int,
+    budget: Budget,
     inversion: Inversion,
     universal: bool,
     start: Trigger | None = None,
@@ -104,18 +109,18 @@ def invert_towards(
     grouped = (count, num_victims * per_class // count)
     start_key, key = jax.random.split(key)
     if start is None:
-        start = random_triggers(start_key, count, image_shape, inversion.start)
+        start = start_triggers(start_key, count, image_shape, inversion)
     result = invert_directions(
         logits_fn,
         variables,
-        jnp.asarray(samples.images).reshape(*grouped, *image_shape),
-        jnp.asarray(samples.weights).reshape(grouped),
-        jnp.full(count, target),
+        Samples(
+            jnp.asarray(samples.images).reshape(*grouped, *image_shape),
+            jnp.asarray(samples.weights).reshape(grouped),
+            jnp.full(count, target),
+        ),
         start,
         jax.random.split(key, count),
-        num_steps=num_steps,
-        mask_weight=mask_weight,
-        minibatch_size=minibatch_size,
+        budget=budget,
         inversion=inversion,
     )
     found = WarmUpResult(

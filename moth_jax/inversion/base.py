@@ -1,26 +1,71 @@
-"""What a method of trigger inversion has to provide (Definition III.2)."""
+"""What a method of trigger inversion is: options, and pure functions of a state (Definition III.2).
 
+A method is a frozen dataclass, one file in this package. Its fields are its options, and its
+methods are pure. Two with equal options are equal, and `jax.jit` takes them as static arguments.
+"""
+
+import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
 from jax import Array
 
+from moth_jax.errors import require_choice
+from moth_jax.options import check_options
 from moth_jax.triggers import Trigger, random_trigger
+from moth_jax.types import ImageShape
 
+PRECISIONS = ("float32", "bfloat16")
+# A dataclass of arrays (`flax.struct.dataclass`), of a method's own.
 State = Any
 
 
+@flax.struct.dataclass
+class Samples:
+    """The images of an inversion and where they are to be sent. Leading axes `*d` when batched.
+
+    Attributes:
+      images: [*d, n, h, w, c] in [0, 1], of the victim class(es).
+      weights: [*d, n], 1 for a sample, 0 for padding.
+      target: [*d], the target class.
+    """
+
+    images: Array
+    weights: Array
+    target: Array
+
+
+@flax.struct.dataclass
+class Budget:
+    """What an inversion may spend. All but the minibatch size may be traced.
+
+    Attributes:
+      num_steps: passes over the samples.
+      mask_weight: the first λ.
+      minibatch_size: the largest minibatch.
+      steps_before: the passes that the start trigger stands for. From a trigger that was found
+        before, an inversion is the last `num_steps` of a longer one: a learning rate that falls
+        over the budget begins as low as it would have fallen.
+    """
+
+    num_steps: Array | int
+    mask_weight: Array | float
+    minibatch_size: int = flax.struct.field(pytree_node=False)
+    steps_before: Array | int = 0
+
+
 class Score(NamedTuple):
-    """How a trigger does on some samples. All but the `weights` of padding is to be ignored.
+    """How a trigger does on some samples. Everything at a sample of weight 0 is to be ignored.
 
     Attributes:
       losses: [n], cross-entropy of the stamped sample towards the target.
       hits: [n], 1.0 where the stamped sample is classified as the target.
       weights: [n], 1.0 for a sample, 0.0 for padding.
       margins: [n], the target's logit minus the largest other one.
-      indices: [n], which of the inversion's samples these are; past the last one for padding.
+      indices: [n], the places of these among the inversion's samples; past the last for padding.
     """
 
     losses: Array
@@ -61,45 +106,64 @@ class InversionResult:
         return jnp.isfinite(self.size)
 
 
-class Budget(NamedTuple):
-    """What a method is run with where nobody says otherwise: arguments of `invert`."""
+@dataclasses.dataclass(frozen=True)
+class Inversion(abc.ABC):
+    """A method of trigger inversion. A subclass is one file, and one line in `INVERSIONS`.
 
-    num_steps: int
-    minibatch_size: int
-    mask_weight: float
-
-
-class Inversion(NamedTuple):
-    """A method of trigger inversion.
+    `inversion.loop` calls `init` once; `update` for every minibatch; `observe` after the last
+    minibatch of a step; `verify` every `verify_every` steps and after the last one.
 
     Attributes:
-      name: the method and its options: two with one name do the same.
-      init: (start, mask_weight, score, key) -> state. `mask_weight` is the first λ of the method,
-        `score` that of `start` on all samples.
-      update: (state, objective, progress) -> state. One minibatch; `progress` is the share of the
-        budget that was spent before the step, in [0, 1).
-      observe: (state, key) -> state. Once per step, after its last minibatch: λ, candidates,
-        restarts.
-      verify: (state, objective) -> state. Measures the state's candidate on all samples and keeps
-        it if it holds. Called every `verify_every` steps and after the last one.
-      result: state -> InversionResult.
-      verify_every: steps between two verifications.
-      budget: what it was made for.
-      start: (key, image shape) -> trigger. Where it starts from if there is nothing better.
-      settled: state -> bool, whether going on is no use; None if only the budget ends a search.
-        Settled directions make room for others while measuring (`lanes.py`).
-      precision: "float32" or "bfloat16": of the model in `update` (`precision.with_precision`);
-        `init` and `verify` are always in float32.
+      precision: "float32" or "bfloat16", of the model in `update` (`inversion.precision`). `init`
+        and `verify` are always in float32.
+      method: its name in `INVERSIONS`.
+      budget: what it is run with where nobody says otherwise.
+      verify_every: steps between two verifications. A method may make it an option.
     """
 
-    name: str
-    init: Callable[[Trigger, Array, Score, Array], State]
-    update: Callable[[State, Objective, Array], State]
-    observe: Callable[[State, Array], State]
-    verify: Callable[[State, Objective], State]
-    result: Callable[[State], InversionResult]
-    verify_every: int
-    budget: Budget
-    start: Callable[[Array, tuple[int, int, int]], Trigger] = random_trigger
-    settled: Callable[[State], Array] | None = None
-    precision: str = "float32"
+    precision: str = dataclasses.field(default="float32", kw_only=True)
+
+    method: ClassVar[str]
+    budget: ClassVar[Budget]
+    verify_every: ClassVar[int]
+
+    def __post_init__(self):
+        require_choice("precision", self.precision, PRECISIONS)
+        check_options(self)
+
+    @property
+    def name(self) -> str:
+        """The method with its options: two of one name do the same.
+
+        Files of finished measurements are named by a digest of it.
+        """
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "precision"]
+        name = f"{self.method}{tuple(getattr(self, field) for field in fields)}"
+        return name if self.precision == "float32" else f"{name} in {self.precision}"
+
+    def start(self, key: Array, image_shape: ImageShape) -> Trigger:
+        """Return the trigger to start from where there is nothing better."""
+        return random_trigger(key, image_shape)
+
+    @abc.abstractmethod
+    def init(self, start: Trigger, mask_weight: Array, score: Score, key: Array) -> State:
+        """Return the first state; `score` is that of `start` on all samples."""
+
+    @abc.abstractmethod
+    def update(self, state: State, objective: Objective, progress: Array) -> State:
+        """Return the state after a minibatch.
+
+        `progress` is the share of the budget, in [0, 1), that was spent before the step.
+        """
+
+    @abc.abstractmethod
+    def observe(self, state: State, key: Array) -> State:
+        """Return the state after a step: λ, candidates and restarts move here."""
+
+    @abc.abstractmethod
+    def verify(self, state: State, objective: Objective) -> State:
+        """Return the state with its candidate measured on all samples, and kept if it holds."""
+
+    def result(self, state: State) -> InversionResult:
+        """Return the smallest verified trigger."""
+        return state.result

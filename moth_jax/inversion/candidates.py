@@ -1,34 +1,24 @@
 """From a moving trigger to a verified one: what every method of inversion does alike.
 
 A step whose success rate reaches the bound nominates its trigger; nominated while it moved, it is
-only a candidate until its own success rate is measured on all samples.
+only a candidate until its own success rate is measured on all samples. The states that these
+functions take have the fields of `no_candidate`.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moth_jax.errors import InputError
-from moth_jax.inversion.base import InversionResult, Objective, Score
+from moth_jax.inversion.base import InversionResult, Objective, Score, State
 from moth_jax.triggers import Trigger, trigger_size
 
-# A dataclass with the fields of `no_candidate`.
-State = Any
 
-
-def checked_bound(success_bound: float) -> float:
+def least_rate(success_bound: float) -> float:
     """Return the least success rate that counts.
 
-    A hair below `success_bound`: XLA may divide by multiplying with a reciprocal, and 41 hits of 41
-    samples are 0.99999994.
-
-    Raises:
-      InputError: it is not in (0, 1].
+    It is a hair below `success_bound`: XLA may divide by multiplying with a reciprocal, and 41 hits
+    of 41 samples are 0.99999994.
     """
-    if not 0 < success_bound <= 1:
-        raise InputError(f"success_bound must be in (0, 1], got {success_bound}")
     return success_bound - 1e-6
 
 
@@ -59,11 +49,11 @@ def nominate(state: State, trigger: Trigger, reached: Array) -> tuple[State, Arr
     ), better
 
 
-def verify(bound: float, state: State, objective: Objective) -> State:
+def verify(success_bound: float, state: State, objective: Objective) -> State:
     """Measure the candidate on all samples, and keep it if it holds."""
     score = objective(state.candidate)
     rate = score.mean(score.hits)
-    holds = (rate >= bound) & (state.candidate_size < state.result.size)
+    holds = (rate >= least_rate(success_bound)) & (state.candidate_size < state.result.size)
     verified = state.result.replace(
         trigger=state.candidate,
         size=state.candidate_size,

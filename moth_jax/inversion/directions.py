@@ -1,191 +1,167 @@
-"""Many inversions in one call."""
+"""Many inversions in one call: directions, seeds, both directions of a pair, arms of a scan.
+
+`for_each_run` is the one function that vmaps an inversion. Measuring, hardening and scanning call
+it through the functions below, inside their own compiled programs.
+"""
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moth_jax.inversion import (
-    Inversion,
-    InversionResult,
-    LogitsFn,
-    Variables,
-    advance,
-    begin,
-    invert,
-)
-from moth_jax.parallel.devices import (
-    over_directions,
-    over_samples,
-    over_seeds,
-)
-from moth_jax.triggers import Trigger, random_trigger
+from moth_jax.inversion.base import Budget, Inversion, InversionResult, Samples, State
+from moth_jax.inversion.loop import advance, begin, invert
+from moth_jax.parallel.devices import over_samples, over_seeds
+from moth_jax.triggers import Trigger
+from moth_jax.types import ImageShape, LogitsFn, Variables
+
+Result = TypeVar("Result")
+
+
+def for_each_run(
+    function: Callable[..., Result],
+    logits_fn: LogitsFn,
+    variables: Variables,
+    samples: Samples,
+    *runs,
+) -> Result:
+    """Return `function(logits_fn, variables, samples, *run)` of D directions with S runs each.
+
+    Where there are more devices than runs, the samples of each are cut among several devices.
+
+    Args:
+      function: a part of an inversion (`inversion.loop`), of one direction.
+      logits_fn, variables: the model.
+      samples: [D, ...].
+      runs: further arguments, trees of arrays [D, S, ...].
+
+    Returns:
+      The results [D, S, ...].
+    """
+    num_runs = len(samples.target) * jax.tree.leaves(runs)[0].shape[1]
+    model = over_samples(logits_fn, num_runs), variables
+
+    def one(samples: Samples, run: tuple) -> Result:
+        return function(*model, samples, *run)
+
+    return over_seeds(one)(samples, runs)
 
 
 def invert_directions(
     logits_fn: LogitsFn,
     variables: Variables,
-    images: Array,
-    weights: Array,
-    targets: Array,
+    samples: Samples,
     start: Trigger,
     keys: Array,
     *,
-    num_steps: Array,
-    mask_weight: Array,
-    minibatch_size: int,
-    inversion: Inversion,
-    done: Array | int = 0,
-) -> InversionResult:
-    """Invert D directions together: images [D, n, h, w, c], weights [D, n], the rest [D, ...].
-
-    Where there are more devices than directions, each direction's samples are cut among several.
-    """
-    logits_fn = over_samples(logits_fn, len(targets))
-
-    def one(images, weights, target, start, key):
-        return invert(
-            logits_fn,
-            variables,
-            images,
-            weights,
-            target,
-            start,
-            key,
-            num_steps=num_steps,
-            mask_weight=mask_weight,
-            minibatch_size=minibatch_size,
-            inversion=inversion,
-            done=done,
-        )
-
-    return over_directions(one)(images, weights, targets, start, keys)
-
-
-@functools.partial(jax.jit, static_argnames=("count", "image_shape", "start"))
-def random_triggers(
-    key: Array,
-    count: int,
-    image_shape: tuple[int, int, int],
-    start: Callable[[Array, tuple[int, int, int]], Trigger] = random_trigger,
-) -> Trigger:
-    """Return a batch of `count` random triggers; `start` is that of an `Inversion`."""
-    return jax.vmap(lambda k: start(k, image_shape))(jax.random.split(key, count))
-
-
-def direction_key(seed: Array, victim: Array, target: Array) -> Array:
-    """Return the key of a direction.
-
-    Named by seed and classes, not by position: a direction's number does not depend on which others
-    are measured with it.
-    """
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), victim), target)
-
-
-@functools.partial(jax.jit, static_argnames=("logits_fn", "minibatch_size", "inversion"))
-def _invert_directions(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    images: Array,
-    weights: Array,
-    victims: Array,
-    targets: Array,
-    seeds: Array,
-    *,
-    num_steps: Array,
-    mask_weight: Array,
-    minibatch_size: int,
+    budget: Budget,
     inversion: Inversion,
 ) -> InversionResult:
-    """Invert D directions with S seeds each: images [D, n, h, w, c] -> result [D, S]."""
-    seeds = jnp.tile(seeds, (len(images), 1))
-    logits_fn = over_samples(logits_fn, seeds.size)
-
-    def one(images, weights, victim, target, seed) -> InversionResult:
-        start_key, key = jax.random.split(direction_key(seed, victim, target))
-        return invert(
-            logits_fn,
-            variables,
-            images,
-            weights,
-            target,
-            inversion.start(start_key, images.shape[1:]),
-            key,
-            num_steps=num_steps,
-            mask_weight=mask_weight,
-            minibatch_size=minibatch_size,
-            inversion=inversion,
-        )
-
-    return over_seeds(one)(images, weights, victims, targets, seeds)
+    """Invert D directions from one start each: samples [D, ...], start and keys [D, ...] -> [D]."""
+    function = functools.partial(invert, budget=budget, inversion=inversion)
+    runs = jax.tree.map(lambda leaf: leaf[:, None], (start, keys))
+    result = for_each_run(function, logits_fn, variables, samples, *runs)
+    return jax.tree.map(lambda leaf: leaf[:, 0], result)
 
 
 @functools.partial(jax.jit, static_argnames=("logits_fn", "inversion"))
-def _begin(
+def invert_with_seeds(
     logits_fn: LogitsFn,
     variables: Variables,
-    images: Array,
-    weights: Array,
+    samples: Samples,
     victims: Array,
-    targets: Array,
+    seeds: Array,
+    *,
+    budget: Budget,
+    inversion: Inversion,
+) -> InversionResult:
+    """Invert D directions with S seeds each: samples [D, ...], victims [D], seeds [S] -> [D, S]."""
+
+    def one(logits_fn, variables, samples: Samples, run: tuple[Array, Array]) -> InversionResult:
+        start_key, key = _keys(*run, samples.target)
+        start = inversion.start(start_key, samples.images.shape[1:])
+        model = logits_fn, variables, samples
+        return invert(*model, start, key, budget=budget, inversion=inversion)
+
+    runs = jnp.tile(seeds, (len(victims), 1)), jnp.tile(victims[:, None], (1, len(seeds)))
+    return for_each_run(one, logits_fn, variables, samples, runs)
+
+
+@functools.partial(jax.jit, static_argnames=("logits_fn", "inversion"))
+def begin_directions(
+    logits_fn: LogitsFn,
+    variables: Variables,
+    samples: Samples,
+    victims: Array,
     seed: Array,
     *,
     mask_weight: Array,
     inversion: Inversion,
-):
-    """Return the states of D arms before their first step: images [D, n, h, w, c]."""
+) -> State:
+    """Return the states [D] of D directions before their first step, of inversions in parts."""
 
-    def one(images, weights, victim, target):
-        start_key, key = jax.random.split(direction_key(seed, victim, target))
+    def one(logits_fn, variables, samples: Samples, victim: Array) -> State:
+        start_key, key = _keys(seed, victim, samples.target)
         return begin(
             logits_fn,
             variables,
-            images,
-            weights,
-            target,
-            random_trigger(start_key, images.shape[1:]),
+            samples,
+            inversion.start(start_key, samples.images.shape[1:]),
             jax.random.split(key)[0],
             mask_weight=mask_weight,
             inversion=inversion,
         )
 
-    return jax.vmap(one)(images, weights, victims, targets)
+    states = for_each_run(one, logits_fn, variables, samples, victims[:, None])
+    return jax.tree.map(lambda leaf: leaf[:, 0], states)
 
 
-@functools.partial(jax.jit, static_argnames=("logits_fn", "minibatch_size", "inversion"))
-def _advance(
+@functools.partial(jax.jit, static_argnames=("logits_fn", "inversion"))
+def advance_directions(
     logits_fn: LogitsFn,
     variables: Variables,
-    images: Array,
-    weights: Array,
+    samples: Samples,
     victims: Array,
-    targets: Array,
     seed: Array,
-    states,
-    first: Array,
+    progress: tuple[State, Array],
     *,
-    num_steps: Array,
-    minibatch_size: int,
+    budget: Budget,
     inversion: Inversion,
-):
-    """Return the states of D arms `num_steps` later, the keys being those of one long inversion."""
+) -> State:
+    """Return the states [D] one part of the budget later.
 
-    def one(images, weights, victim, target, state, first):
-        _, key = jax.random.split(direction_key(seed, victim, target))
-        return advance(
-            logits_fn,
-            variables,
-            images,
-            weights,
-            target,
-            state,
-            jax.random.split(key)[1],
-            first,
-            num_steps=num_steps,
-            minibatch_size=minibatch_size,
-            inversion=inversion,
-        )
+    `progress` are the states [D] and how many steps [D] each has had. The keys are those of one
+    long inversion.
+    """
 
-    return jax.vmap(one)(images, weights, victims, targets, states, first)
+    def one(logits_fn, variables, samples: Samples, victim, state: State, first: Array) -> State:
+        _, key = _keys(seed, victim, samples.target)
+        model = logits_fn, variables, samples
+        key = jax.random.split(key)[1]
+        return advance(*model, state, key, first, budget=budget, inversion=inversion)
+
+    runs = jax.tree.map(lambda leaf: leaf[:, None], (victims, *progress))
+    states = for_each_run(one, logits_fn, variables, samples, *runs)
+    return jax.tree.map(lambda leaf: leaf[:, 0], states)
+
+
+def _keys(seed: Array, victim: Array, target: Array) -> tuple[Array, Array]:
+    """Return the keys of a direction's start, and of its inversion.
+
+    They are named by seed and classes, not by position: a direction's number does not depend on
+    which others are measured with it.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), victim), target)
+    start_key, key = jax.random.split(key)
+    return start_key, key
+
+
+@functools.partial(jax.jit, static_argnames=("count", "image_shape", "inversion"))
+def start_triggers(
+    key: Array, count: int, image_shape: ImageShape, inversion: Inversion
+) -> Trigger:
+    """Return `count` triggers [count, ...] that inversions by this method start from."""
+    return jax.vmap(lambda k: inversion.start(k, image_shape))(jax.random.split(key, count))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from moth_jax.inversion.base import Inversion, InversionResult, Score, State
+from moth_jax.inversion.base import Budget, Inversion, InversionResult, Samples, Score, State
 from moth_jax.inversion.precision import in_precision
 from moth_jax.triggers import Trigger, stamp
 from moth_jax.types import LogitsFn, Variables
@@ -20,41 +20,29 @@ from moth_jax.types import LogitsFn, Variables
 def invert(
     logits_fn: LogitsFn,
     variables: Variables,
-    images: Array,
-    weights: Array,
-    target: Array,
+    samples: Samples,
     start: Trigger,
     key: Array,
     *,
-    num_steps: Array | int,
-    mask_weight: Array | float,
-    minibatch_size: int,
+    budget: Budget,
     inversion: Inversion,
-    done: Array | int = 0,
 ) -> InversionResult:
-    """Search the smallest trigger that sends `images` to class `target`.
+    """Search the smallest trigger that sends `samples` to their target.
 
     One step is one pass over the samples in shuffled minibatches.
 
     Args:
       logits_fn: (variables, images) -> logits, in inference mode.
       variables: what `logits_fn` needs; no gradient of it is taken.
-      images: [n, h, w, c] in [0, 1], samples of the victim class(es).
-      weights: [n], 1 for a sample, 0 for padding.
-      target: the target class, an integer scalar.
+      samples: those of one direction.
       start: the trigger to start from.
       key: randomness of the minibatches and of restarts.
-      num_steps: how many passes; may be traced.
-      mask_weight: the first λ; may be traced.
-      minibatch_size: the largest minibatch.
+      budget: steps, the first λ and the minibatch size.
       inversion: the method.
-      done: how many passes the start stands for. From a trigger that was found before, an inversion
-        is the last `num_steps` of a longer one, and a learning rate that falls over the budget
-        begins as low as it would have fallen; may be traced.
 
     Returns:
-      The smallest trigger whose success rate, measured again on all `images` with that very
-      trigger, reaches the method's bound.
+      The smallest trigger whose success rate, measured again on all samples with that very trigger,
+      reaches the method's bound.
 
     Note: The published code cuts 100 samples into minibatches of 32, 32, 32 and 4. The minibatches
       here are as equal as can be (4 of 25): as many updates, no padding to compute, and no update
@@ -62,27 +50,16 @@ def invert(
       minibatches of padding alone are left out.
     """
     init_key, loop_key = jax.random.split(key)
-    samples = (logits_fn, variables, images, weights, target)
-    state = begin(*samples, start, init_key, mask_weight=mask_weight, inversion=inversion)
-    state = advance(
-        *samples,
-        state,
-        loop_key,
-        0,
-        num_steps=num_steps,
-        minibatch_size=minibatch_size,
-        inversion=inversion,
-        done=done,
-    )
+    model = logits_fn, variables, samples
+    state = begin(*model, start, init_key, mask_weight=budget.mask_weight, inversion=inversion)
+    state = advance(*model, state, loop_key, 0, budget=budget, inversion=inversion)
     return inversion.result(state)
 
 
 def begin(
     logits_fn: LogitsFn,
     variables: Variables,
-    images: Array,
-    weights: Array,
-    target: Array,
+    samples: Samples,
     start: Trigger,
     key: Array,
     *,
@@ -93,100 +70,87 @@ def begin(
 
     With `advance` an inversion is done in parts, each of which may wait for what others find.
     """
+    images, weights, target = samples.images, samples.weights, samples.target
     chex.assert_rank((images, weights, target), (4, 1, 0))
     chex.assert_equal_shape_prefix((images, weights), 1)
     every = jnp.arange(len(images))
-    score = _score(logits_fn, variables, start, images, weights, target, every)
+    score = _score(logits_fn, variables, start, samples, every)
     return inversion.init(start, jnp.asarray(mask_weight, images.dtype), score, key)
 
 
 def advance(
     logits_fn: LogitsFn,
     variables: Variables,
-    images: Array,
-    weights: Array,
-    target: Array,
+    samples: Samples,
     state: State,
     key: Array,
     first: Array | int,
     *,
-    num_steps: Array | int,
-    minibatch_size: int,
+    budget: Budget,
     inversion: Inversion,
-    total: Array | int | None = None,
-    done: Array | int = 0,
 ) -> State:
-    """Return the state `num_steps` later; `first` steps were done before.
+    """Return the state `budget.num_steps` later; `first` steps were done before.
 
-    Parts of a multiple of `inversion.verify_every` steps give what one of their sum would, if all
-    are told the `total`, which is the end of this part where it is not given. `done` is as for
-    `invert`, and counts in addition.
+    Parts of a multiple of `inversion.verify_every` steps give what one of their sum would, if the
+    method does not ask for its `progress`: each part takes its own end for the end of the whole.
     """
-    total = first + num_steps if total is None else total
+    images, weights = samples.images, samples.weights
+    before, total = budget.steps_before, first + budget.num_steps
     num_samples = images.shape[0]
-    num_minibatches = -(-num_samples // minibatch_size)
+    num_minibatches = -(-num_samples // budget.minibatch_size)
 
     def score_all(trigger: Trigger) -> Score:
-        every = jnp.arange(num_samples)
-        return _score(logits_fn, variables, trigger, images, weights, target, every)
+        return _score(logits_fn, variables, trigger, samples, jnp.arange(num_samples))
 
-    def minibatch(progress: Array, state: State, samples: tuple[Array, Array, Array]) -> State:
-        chosen, chosen_weights, indices = samples
-
+    def minibatch(progress: Array, state: State, chosen: Samples, indices: Array) -> State:
         def update(logits_fn: LogitsFn) -> State:
             def objective(trigger: Trigger) -> Score:
-                return _score(
-                    logits_fn, variables, trigger, chosen, chosen_weights, target, indices
-                )
+                return _score(logits_fn, variables, trigger, chosen, indices)
 
             return inversion.update(state, objective, progress)
 
         updated = in_precision(update, logits_fn, inversion.precision, progress)
         # A class with fewer samples than minibatches leaves some of padding alone: no update.
-        real = jnp.any(chosen_weights > 0)
+        real = jnp.any(chosen.weights > 0)
         return jax.tree.map(lambda new, old: jnp.where(real, new, old), updated, state)
 
     def minibatches(progress: Array, state: State, key: Array) -> State:
         if num_minibatches == 1:  # in any order; small kernels are what a step of few samples costs
-            return minibatch(progress, state, (images, weights, jnp.arange(num_samples)))
+            return minibatch(progress, state, samples, jnp.arange(num_samples))
         # One index past the last sample is padding: it reads the last image and weighs nothing.
         padded_weights = jnp.append(weights, jnp.zeros((-num_samples) % num_minibatches))
 
         def one(state: State, indices: Array) -> tuple[State, None]:
             chosen = images[jnp.minimum(indices, num_samples - 1)]
-            return minibatch(progress, state, (chosen, padded_weights[indices], indices)), None
+            batch = Samples(chosen, padded_weights[indices], samples.target)
+            return minibatch(progress, state, batch, indices), None
 
         return jax.lax.scan(one, state, _deal(key, padded_weights, num_minibatches))[0]
 
     def step(index: Array, state: State) -> State:
         order_key, observe_key = jax.random.split(jax.random.fold_in(key, first + index))
-        progress = jnp.asarray((done + first + index) / (done + total), images.dtype)
+        progress = jnp.asarray((before + first + index) / (before + total), images.dtype)
         state = minibatches(progress, state, order_key)
         state = inversion.observe(state, observe_key)
         # The index is common to all vmapped directions, so this stays a branch that is skipped.
-        due = ((index + 1) % inversion.verify_every == 0) | (index + 1 == num_steps)
+        due = ((index + 1) % inversion.verify_every == 0) | (index + 1 == budget.num_steps)
         return jax.lax.cond(due, lambda s: inversion.verify(s, score_all), lambda s: s, state)
 
-    return jax.lax.fori_loop(0, num_steps, step, state)
+    return jax.lax.fori_loop(0, budget.num_steps, step, state)
 
 
 def _score(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    trigger: Trigger,
-    images: Array,
-    weights: Array,
-    target: Array,
-    indices: Array,
+    logits_fn: LogitsFn, variables: Variables, trigger: Trigger, samples: Samples, indices: Array
 ) -> Score:
-    """Return how `trigger` does on `images`, which are those of `indices`."""
-    logits = logits_fn(variables, stamp(images, trigger))
+    """Return how `trigger` does on `samples`, whose places among all samples are `indices`."""
+    target = samples.target
+    logits = logits_fn(variables, stamp(samples.images, trigger))
     labels = jnp.full(logits.shape[:1], target)
     others = jnp.where(jnp.arange(logits.shape[1]) == target, -jnp.inf, logits)
     return Score(
         losses=optax.softmax_cross_entropy_with_integer_labels(logits, labels),
         hits=(jnp.argmax(logits, axis=-1) == target).astype(logits.dtype),
-        weights=weights,
+        weights=samples.weights,
         margins=logits[:, target] - jnp.max(others, axis=-1),
         indices=indices,
     )

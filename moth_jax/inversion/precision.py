@@ -7,44 +7,20 @@ verified.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moth_jax.errors import InputError, require_choice
+from moth_jax.types import LogitsFn
 
-if TYPE_CHECKING:
-    from moth_jax.inversion.base import Inversion
-    from moth_jax.types import LogitsFn
-
-PRECISIONS = ("float32", "bfloat16")
 ROUNDED_SHARE = 0.75  # of the budget
 State = TypeVar("State")
 
 
-def with_precision(inversion: "Inversion", precision: str) -> "Inversion":
-    """Return the method with the model evaluated in `precision` (`PRECISIONS`) while it searches.
-
-    Raises:
-      InputError: there is no such precision, or not for searches that settle: directions that began
-        at different times would all be computed in both precisions in every step.
-    """
-    require_choice("precision", precision, PRECISIONS)
-    if precision == inversion.precision:
-        return inversion
-    if inversion.settled is not None and precision != "float32":
-        raise InputError(
-            f"settle_after and precision={precision!r} do not go together: directions that leave "
-            "as they settle are at different steps, and only the last of a search are in float32; "
-            "leave one of the two out"
-        )
-    return inversion._replace(name=f"{inversion.name} in {precision}", precision=precision)
-
-
 def in_precision(
-    update: Callable[["LogitsFn"], State], logits_fn: "LogitsFn", precision: str, progress: Array
+    update: Callable[[LogitsFn], State], logits_fn: LogitsFn, precision: str, progress: Array
 ) -> State:
     """Return `update` with `logits_fn` in `precision`, as due at this `progress` of the budget."""
     if precision == "float32":
@@ -56,7 +32,7 @@ def in_precision(
     )
 
 
-def in_bfloat16(logits_fn: "LogitsFn") -> "LogitsFn":
+def in_bfloat16(logits_fn: LogitsFn) -> LogitsFn:
     """Return `logits_fn` with its variables and images rounded to bfloat16, and float32 logits."""
 
     def rounded(leaf: Array) -> Array:

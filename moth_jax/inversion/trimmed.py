@@ -12,9 +12,8 @@ what is not needed at exactly 0. The learning rate begins high and falls to noth
 the budget: the trigger is coarse at first and free to move, and settles as it falls.
 """
 
-import functools
-import operator
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar
 
 import flax.struct
 import jax
@@ -24,8 +23,10 @@ from jax import Array
 
 from moth_jax.errors import InputError
 from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objective, Score
-from moth_jax.inversion.candidates import checked_bound, no_candidate, verify, where
+from moth_jax.inversion.candidates import least_rate, no_candidate, verify, where
+from moth_jax.options import ABOVE_1, AT_LEAST_1, POSITIVE_SHARE, option
 from moth_jax.triggers import Trigger, random_trigger, trigger_size
+from moth_jax.types import ImageShape
 
 LAST_PART = 0.1  # of a pass: what λ moves by at most with a minibatch at the end of the budget
 
@@ -54,27 +55,15 @@ class TrimmedState:
     result: InversionResult
 
 
-def trimmed(
-    *,
-    success_bound: float = 0.9,
-    safety: float = 0.5,
-    increase: float = 1.28,
-    decrease: float = 1.28**1.5,
-    learning_rate: float = 0.1,
-    last_learning_rate: float = 0.001,
-    b1: float = 0.9,
-    b2: float = 0.9,
-    eps: float = 1e-7,
-    start_mask: float = 0.1,
-    verify_every: int = 5,
-) -> Inversion:
-    """Return the trimmed-margin inversion.
+@dataclasses.dataclass(frozen=True)
+class Trimmed(Inversion):
+    """The trimmed-margin inversion.
 
     Each minibatch is one Adam update of the mean of softplus(safety - margin) over its samples but
     the hardest, + λ·Σm. The hardest are those past the first `success_bound` of all samples, in the
     order of their margins when they were last visited.
 
-    Args:
+    Attributes:
       success_bound: share of the samples that must be sent to the target, in (0, 1].
       safety: margin (in logits) at which a sample counts half as much as one that is far off.
       increase, decrease: above 1; what λ is multiplied and divided by over a pass whose samples
@@ -87,152 +76,111 @@ def trimmed(
       verify_every: steps between two verifications of the candidate; one costs a forward pass.
 
     Raises:
-      InputError: an option out of its range.
+      InputError: an option is out of its range.
 
-    Note: This is not the published schedule, which is `neural_cleanse`. Both distances are sizes of
+    Note: This is not the published schedule, which is `NeuralCleanse`. Both distances are sizes of
       verified triggers, so the smaller one is the better measurement.
     """
-    options = _Options(
-        success_bound,
-        safety,
-        increase,
-        decrease,
-        learning_rate,
-        last_learning_rate,
-        b1,
-        b2,
-        eps,
-        start_mask,
-        verify_every,
-    )
-    return _inversion(options)
 
+    success_bound: float = option(0.9, POSITIVE_SHARE)
+    safety: float = 0.5
+    increase: float = option(1.28, ABOVE_1)
+    decrease: float = option(1.28**1.5, ABOVE_1)
+    learning_rate: float = 0.1
+    last_learning_rate: float = 0.001
+    b1: float = 0.9
+    b2: float = 0.9
+    eps: float = 1e-7
+    start_mask: float = option(0.1, POSITIVE_SHARE)
+    verify_every: int = option(5, AT_LEAST_1)
 
-class _Options(NamedTuple):
-    """Those of `trimmed`, under their names."""
+    method: ClassVar[str] = "trimmed"
+    budget: ClassVar[Budget] = Budget(num_steps=100, minibatch_size=10, mask_weight=0.02)
 
-    success_bound: float
-    safety: float
-    increase: float
-    decrease: float
-    learning_rate: float
-    last_learning_rate: float
-    b1: float
-    b2: float
-    eps: float
-    start_mask: float
-    verify_every: int
-
-    def check(self) -> None:
-        checked_bound(self.success_bound)
-        if self.verify_every < 1:
-            raise InputError(f"verify_every must be at least 1, got {self.verify_every}")
-        if self.increase <= 1 or self.decrease <= 1:
-            raise InputError(
-                f"increase and decrease must be above 1, got {self.increase} and {self.decrease}"
-            )
+    def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.last_learning_rate <= self.learning_rate:
             raise InputError(
                 f"last_learning_rate must be in [0, {self.learning_rate}] (learning_rate), got "
                 f"{self.last_learning_rate}"
             )
-        if not 0 < self.start_mask <= 1:
-            raise InputError(f"start_mask must be in (0, 1], got {self.start_mask}")
 
     @property
-    def adam(self) -> optax.GradientTransformation:
+    def _adam(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate, b1=self.b1, b2=self.b2, eps=self.eps)
 
-    @property
-    def bound(self) -> float:
-        return checked_bound(self.success_bound)
-
-    def rate(self, progress: Array) -> Array:
+    def _rate(self, progress: Array) -> Array:
         """Return the learning rate, as a share of the first one."""
         last = self.last_learning_rate / self.learning_rate
         return last + (1 - last) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
+    def start(self, key: Array, image_shape: ImageShape) -> Trigger:
+        """Return a random trigger with a faint mask."""
+        trigger = random_trigger(key, image_shape)
+        return trigger.replace(mask=self.start_mask * trigger.mask)
 
-@functools.cache  # equal options give the same object, so that jit compiles once
-def _inversion(options: _Options) -> Inversion:
-    options.check()
-    return Inversion(
-        name=f"trimmed{tuple(options)}",
-        init=functools.partial(_init, options),
-        update=functools.partial(_update, options),
-        observe=functools.partial(_observe, options),
-        verify=functools.partial(verify, options.bound),
-        result=operator.attrgetter("result"),
-        verify_every=options.verify_every,
-        budget=Budget(num_steps=100, minibatch_size=10, mask_weight=0.02),
-        start=functools.partial(_start, options),
-    )
+    def init(self, start: Trigger, mask_weight: Array, score: Score, key: Array) -> TrimmedState:
+        """Return the first state: at `start`."""
+        del key  # nothing is random: a trigger at exactly 0 or 1 can move
+        return TrimmedState(
+            trigger=start,
+            opt_state=self._adam.init(start),
+            mask_weight=mask_weight,
+            margins=score.margins,
+            weights=score.weights,
+            **no_candidate(start, score),
+        )
 
+    def update(self, state: TrimmedState, objective: Objective, progress: Array) -> TrimmedState:
+        """Return the state after one Adam update, with λ moved by the minibatch's part."""
+        hardest = self._hardest_wanted(state)
 
-def _start(options: _Options, key: Array, image_shape: tuple[int, int, int]) -> Trigger:
-    trigger = random_trigger(key, image_shape)
-    return trigger.replace(mask=options.start_mask * trigger.mask)
+        def loss_fn(trigger: Trigger) -> tuple[Array, Score]:
+            score = objective(trigger)
+            wanted = state.margins[score.indices] >= hardest
+            losses = jnp.where(wanted, jax.nn.softplus(self.safety - score.margins), 0.0)
+            return score.mean(losses) + state.mask_weight * jnp.sum(trigger.mask), score
 
+        gradient, score = jax.grad(loss_fn, has_aux=True)(state.trigger)
+        updates, opt_state = self._adam.update(gradient, state.opt_state)
+        updates = jax.tree.map(lambda v: self._rate(progress) * v, updates)
+        # Padding has an index past the last sample, and is dropped.
+        margins = state.margins.at[score.indices].set(score.margins, mode="drop")
+        part = jnp.sum(score.weights) / jnp.maximum(jnp.sum(state.weights), 1.0)
+        trigger = jax.tree.map(lambda v, u: jnp.clip(v + u, 0.0, 1.0), state.trigger, updates)
+        state = state.replace(trigger=trigger, opt_state=opt_state, margins=margins)
+        factor = jnp.where(self._reached(state), self.increase, 1 / self.decrease)
+        # Few minibatches would leave λ, and with it the size, swinging at the end.
+        part = jnp.minimum(part, jnp.maximum(self._rate(progress), LAST_PART))
+        return state.replace(mask_weight=state.mask_weight * factor**part)
 
-def _init(
-    options: _Options, start: Trigger, mask_weight: Array, score: Score, key: Array
-) -> TrimmedState:
-    del key  # nothing is random: a trigger at exactly 0 or 1 can move
-    return TrimmedState(
-        trigger=start,
-        opt_state=options.adam.init(start),
-        mask_weight=mask_weight,
-        margins=score.margins,
-        weights=score.weights,
-        **no_candidate(start, score),
-    )
+    def observe(self, state: TrimmedState, key: Array) -> TrimmedState:
+        """Return the state after a step, with the latest trigger that reached the bound nominated.
 
+        Not the smallest: of many, each judged by a pass in which it moved, the smallest is the one
+        that is judged too well.
+        """
+        del key  # no restarts
+        smaller = trigger_size(state.trigger) < state.result.size
+        nominated = self._reached(state) & smaller
+        return state.replace(
+            candidate=where(nominated, state.trigger, state.candidate),
+            candidate_size=jnp.where(nominated, trigger_size(state.trigger), state.candidate_size),
+        )
 
-def _update(
-    options: _Options, state: TrimmedState, objective: Objective, progress: Array
-) -> TrimmedState:
-    hardest = _hardest_wanted(options.bound, state)
+    def verify(self, state: TrimmedState, objective: Objective) -> TrimmedState:
+        """Measure the candidate on all samples, and keep it if it holds."""
+        return verify(self.success_bound, state, objective)
 
-    def loss_fn(trigger: Trigger) -> tuple[Array, Score]:
-        score = objective(trigger)
-        wanted = state.margins[score.indices] >= hardest
-        losses = jnp.where(wanted, jax.nn.softplus(options.safety - score.margins), 0.0)
-        return score.mean(losses) + state.mask_weight * jnp.sum(trigger.mask), score
+    def _reached(self, state: TrimmedState) -> Array:
+        """Return whether the margins of the last visits reach the bound."""
+        hits = jnp.sum((state.margins > 0) * state.weights)
+        rate = hits / jnp.maximum(jnp.sum(state.weights), 1.0)
+        return rate >= least_rate(self.success_bound)
 
-    gradient, score = jax.grad(loss_fn, has_aux=True)(state.trigger)
-    updates, opt_state = options.adam.update(gradient, state.opt_state)
-    updates = jax.tree.map(lambda v: options.rate(progress) * v, updates)
-    # Padding has an index past the last sample, and is dropped.
-    margins = state.margins.at[score.indices].set(score.margins, mode="drop")
-    part = jnp.sum(score.weights) / jnp.maximum(jnp.sum(state.weights), 1.0)
-    trigger = jax.tree.map(lambda v, u: jnp.clip(v + u, 0.0, 1.0), state.trigger, updates)
-    state = state.replace(trigger=trigger, opt_state=opt_state, margins=margins)
-    factor = jnp.where(_reached(options.bound, state), options.increase, 1 / options.decrease)
-    # Few minibatches would leave λ, and with it the size, swinging at the end.
-    part = jnp.minimum(part, jnp.maximum(options.rate(progress), LAST_PART))
-    return state.replace(mask_weight=state.mask_weight * factor**part)
-
-
-def _observe(options: _Options, state: TrimmedState, key: Array) -> TrimmedState:
-    del key  # no restarts
-    # The latest trigger that reached the bound, not the smallest: of many, each judged by a pass in
-    # which it moved, the smallest is the one that is judged too well.
-    smaller = trigger_size(state.trigger) < state.result.size
-    nominated = _reached(options.bound, state) & smaller
-    return state.replace(
-        candidate=where(nominated, state.trigger, state.candidate),
-        candidate_size=jnp.where(nominated, trigger_size(state.trigger), state.candidate_size),
-    )
-
-
-def _reached(bound: float, state: TrimmedState) -> Array:
-    """Return whether the margins of the last visits reach the bound."""
-    hits = jnp.sum((state.margins > 0) * state.weights)
-    return hits / jnp.maximum(jnp.sum(state.weights), 1.0) >= bound
-
-
-def _hardest_wanted(bound: float, state: TrimmedState) -> Array:
-    """Return the margin of the hardest sample that the bound asks for."""
-    wanted = jnp.ceil(bound * jnp.sum(state.weights)).astype(jnp.int32)
-    descending = jnp.sort(jnp.where(state.weights > 0, state.margins, -jnp.inf), descending=True)
-    return descending[jnp.maximum(wanted, 1) - 1]
+    def _hardest_wanted(self, state: TrimmedState) -> Array:
+        """Return the margin of the hardest sample that the bound asks for."""
+        bound = least_rate(self.success_bound)
+        wanted = jnp.ceil(bound * jnp.sum(state.weights)).astype(jnp.int32)
+        margins = jnp.where(state.weights > 0, state.margins, -jnp.inf)
+        return jnp.sort(margins, descending=True)[jnp.maximum(wanted, 1) - 1]

@@ -11,9 +11,10 @@ from moth_jax.models.architectures.nin import NiN
 from moth_jax.models.architectures.resnet import CifarResNet, PreactResNet
 from moth_jax.models.architectures.torchvision_resnet import ResNet
 from moth_jax.models.architectures.vgg import VGG
-from moth_jax.models.classifier import Classifier, ModelSpec, Variables, from_module
+from moth_jax.models.classifier import Classifier, ModelSpec, from_module
 from moth_jax.models.other_frameworks import from_function, like
 from moth_jax.models.pytorch.classifier import from_graph
+from moth_jax.types import Variables
 
 __all__ = [
     "MODELS",

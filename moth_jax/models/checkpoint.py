@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from moth_jax.errors import InputError
-from moth_jax.models import Classifier, ModelSpec, Variables, outline
+from moth_jax.models import Classifier, ModelSpec, outline
 from moth_jax.models.classifier import complete, describe_mismatch
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 from moth_jax.storage.folders import current_folder
 from moth_jax.storage.trees import load_tree, save_tree
+from moth_jax.types import Variables
 
 _FORMAT = "moth_jax model 1"
 # What Orbax writes, beside a folder for each item.

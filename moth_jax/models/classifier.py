@@ -1,8 +1,7 @@
 """Classifiers as pure functions of a flat dict of arrays. Nothing outside `models/` names NNX."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,7 @@ from flax import nnx
 
 from moth_jax.errors import InputError
 from moth_jax.models.program import Graph
-
-Variables = dict[str, dict[str, Any]]
-LogitsFn = Callable[[Variables, jax.Array], jax.Array]
-TrainFn = Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]
+from moth_jax.types import LogitsFn, TrainFn, Variables
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from moth_jax.errors import InputError
-from moth_jax.models.classifier import Classifier, Variables
+from moth_jax.models.classifier import Classifier
+from moth_jax.types import Variables
 
 __all__ = ["stages", "with_features", "with_replaced"]
 

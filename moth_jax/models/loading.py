@@ -6,11 +6,12 @@ from pathlib import Path
 
 from moth_jax.errors import InputError, require_choice
 from moth_jax.models import MODELS, build, checkpoint, outline
-from moth_jax.models.classifier import Classifier, Variables
+from moth_jax.models.classifier import Classifier
 from moth_jax.models.weights.files import READERS, check_content, read_weights
 from moth_jax.models.weights.fitting import fit, named
 from moth_jax.models.weights.importing import load
 from moth_jax.storage.folders import current_folder
+from moth_jax.types import Variables
 
 AUTO = "auto"
 TRUST = ("nothing", "torchvision")

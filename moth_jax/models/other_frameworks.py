@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from moth_jax.errors import InputError
-from moth_jax.models.classifier import Classifier, ModelSpec, Variables, flat, normalise
+from moth_jax.models.classifier import Classifier, ModelSpec, flat, normalise
+from moth_jax.types import Variables
 
 
 def from_function(

@@ -20,13 +20,13 @@ from moth_jax.anomaly import anomaly_indices
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.subject import check_classes, check_classifier, names_of, with_variables
 from moth_jax.errors import InputError, require_choice
-from moth_jax.inversion import LogitsFn, Variables
 from moth_jax.progress import Progress, as_progress
 from moth_jax.scanning import k_arm, neural_cleanse, pairs
 from moth_jax.scanning.base import Evidence, Scanner, Suspect, check_classes_have_images
 from moth_jax.scanning.calibration import calibrate
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import Arm, Scan
+from moth_jax.types import LogitsFn, Variables
 
 __all__ = [
     "SCANNERS",

@@ -11,11 +11,12 @@ import numpy as np
 from moth_jax.anomaly import MIN_CLASSES
 from moth_jax.distance.subject import padded_images
 from moth_jax.errors import InputError, listed
-from moth_jax.inversion import Inversion, LogitsFn, Variables, neural_cleanse
+from moth_jax.inversion import Inversion, NeuralCleanse
 from moth_jax.progress import Progress
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import ANY, Arm
 from moth_jax.triggers import Trigger
+from moth_jax.types import LogitsFn, Variables
 
 
 class Evidence(NamedTuple):
@@ -121,7 +122,7 @@ class Scanner(NamedTuple):
 
 def inversion_of(options: ScanOptions) -> Inversion:
     """Return the method of inversion; `options.success_bound` is that of the method by now."""
-    return neural_cleanse(patience=options.patience, success_bound=options.success_bound)
+    return NeuralCleanse(patience=options.patience, success_bound=options.success_bound)
 
 
 def check_classes_have_images(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from moth_jax.options import RANGES, check_options
+from moth_jax.options import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, check_options, option
 from moth_jax.scanning.result import ANY
 
 
@@ -36,31 +36,31 @@ class ScanOptions:
       seed: of everything random.
     """
 
-    num_images: int = 100
-    num_steps: int = 300
-    minibatch_size: int = 32
-    mask_weight: float = 1e-3
-    patience: int = 5
-    success_bound: float = 0.0
-    max_pair_size: float = 0.02
-    max_universal_size: float = 0.034
-    min_ratio: float = 10.0
-    top_k: int = 0
-    pair_share: float = 0.9
-    universal_share: float = 0.95
-    victims_per_target: int = 3
-    min_pairs: int = 20
-    min_universal: int = 10
-    num_rounds: int = 30
-    steps_per_round: int = 20
-    warmup_rounds: int = 3
-    random_share: float = 0.3
-    num_checked: int = 4
-    arms_per_chunk: int = 0
+    num_images: int = option(100, AT_LEAST_1)
+    num_steps: int = option(300, AT_LEAST_1)
+    minibatch_size: int = option(32, AT_LEAST_1)
+    mask_weight: float = option(1e-3, POSITIVE)
+    patience: int = option(5, AT_LEAST_1)
+    success_bound: float = option(0.0, SHARE)
+    max_pair_size: float = option(0.02, POSITIVE)
+    max_universal_size: float = option(0.034, POSITIVE)
+    min_ratio: float = option(10.0, POSITIVE)
+    top_k: int = option(0, NOT_NEGATIVE)
+    pair_share: float = option(0.9, SHARE)
+    universal_share: float = option(0.95, SHARE)
+    victims_per_target: int = option(3, NOT_NEGATIVE)
+    min_pairs: int = option(20, NOT_NEGATIVE)
+    min_universal: int = option(10, NOT_NEGATIVE)
+    num_rounds: int = option(30, NOT_NEGATIVE)
+    steps_per_round: int = option(20, AT_LEAST_1)
+    warmup_rounds: int = option(3, AT_LEAST_1)
+    random_share: float = option(0.3, SHARE)
+    num_checked: int = option(4, NOT_NEGATIVE)
+    arms_per_chunk: int = option(0, NOT_NEGATIVE)
     seed: int = 0
 
     def __post_init__(self):
-        check_options(self, RANGES["scan"])
+        check_options(self)
 
     def max_size(self, victim: str) -> float:
         """Return the relative size below which an arm from `victim` is suspect."""

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from moth_jax.distance.subject import unit_images
-from moth_jax.inversion import LogitsFn, Variables
 from moth_jax.scanning.base import Suspect
 from moth_jax.scanning.options import ScanOptions
+from moth_jax.types import LogitsFn, Variables
 
 _BATCH_SIZE = 256
 

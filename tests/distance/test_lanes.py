@@ -6,15 +6,15 @@ import pytest
 from moth_jax import distance
 from moth_jax.distance import chunks, lanes
 from moth_jax.errors import InputError
-from moth_jax.inversion import create, neural_cleanse, with_precision
+from moth_jax.inversion import NeuralCleanse, create
 from tests.helpers.toys import linear_classifier, row_images, row_variables
 
 K = 3
 CLASSIFIER = linear_classifier(K)
 LABELS = np.repeat(range(K), 6)
 IMAGES = row_images(LABELS)
-NEVER = neural_cleanse(patience=3, verify_every=5, settle_after=10_000)
-SOON = neural_cleanse(patience=3, verify_every=5, settle_after=40)
+NEVER = NeuralCleanse(patience=3, verify_every=5, settle_after=10_000)
+SOON = NeuralCleanse(patience=3, verify_every=5, settle_after=40)
 
 
 def measure(inversion, *, together=2, num_steps=150, **options):
@@ -34,7 +34,7 @@ def measure(inversion, *, together=2, num_steps=150, **options):
 
 @functools.cache
 def published():
-    return measure(neural_cleanse(patience=3, verify_every=5), seeds=(0, 1))
+    return measure(NeuralCleanse(patience=3, verify_every=5), seeds=(0, 1))
 
 
 @pytest.fixture

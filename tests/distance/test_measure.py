@@ -12,7 +12,7 @@ import pytest
 from moth_jax import distance
 from moth_jax.distance import chunks
 from moth_jax.errors import InputError
-from moth_jax.inversion import InversionResult, directions, neural_cleanse, trimmed
+from moth_jax.inversion import InversionResult, NeuralCleanse, Trimmed, directions
 from moth_jax.triggers import Trigger
 from tests.helpers.toys import (
     RecordedProgress,
@@ -42,7 +42,7 @@ def measure(images=IMAGES, labels=LABELS, **options):
         "num_steps": 30,
         "minibatch_size": 4,
         "directions_per_chunk": 2,
-        "inversion": neural_cleanse(patience=3, verify_every=5),
+        "inversion": NeuralCleanse(patience=3, verify_every=5),
         "progress": False,
     }
     return distance.distance_matrix(rows, images, labels, **{**defaults, **options})
@@ -90,7 +90,7 @@ def test_a_distance_comes_close_to_the_optimum_for_nine_in_ten_samples_and_not_b
 
 @pytest.mark.parametrize(
     ("inversion", "num_steps"),
-    [(neural_cleanse(), 200), (trimmed(), 400)],
+    [(NeuralCleanse(), 200), (Trimmed(), 400)],
     ids=["published", "trimmed"],
 )
 def test_where_every_pixel_does_as_well_each_method_comes_close_to_the_closed_form(
@@ -171,7 +171,7 @@ def test_a_success_rate_of_exactly_the_bound_is_found_with_any_number_of_seeds()
         directions=[(0, 1)],
         num_steps=2,
         seeds=(0, 1),
-        inversion=neural_cleanse(success_bound=1.0),
+        inversion=NeuralCleanse(success_bound=1.0),
         progress=False,
     )
     assert found.num_failures() == 0
@@ -343,7 +343,7 @@ def instant(monkeypatch):
         {"images": row_images(LABELS, seed=1)},
         {"labels": LABELS[::-1].copy()},
         {"variables": row_variables(scale=2.0)},
-        {"inversion": neural_cleanse(patience=4, verify_every=5)},
+        {"inversion": NeuralCleanse(patience=4, verify_every=5)},
     ],
     ids=lambda changed: next(iter(changed)),
 )
@@ -521,7 +521,7 @@ def test_an_inversion_can_be_named():
     options = {"num_steps": 5, "directions": [(0, 1)]}
     named = measure(inversion="neural_cleanse", **options)
     np.testing.assert_array_equal(
-        named.values, measure(inversion=neural_cleanse(), **options).values
+        named.values, measure(inversion=NeuralCleanse(), **options).values
     )
     with pytest.raises(InputError, match="unknown inversion 'guess'"):
         measure(inversion="guess", **options)

@@ -8,7 +8,7 @@ import pytest
 from moth_jax.distance import chunks, measure
 from moth_jax.distance.store import Chunk, ChunkStore
 from moth_jax.errors import InputError
-from moth_jax.inversion import neural_cleanse
+from moth_jax.inversion import NeuralCleanse
 from moth_jax.progress import console_progress, silent_progress
 from moth_jax.triggers import Trigger
 
@@ -48,7 +48,7 @@ def test_chunks_are_named_and_laid_out_as_they_always_were(tmp_path, kind):
         minibatch_size=2,
         seeds=(0, 3),
         directions_per_chunk=2,
-        inversion=neural_cleanse(patience=3),
+        inversion=NeuralCleanse(patience=3),
         resume_dir=tmp_path,
         progress=False,
         **model,

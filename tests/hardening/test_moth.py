@@ -10,7 +10,7 @@ from moth_jax.evaluation import accuracy
 from moth_jax.hardening import base, moth, moth_config, rounds, scheduler
 from moth_jax.hardening.moth import MothConfig, harden
 from moth_jax.hardening.trigger_bank import TriggerBank
-from moth_jax.inversion import neural_cleanse, trimmed
+from moth_jax.inversion import NeuralCleanse, Trimmed
 from moth_jax.training import Adversary, make_update
 from tests.helpers.toys import (
     RecordedProgress,
@@ -652,8 +652,8 @@ def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(mon
 
 def test_another_inversion_can_be_chosen_and_has_no_patience():
     config = dataclasses.replace(CONFIG, inversion="trimmed", patience=None)
-    assert config.inversion_at(0.8) is trimmed(success_bound=0.8)
-    assert MothConfig().inversion_at(0.8) is neural_cleanse(success_bound=0.8, patience=10)
+    assert config.inversion_at(0.8) is Trimmed(success_bound=0.8)
+    assert MothConfig().inversion_at(0.8) is NeuralCleanse(success_bound=0.8, patience=10)
     with pytest.raises(InputError, match="the inversion 'trimmed' has no option 'patience'"):
         dataclasses.replace(CONFIG, inversion="trimmed", patience=4)
     with pytest.raises(InputError, match=r"unknown inversion 'guess'.*neural_cleanse, trimmed"):

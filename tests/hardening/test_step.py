@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moth_jax.hardening.step import StepConfig, _choose_stamped, make_harden_step
-from moth_jax.inversion import InversionResult, invert, neural_cleanse
+from moth_jax.inversion import InversionResult, NeuralCleanse, invert
 from moth_jax.inversion.directions import random_triggers
 from moth_jax.training import Adversary, TrainState, make_update, perturb, sgd
 from moth_jax.triggers import Trigger
@@ -14,7 +14,7 @@ from tests.helpers.toys import SHAPE, linear_classifier, row_images, row_variabl
 
 K = 4
 CLASSIFIER = linear_classifier(K)
-INVERSION = neural_cleanse(patience=3, verify_every=5)
+INVERSION = NeuralCleanse(patience=3, verify_every=5)
 TX = sgd(0.1, momentum=0.9, weight_decay=0.01)
 ADVERSARY = Adversary(epsilon=0.1, step_size=0.05, num_steps=3)
 # Room for 4 victims of a class; half of them are stamped; triggers of any size are.

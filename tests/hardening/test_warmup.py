@@ -6,7 +6,7 @@ import pytest
 
 from moth_jax.data.sampling import class_indices
 from moth_jax.hardening.warmup import draw_samples, invert_towards, loss_fall, unusual_universals
-from moth_jax.inversion import InversionResult, neural_cleanse
+from moth_jax.inversion import InversionResult, NeuralCleanse
 from moth_jax.triggers import Trigger
 from tests.helpers.toys import (
     SHAPE,
@@ -115,7 +115,7 @@ def compiled(universal):
             invert_towards,
             CLASSIFIER.predict,
             minibatch_size=5,
-            inversion=neural_cleanse(success_bound=0.99, patience=3, verify_every=5),
+            inversion=NeuralCleanse(success_bound=0.99, patience=3, verify_every=5),
             universal=universal,
         )
     )

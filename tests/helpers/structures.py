@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from moth_jax import models
-from moth_jax.models import Classifier, ModelSpec, Variables
+from moth_jax.models import Classifier, ModelSpec
 from moth_jax.models.weights import importing
+from moth_jax.types import Variables
 from tests.helpers.torch_models import CifarResNet, CifarVGG19, LisaCNN, NiN, torch
 from tests.helpers.torchvision_shim import torchvision
 

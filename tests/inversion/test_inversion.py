@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from moth_jax.errors import InputError
-from moth_jax.inversion import INVERSIONS, Budget, Inversion, invert, neural_cleanse, trimmed
+from moth_jax.inversion import INVERSIONS, Budget, Inversion, NeuralCleanse, Trimmed, invert
 from moth_jax.inversion.base import Score
 from moth_jax.inversion.loop import _deal
 from moth_jax.inversion.neural_cleanse import to_theta, to_trigger
@@ -34,7 +34,7 @@ def counted_predict(variables, images):
 
 
 # One compiled inversion serves most tests; a step has two minibatches of four.
-INVERSION = neural_cleanse(patience=3, verify_every=5)
+INVERSION = NeuralCleanse(patience=3, verify_every=5)
 run = jax.jit(functools.partial(invert, counted_predict, minibatch_size=4, inversion=INVERSION))
 deal = jax.jit(_deal, static_argnums=2)
 ROW_0 = row_images([0] * 8)
@@ -353,12 +353,12 @@ UP, DOWN = 1.5, 1.5**-1.5
     ],
 )
 def test_the_mask_weight_follows_ten_successes_or_failures_in_a_row(rates, factor):
-    state = after_steps(neural_cleanse(), state_of(neural_cleanse(), mask_weight=1e-3), rates)
+    state = after_steps(NeuralCleanse(), state_of(NeuralCleanse(), mask_weight=1e-3), rates)
     assert float(state.mask_weight) == pytest.approx(1e-3 * factor, rel=1e-5)
 
 
 def test_patience_and_factors_can_be_chosen():
-    inversion = neural_cleanse(patience=2, increase=3.0, decrease=5.0)
+    inversion = NeuralCleanse(patience=2, increase=3.0, decrease=5.0)
     state = after_steps(inversion, state_of(inversion), [1.0, 1.0, 0.0, 0.0, 1.0])
     assert float(state.mask_weight) == pytest.approx(3 / 5)
 
@@ -371,7 +371,7 @@ def test_patience_and_factors_can_be_chosen():
 def test_only_a_step_that_reaches_the_bound_with_a_smaller_trigger_restarts_from_it(
     rate, known, better
 ):
-    inversion = neural_cleanse(jitter_scale=0.01)
+    inversion = NeuralCleanse(jitter_scale=0.01)
     before = state_of(inversion, size=8.0).replace(candidate_size=np.float32(known))
     trigger = to_trigger(before.theta)
     after = after_steps(inversion, before, [rate])
@@ -388,16 +388,16 @@ def test_only_a_step_that_reaches_the_bound_with_a_smaller_trigger_restarts_from
 
 
 def test_a_candidate_that_holds_on_all_samples_becomes_the_result():
-    state = after_steps(neural_cleanse(), state_of(neural_cleanse()), [1.0])
-    verified = compiled_verify(neural_cleanse())(state, score(0.9))
-    result = neural_cleanse().result(verified)
+    state = after_steps(NeuralCleanse(), state_of(NeuralCleanse()), [1.0])
+    verified = compiled_verify(NeuralCleanse())(state, score(0.9))
+    result = NeuralCleanse().result(verified)
     assert float(result.success_rate) == pytest.approx(0.9)
     assert float(result.size) == float(state.candidate_size)
     assert_same(result.trigger, state.candidate)
 
 
 def test_a_candidate_that_does_not_hold_is_forgotten_and_the_earlier_result_stays():
-    inversion = neural_cleanse()
+    inversion = NeuralCleanse()
     state = after_steps(inversion, state_of(inversion, size=8.0), [1.0])
     state = compiled_verify(inversion)(state, score(1.0))
     kept = inversion.result(state)
@@ -410,7 +410,7 @@ def test_a_candidate_that_does_not_hold_is_forgotten_and_the_earlier_result_stay
 
 
 def test_a_direction_has_settled_after_so_many_steps_without_a_fall_of_its_size():
-    inversion = neural_cleanse(settle_after=4)
+    inversion = NeuralCleanse(settle_after=4)
 
     def after(state, steps, size, rate=1.0):
         smaller = state_of(inversion, size=size)
@@ -426,7 +426,7 @@ def test_a_direction_has_settled_after_so_many_steps_without_a_fall_of_its_size(
     state = after(state, 1, 5.97)
     assert inversion.settled(state)
     assert not inversion.settled(after(state, 1, 5.0))
-    assert neural_cleanse().settled is None
+    assert NeuralCleanse().settled is None
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_a_direction_has_settled_after_so_many_steps_without_a_fall_of_its_size(
     ],
 )
 def test_a_success_rate_of_exactly_the_bound_is_enough(hits, num_samples, bound, reached):
-    inversion = neural_cleanse(success_bound=bound)
+    inversion = NeuralCleanse(success_bound=bound)
     state = state_of(inversion).replace(hits=np.float32(hits), count=np.float32(num_samples))
     state = jax.jit(inversion.observe)(state, jax.random.key(0))
     assert bool(np.isfinite(state.candidate_size)) == reached
@@ -466,7 +466,7 @@ def test_a_success_rate_of_exactly_the_bound_is_enough(hits, num_samples, bound,
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        neural_cleanse(**options)
+        NeuralCleanse(**options)
 
 
 @pytest.mark.parametrize(
@@ -481,20 +481,20 @@ def test_options_that_make_no_sense_are_refused(options, message):
 )
 def test_options_of_the_trimmed_method_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        trimmed(**options)
+        Trimmed(**options)
 
 
 def trimmed_state(margins, weights=None, mask_weight=1.0):
     """A state of the trimmed method that saw these margins, of real samples or padding."""
     margins = np.asarray(margins, np.float32)
-    state = state_of(trimmed(), mask_weight)
+    state = state_of(Trimmed(), mask_weight)
     weights = np.ones(len(margins), np.float32) if weights is None else np.float32(weights)
     return state.replace(margins=margins, weights=weights)
 
 
 def trimmed_update(state, score_of, progress=0.0):
     return jax.jit(
-        lambda state, progress: trimmed().update(state, lambda t: score_of(t), progress)
+        lambda state, progress: Trimmed().update(state, lambda t: score_of(t), progress)
     )(state, progress)
 
 
@@ -564,7 +564,7 @@ def test_an_inversion_from_a_found_trigger_begins_as_slowly_as_a_longer_one_woul
         num_steps=1,
         mask_weight=1.0,
         minibatch_size=8,
-        inversion=trimmed(),
+        inversion=Trimmed(),
         done=done,
     )
     assert after.found
@@ -606,13 +606,13 @@ def test_the_latest_trigger_that_reached_the_bound_is_verified_if_it_is_smaller_
         state = state.replace(
             trigger=state.trigger.replace(mask=mask), margins=np.full(10, margin, np.float32)
         )
-        return jax.jit(trimmed().observe)(state, jax.random.key(0))
+        return jax.jit(Trimmed().observe)(state, jax.random.key(0))
 
     state = seen(seen(trimmed_state([0.0] * 10), 6.0), 8.0)
     assert float(state.candidate_size) == 8.0
     assert float(seen(state, 5.0, margin=-1.0).candidate_size) == 8.0
-    state = compiled_verify(trimmed())(state, score(1.0))
-    assert float(trimmed().result(state).size) == 8.0
+    state = compiled_verify(Trimmed())(state, score(1.0))
+    assert float(Trimmed().result(state).size) == 8.0
     assert float(seen(state, 9.0).candidate_size) == 8.0
     assert float(seen(state, 7.0).candidate_size) == 7.0
 
@@ -643,7 +643,7 @@ def test_the_trimmed_method_forgives_the_samples_that_no_trigger_sends():
             num_steps=100,
             mask_weight=method.budget.mask_weight,
         )
-        for method in (neural_cleanse(), trimmed())
+        for method in (NeuralCleanse(), Trimmed())
     }
     published, ours = find.values()
     assert ours.found
@@ -651,10 +651,10 @@ def test_the_trimmed_method_forgives_the_samples_that_no_trigger_sends():
 
 
 def test_equal_options_give_the_same_object_so_that_nothing_is_compiled_twice():
-    assert neural_cleanse(patience=4) is neural_cleanse(patience=4)
-    assert neural_cleanse(patience=4, b1=0.3) is neural_cleanse(b1=0.3, patience=4)
-    assert neural_cleanse(patience=10) is neural_cleanse()
-    assert neural_cleanse(patience=4) is not neural_cleanse(patience=5)
+    assert NeuralCleanse(patience=4) is NeuralCleanse(patience=4)
+    assert NeuralCleanse(patience=4, b1=0.3) is NeuralCleanse(b1=0.3, patience=4)
+    assert NeuralCleanse(patience=10) is NeuralCleanse()
+    assert NeuralCleanse(patience=4) is not NeuralCleanse(patience=5)
 
 
 @pytest.mark.parametrize("name", INVERSIONS)

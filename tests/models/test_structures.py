@@ -10,7 +10,7 @@ import pytest
 
 from moth_jax.distance.measure import class_distance
 from moth_jax.hardening.step import StepConfig, make_harden_step
-from moth_jax.inversion import neural_cleanse
+from moth_jax.inversion import NeuralCleanse
 from moth_jax.inversion.directions import random_triggers
 from moth_jax.models.weights import exporting, importing
 from moth_jax.training import TrainState, sgd
@@ -115,7 +115,7 @@ def test_a_class_distance_is_measured_and_a_step_hardens(case):
     structure, module = case
     classifier, variables = CONVERT[structure.how](structure, module, structure.small)
     images, labels = random_images(6, structure.small), np.array([0, 0, 1, 1, 2, 2])
-    inversion = neural_cleanse(verify_every=2)
+    inversion = NeuralCleanse(verify_every=2)
     budget = {"num_steps": 4, "mask_weight": 1e-3}
     found = class_distance(
         classifier.predict, images[:2], 1, variables=variables, inversion=inversion, **budget

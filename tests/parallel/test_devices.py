@@ -16,7 +16,7 @@ import pytest
 from moth_jax.errors import InputError
 from moth_jax.evaluation import pgd_accuracy, predictions
 from moth_jax.hardening.step import StepConfig, make_harden_step
-from moth_jax.inversion import neural_cleanse
+from moth_jax.inversion import NeuralCleanse
 from moth_jax.inversion.directions import random_triggers
 from moth_jax.parallel.devices import (
     constrain,
@@ -40,7 +40,7 @@ from tests.helpers.toys import (
 
 K = 3
 CLASSIFIER = linear_classifier(K)
-INVERSION = neural_cleanse(patience=3, verify_every=5)
+INVERSION = NeuralCleanse(patience=3, verify_every=5)
 LABELS = np.repeat(np.arange(K), 4).astype(np.int32)
 
 

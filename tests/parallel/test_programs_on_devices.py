@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moth_jax.distance import lanes
-from moth_jax.inversion import neural_cleanse
+from moth_jax.inversion import NeuralCleanse
 from moth_jax.parallel.devices import num_devices
 from tests.helpers.toys import compilations, row_distances
 from tests.parallel.test_devices import run_python
@@ -61,7 +61,7 @@ def in_lanes(together):
         return whole(*arguments, **options)
 
     lanes._advance_lanes = advance_lanes
-    programs = measure(neural_cleanse(patience=3, verify_every=5, settle_after=20), together)
+    programs = measure(NeuralCleanse(patience=3, verify_every=5, settle_after=20), together)
     lanes._advance_lanes = whole
     return {"programs": programs, "widths": sorted(set(widths)), "calls": widths}
 
@@ -69,7 +69,7 @@ def in_lanes(together):
 def main():
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
-    report = {"in chunks": measure(neural_cleanse(patience=3, verify_every=5), None)}
+    report = {"in chunks": measure(NeuralCleanse(patience=3, verify_every=5), None)}
     report |= {f"in lanes of {together}": in_lanes(together) for together in (8, 2)}
     print(json.dumps({"num_devices": num_devices(), **report}))
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from moth_jax.inversion import invert, neural_cleanse
+from moth_jax.inversion import NeuralCleanse, invert
 from moth_jax.inversion.base import Score
 from moth_jax.triggers import Trigger, stamp, trigger_size
 
@@ -137,7 +137,7 @@ class Published:
 
 def steps_in_jax(problem):
     """The same steps by the public functions of `neural_cleanse`."""
-    inversion = neural_cleanse(**OPTIONS)
+    inversion = NeuralCleanse(**OPTIONS)
 
     def score(trigger, images):
         logits = logits_in_jax((problem.conv, problem.head), stamp(images, trigger))
@@ -216,7 +216,7 @@ def test_the_whole_loop_finds_the_trigger_that_pytorch_finds(problem):
                 invert,
                 logits_in_jax,
                 minibatch_size=NUM_SAMPLES,
-                inversion=neural_cleanse(verify_every=1, **OPTIONS),
+                inversion=NeuralCleanse(verify_every=1, **OPTIONS),
             )
         )(
             (problem.conv, problem.head),

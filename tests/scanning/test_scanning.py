@@ -10,7 +10,7 @@ from moth_jax import scanning
 from moth_jax.distance import chunks
 from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError
-from moth_jax.inversion import advance, begin, invert, neural_cleanse
+from moth_jax.inversion import NeuralCleanse, advance, begin, invert
 from moth_jax.scanning import (
     SCANNERS,
     Arm,
@@ -334,7 +334,7 @@ def test_the_budget_goes_to_the_arms_with_small_triggers():
 
 @pytest.mark.slow
 def test_an_inversion_in_parts_gives_what_one_in_one_go_does():
-    inversion = neural_cleanse(patience=3, verify_every=5)
+    inversion = NeuralCleanse(patience=3, verify_every=5)
     key = jax.random.key(3)
     images, weights = jnp.asarray(IMAGES[LABELS == VICTIM]), jnp.ones(10)
     samples = (predict, model("clean"), images, weights, jnp.int32(TARGET))

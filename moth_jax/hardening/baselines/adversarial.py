@@ -5,8 +5,10 @@ import dataclasses
 from moth_jax.errors import InputError
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.hardening.baselines.stages import Stages, as_method, plain_stages
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
+from moth_jax.options import POSITIVE, SHARE, option
 from moth_jax.training import PUBLISHED_ADVERSARIES, Adversary
+from moth_jax.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +18,8 @@ class AdversarialConfig(HardeningConfig):
     Those of its other data sets are in `training.PUBLISHED_ADVERSARIES`.
     """
 
-    learning_rate: float = 1e-2
-    max_accuracy_drop: float = 1.0
+    learning_rate: float = option(1e-2, POSITIVE)
+    max_accuracy_drop: float = option(1.0, SHARE)
     adversary: Adversary = PUBLISHED_ADVERSARIES["cifar10"]
 
     def __post_init__(self):

@@ -19,10 +19,12 @@ from moth_jax.hardening.baselines.stages import (
     draw,
     make_plain_update,
 )
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.models.features import stages as feature_stages
 from moth_jax.models.features import with_features, with_replaced
+from moth_jax.options import POSITIVE, SHARE, option
 from moth_jax.training import TrainState
+from moth_jax.types import Variables
 
 _BATCH = 256
 _PROBES = 64
@@ -36,9 +38,9 @@ class FinePruningConfig(HardeningConfig):
       max_prune_drop: channels are cut until validation accuracy has fallen by more than this.
     """
 
-    learning_rate: float = 1e-2
-    max_accuracy_drop: float = 1.0
-    max_prune_drop: float = 0.04
+    learning_rate: float = option(1e-2, POSITIVE)
+    max_accuracy_drop: float = option(1.0, SHARE)
+    max_prune_drop: float = option(0.04, SHARE)
 
 
 def check_fit(

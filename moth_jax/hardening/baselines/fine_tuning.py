@@ -4,14 +4,16 @@ import dataclasses
 
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.hardening.baselines.stages import Stages, as_method, plain_stages
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
+from moth_jax.options import POSITIVE, option
+from moth_jax.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuningConfig(HardeningConfig):
     """Options of fine-tuning: those of every method."""
 
-    learning_rate: float = 1e-2
+    learning_rate: float = option(1e-2, POSITIVE)
 
 
 @as_method

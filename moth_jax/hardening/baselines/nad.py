@@ -21,10 +21,12 @@ from moth_jax.hardening.baselines.stages import (
     make_plain_update,
     prepared_images,
 )
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.models.features import stages as feature_stages
 from moth_jax.models.features import with_features
+from moth_jax.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 from moth_jax.training import TrainState, make_update, sgd
+from moth_jax.types import Variables
 
 _STUDENT, _TEACHER = 0, 1  # purposes of randomness
 
@@ -43,12 +45,12 @@ class NadConfig(HardeningConfig):
       weight_decay: 5e-5 is PyTorch's 1e-4 (`training.sgd`).
     """
 
-    epochs: float = 20.0
-    max_accuracy_drop: float = 1.0
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-5
-    high_epochs: float = 2.0
-    teacher_epochs: float = 10.0
+    epochs: float = option(20.0, POSITIVE)
+    max_accuracy_drop: float = option(1.0, SHARE)
+    learning_rate: float = option(0.1, POSITIVE)
+    weight_decay: float = option(5e-5, NOT_NEGATIVE)
+    high_epochs: float = option(2.0, NOT_NEGATIVE)
+    teacher_epochs: float = option(10.0, POSITIVE)
     betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
 
     def __post_init__(self):

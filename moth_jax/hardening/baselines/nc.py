@@ -20,8 +20,11 @@ from moth_jax.hardening.baselines.stages import (
 )
 from moth_jax.hardening.step import make_stamped_update
 from moth_jax.hardening.warmup import WarmUpResult, draw_samples
-from moth_jax.models import Classifier, Variables
+from moth_jax.inversion import Budget
+from moth_jax.models import Classifier
+from moth_jax.options import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, option
 from moth_jax.triggers import Trigger
+from moth_jax.types import Variables
 
 _INVERT, _CHOOSE = 1, 2  # purposes of randomness
 
@@ -37,14 +40,14 @@ class NcConfig(HardeningConfig):
         (`inversion.neural_cleanse`).
     """
 
-    epochs: float = 1.0
-    stamp_share: float = 0.2
-    num_images: int = 100
-    inversion_steps: int = 500
-    mask_weight: float = 1e-3
-    success_bound: float = 0.99
-    minibatch_size: int = 32
-    patience: int = 10
+    epochs: float = option(1.0, POSITIVE)
+    stamp_share: float = option(0.2, SHARE)
+    num_images: int = option(100, AT_LEAST_1)
+    inversion_steps: int = option(500, AT_LEAST_1)
+    mask_weight: float = option(1e-3, POSITIVE)
+    success_bound: float = option(0.99, POSITIVE_SHARE)
+    minibatch_size: int = option(32, AT_LEAST_1)
+    patience: int = option(10, AT_LEAST_1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,7 +69,9 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: NcConf
     tx = base.optimiser(config, dataset)
     update = make_stamped_update(classifier, tx, step_config(dataset, config))
     invert = make_universal_inversion(
-        classifier, config, num_steps=config.inversion_steps, mask_weight=config.mask_weight
+        classifier,
+        config,
+        budget=Budget(config.inversion_steps, config.mask_weight, config.minibatch_size),
     )
     members = class_indices(dataset.train.labels, dataset.num_classes)
     per_class = max(1, round(config.num_images / (len(classes) - 1)))

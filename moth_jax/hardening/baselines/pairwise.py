@@ -5,8 +5,9 @@ from pathlib import Path
 
 from moth_jax.hardening import moth
 from moth_jax.hardening.moth import MothConfig, MothState
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.progress import Progress
+from moth_jax.types import Variables
 
 
 def check_fit(classifier: Classifier, variables: Variables, dataset, config: MothConfig) -> None:

@@ -25,11 +25,12 @@ from moth_jax.hardening.base import (
 )
 from moth_jax.hardening.step import StepConfig
 from moth_jax.hardening.warmup import WarmUpResult, invert_towards
-from moth_jax.inversion import neural_cleanse
-from moth_jax.models import Classifier, Variables
+from moth_jax.inversion import NeuralCleanse
+from moth_jax.models import Classifier
 from moth_jax.parallel.devices import read_batch, replicate
 from moth_jax.progress import Progress, as_progress
 from moth_jax.training import TrainState, make_update, perturb, sgd
+from moth_jax.types import Variables
 
 PREPARATION, HARDENING = "preparation", "hardening"
 OnRound = Callable[["BaselineState", list[dict]], None]
@@ -243,14 +244,13 @@ def make_universal_inversion(
 ) -> Callable[..., WarmUpResult]:
     """Return the compiled `warmup.invert_towards` of one universal trigger.
 
-    `config` has success_bound, patience and minibatch_size; `options` are further arguments.
+    `config` has success_bound and patience; `options` are further arguments.
     """
     return jax.jit(
         functools.partial(
             invert_towards,
             classifier.predict,
-            minibatch_size=config.minibatch_size,
-            inversion=neural_cleanse(success_bound=config.success_bound, patience=config.patience),
+            inversion=NeuralCleanse(success_bound=config.success_bound, patience=config.patience),
             universal=True,
             **options,
         )

@@ -17,9 +17,11 @@ from moth_jax.hardening.baselines.stages import (
     draw,
     prepared_images,
 )
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
+from moth_jax.options import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, option
 from moth_jax.parallel.devices import constrain_replicated
 from moth_jax.training import TrainState, make_update
+from moth_jax.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,10 @@ class UapConfig(HardeningConfig):
       loss_bound: a sample's loss counts up to here in the ascent, so that none dominates it.
     """
 
-    epsilon: float = 8 / 255
-    step_size: float = 2 / 255
-    ascent_steps: int = 1
-    loss_bound: float = 9.0
+    epsilon: float = option(8 / 255, POSITIVE_SHARE)
+    step_size: float = option(2 / 255, POSITIVE)
+    ascent_steps: int = option(1, AT_LEAST_1)
+    loss_bound: float = option(9.0, POSITIVE)
 
 
 def ascend(

@@ -19,9 +19,11 @@ from moth_jax.hardening.baselines.stages import (
 )
 from moth_jax.hardening.step import make_stamped_update
 from moth_jax.hardening.warmup import draw_samples
-from moth_jax.inversion.directions import random_triggers
-from moth_jax.models import Classifier, Variables
+from moth_jax.inversion import Budget, NeuralCleanse, start_triggers
+from moth_jax.models import Classifier
+from moth_jax.options import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, option
 from moth_jax.triggers import Trigger
+from moth_jax.types import Variables
 
 _ORDER, _SAMPLES, _START = 1, 2, 3  # purposes of randomness
 
@@ -35,17 +37,17 @@ class UniversalConfig(HardeningConfig):
       steps_per_round: training steps with one target, before the next one in random order.
     """
 
-    num_images: int = 100
-    steps_per_round: int = 3
-    success_bound: float = 0.9
-    first_steps: int = 200
-    first_mask_weight: float = 1e-3
-    next_steps: int = 50
-    next_mask_weight: float = 1e-2
-    minibatch_size: int = 32
-    patience: int = 10
-    stamp_share: float = 0.1
-    max_trigger_share: float = 0.25
+    num_images: int = option(100, AT_LEAST_1)
+    steps_per_round: int = option(3, AT_LEAST_1)
+    success_bound: float = option(0.9, POSITIVE_SHARE)
+    first_steps: int = option(200, AT_LEAST_1)
+    first_mask_weight: float = option(1e-3, POSITIVE)
+    next_steps: int = option(50, AT_LEAST_1)
+    next_mask_weight: float = option(1e-2, POSITIVE)
+    minibatch_size: int = option(32, AT_LEAST_1)
+    patience: int = option(10, AT_LEAST_1)
+    stamp_share: float = option(0.1, SHARE)
+    max_trigger_share: float = option(0.25, SHARE)
 
 
 @as_method
@@ -66,7 +68,9 @@ def harden(
     limit = config.max_trigger_share * np.prod(dataset.image_shape)
 
     def begin(state: BaselineState) -> BaselineState:
-        start = random_triggers(key_of(config, _START, 0), len(classes), dataset.image_shape)
+        start = start_triggers(
+            key_of(config, _START, 0), len(classes), dataset.image_shape, NeuralCleanse()
+        )
         memory = {"mask": start.mask, "pattern": start.pattern, "found": jnp.zeros((), bool)}
         return dataclasses.replace(state, memory=memory)
 
@@ -80,8 +84,11 @@ def harden(
             draw_samples(dataset.train, members, target, per_class, rng, classes=classes),
             target,
             key_of(config, _SAMPLES, index),
-            num_steps=config.first_steps if afresh else config.next_steps,
-            mask_weight=config.first_mask_weight if afresh else config.next_mask_weight,
+            budget=Budget(
+                config.first_steps if afresh else config.next_steps,
+                config.first_mask_weight if afresh else config.next_mask_weight,
+                config.minibatch_size,
+            ),
             start=Trigger(memory["mask"][position][None], memory["pattern"][position][None]),
         )
         size = float(result.sizes[0])

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from moth_jax.models.classifier import Classifier, ModelSpec, Variables, normalise
+from moth_jax.models.classifier import Classifier, ModelSpec, normalise
 from moth_jax.models.pytorch import interpreter
+from moth_jax.types import Variables
 
 
 def from_graph(spec: ModelSpec) -> tuple[Classifier, Variables]:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from moth_jax.errors import InputError
-from moth_jax.models.classifier import Classifier, ModelSpec, Variables
+from moth_jax.models.classifier import Classifier, ModelSpec
 from moth_jax.models.program import Graph, Node, Ref, Stored
 from moth_jax.models.pytorch.classifier import from_graph
 from moth_jax.models.pytorch.interpreter import check_operators
+from moth_jax.types import Variables
 
 _PYTHON_OPERATORS = {
     getattr(operator, name): f"operator.{name}"

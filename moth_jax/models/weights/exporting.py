@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from moth_jax.errors import InputError
-from moth_jax.models.classifier import Classifier, Variables
+from moth_jax.models.classifier import Classifier
 from moth_jax.models.weights.importing import LAYOUTS, export_weights
+from moth_jax.types import Variables
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

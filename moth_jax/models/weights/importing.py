@@ -8,7 +8,7 @@ import numpy as np
 
 from moth_jax import models
 from moth_jax.errors import InputError, require_choice
-from moth_jax.models.classifier import Classifier, ModelSpec, Variables, describe_mismatch
+from moth_jax.models.classifier import Classifier, ModelSpec, describe_mismatch
 from moth_jax.models.weights.files import read_weights
 from moth_jax.models.weights.fitting import (
     Weights,
@@ -28,6 +28,7 @@ from moth_jax.models.weights.name_maps import (
     torchvision_resnet,
     torchvision_vgg,
 )
+from moth_jax.types import Variables
 
 __all__ = ["LAYOUTS", "export_weights", "identify", "import_weights", "load", "read_weights"]
 

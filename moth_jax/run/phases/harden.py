@@ -16,7 +16,7 @@ from moth_jax.data.splitting import split_validation
 from moth_jax.hardening import METHODS
 from moth_jax.hardening.base import PHASES, HardeningState
 from moth_jax.hardening.moth import MothState
-from moth_jax.models import Classifier, Variables, checkpoint
+from moth_jax.models import Classifier, checkpoint
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 from moth_jax.progress import Progress
 from moth_jax.run import checkpoints, configuration
@@ -25,6 +25,7 @@ from moth_jax.run.metrics import MetricWriter
 from moth_jax.run.pacing import Pacer, Saver
 from moth_jax.storage.files import write_json
 from moth_jax.training import check_batch_norm
+from moth_jax.types import Variables
 
 
 def harden(

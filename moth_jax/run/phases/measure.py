@@ -11,11 +11,12 @@ from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.nearest import nearest_directions
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.parallel.processes import load_if_exists, on_main
 from moth_jax.progress import Progress
 from moth_jax.run import configuration
 from moth_jax.run.job import chosen_classes, directions
+from moth_jax.types import Variables
 
 
 def measure(

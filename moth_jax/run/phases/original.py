@@ -11,7 +11,7 @@ import numpy as np
 from moth_jax import backdoors, models, training
 from moth_jax.data import ImageDataset
 from moth_jax.errors import InputError
-from moth_jax.models import Classifier, Variables, checkpoint
+from moth_jax.models import Classifier, checkpoint
 from moth_jax.models.loading import check_alone, head_is_fixed, load_source
 from moth_jax.parallel.processes import broadcast_from_main
 from moth_jax.progress import Progress
@@ -22,6 +22,7 @@ from moth_jax.run.pacing import Pacer, Saver
 from moth_jax.run.phases.harden import check_hardening
 from moth_jax.storage.files import read_json, write_json
 from moth_jax.storage.folders import current_folder
+from moth_jax.types import Variables
 
 _OF_FILES = ("mean", "std", "builder", "trust")  # options of config.model
 

@@ -9,7 +9,7 @@ import numpy as np
 from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.errors import InputError
-from moth_jax.models import Classifier, Variables
+from moth_jax.models import Classifier
 from moth_jax.parallel.processes import broadcast_from_main, load_if_exists, on_main
 from moth_jax.progress import Progress
 from moth_jax.run import configuration
@@ -17,6 +17,7 @@ from moth_jax.run.job import chosen_classes
 from moth_jax.scanning import Scan, scan, scan_distances
 from moth_jax.scanning.base import check_classes_have_images
 from moth_jax.storage.files import read_json, write_json
+from moth_jax.types import Variables
 
 
 def check_scan(config: ml_collections.ConfigDict, dataset: ImageDataset) -> None:
