@@ -8,11 +8,11 @@ from moth_jax.data.arrays import (
     as_pixels,
     count_classes,
     existing_path,
-    read_npy,
 )
 from moth_jax.data.building import build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
+from moth_jax.storage.files import load_npy
 
 _REMEDY = (
     "cut the signs out of https://cvrr.ucsd.edu/LISA/lisa-traffic-sign-dataset.html, resize them "
@@ -64,8 +64,8 @@ def _read_part(folder, part, pixel_max):
         paths = {"x": images, "y": labels}
         absent = [f"{part}_{axis}.npy" for axis, path in paths.items() if path is None]
         raise InputError(f"no {' and no '.join(absent)} in {folder}; {_REMEDY}")
-    pixels = as_pixels(read_npy(images), pixel_max, str(images))
-    return pixels, as_class_labels(read_npy(labels), str(labels))
+    pixels = as_pixels(load_npy(images, advice=_REMEDY), pixel_max, str(images))
+    return pixels, as_class_labels(load_npy(labels, advice=_REMEDY), str(labels))
 
 
 def _find(folder, part, axis):
