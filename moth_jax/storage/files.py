@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from moth_jax.errors import InputError
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 
 
-def strict_json(value):
+def strict_json(value) -> Any:
     """Return `value` as what strict JSON can carry: NaN is None, infinities are "inf" and "-inf".
 
     Takes dicts, lists, tuples, paths, and numbers and arrays of NumPy or JAX.
