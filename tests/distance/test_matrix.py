@@ -286,7 +286,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(matrix_module.np, "savez_compressed", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="No space left"):
         full().save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
