@@ -240,26 +240,16 @@ def check_fit(
 
 
 def optimiser(
-    config: HardeningConfig,
-    dataset,
-    *,
-    steps_before: int = 0,
-    closing: optax.Schedule | None = None,
+    config: HardeningConfig, dataset, *, steps_before: int = 0
 ) -> optax.GradientTransformation:
-    """Return the optimiser of a method.
-
-    `steps_before` its main training it takes others; after it `closing`, if given, is the learning
-    rate.
-    """
-    total = config.num_steps(len(dataset.train))
+    """Return the optimiser of a method that takes `steps_before` its main training."""
     schedule = optax.constant_schedule(config.learning_rate)
     if config.schedule == "cosine":
+        total = config.num_steps(len(dataset.train))
         schedule = optax.join_schedules(
             [schedule, optax.cosine_decay_schedule(config.learning_rate, total)],
             boundaries=[steps_before],
         )
-    if closing is not None:
-        schedule = optax.join_schedules([schedule, closing], boundaries=[steps_before + total])
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 

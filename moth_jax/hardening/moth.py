@@ -5,14 +5,12 @@ until the budget is spent or the accuracy has dropped by the bound:
     1 the scheduler selects the most promising pair
     2 both directions' triggers are inverted, stamped, and the model takes a step (3 times)
     3 the scheduler records how the distances changed
-if asked for: close, on random batches with some of the triggers found
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +20,6 @@ from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import base, scheduler
 from moth_jax.hardening.base import SCHEDULES, check_accuracy, initial_fields
-from moth_jax.hardening.closing import close
 from moth_jax.hardening.moth_config import SCHEDULERS, MothConfig
 from moth_jax.hardening.moth_state import MothState
 from moth_jax.hardening.rounds import Programs, Records, Setting, harden_round, warm_up_class
@@ -96,22 +93,7 @@ def harden(
     report = (lambda state, records: None) if on_round is None else on_round
     progress = as_progress(progress)
     state = _warm_up(setting, state, progress, report)
-    parts = (
-        _Part("hardening", harden_round, 0, setting.in_rounds),
-        _Part("closing", close, setting.in_rounds, setting.total),
-    )
-    for part in parts:
-        state = _train(classifier, setting, part, state, progress, report)
-    return state
-
-
-class _Part(NamedTuple):
-    """A part of the main training: `advance` takes a state from step `begin` on towards `end`."""
-
-    name: str
-    advance: Callable[[Setting, MothState], tuple[MothState, Records]]
-    begin: int
-    end: int
+    return _harden_rounds(classifier, setting, state, progress, report)
 
 
 def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnRound) -> MothState:
@@ -127,30 +109,22 @@ def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnR
     return state
 
 
-def _train(
+def _harden_rounds(
     classifier: Classifier,
     setting: Setting,
-    part: _Part,
     state: MothState,
     progress: Progress,
     report: OnRound,
 ) -> MothState:
-    """Do what is left of a part of the main training."""
-    if state.stopped or state.step >= part.end:
+    """Do the rounds that are left."""
+    if state.stopped:
         return state
-    length, done = part.end - part.begin, state.step - part.begin
-    with progress.task(part.name, total=length, unit="steps", completed=done) as task:
-        while not state.stopped and state.step < part.end:
+    dataset, config, total = setting.dataset, setting.config, setting.total
+    with progress.task("hardening", total=total, unit="steps", completed=state.step) as task:
+        while not state.stopped:
             since = state.step
-            state, records = part.advance(setting, state)
-            state = check_accuracy(
-                classifier,
-                setting.dataset,
-                setting.config,
-                state,
-                since=since,
-                total=setting.total,
-            )
+            state, records = harden_round(setting, state)
+            state = check_accuracy(classifier, dataset, config, state, since=since, total=total)
             if state.accuracy_step == state.step:
                 records[-1]["validation_accuracy"] = state.accuracy
             task.advance(state.step - since, **_figures(state, records))
@@ -160,7 +134,6 @@ def _train(
 
 def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
     """Return what all rounds share."""
-    in_rounds = config.num_steps(len(dataset.train))
     return Setting(
         # No program depends on the seed.
         programs=_compile(classifier, dataset, dataclasses.replace(config, seed=0)),
@@ -168,8 +141,7 @@ def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
         config=config,
         classes=config.chosen(dataset),
         members=class_indices(dataset.train.labels, dataset.num_classes),
-        in_rounds=in_rounds,
-        total=in_rounds + config.closing_steps,
+        total=config.num_steps(len(dataset.train)),
         sums=scheduler.PairSums(),
     )
 
@@ -188,11 +160,7 @@ def check_fit(classifier: Classifier, variables: Variables, dataset, config: Mot
 
 def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
     """Return the optimiser of the hardening of a model on `dataset`."""
-    closing = None
-    if config.closing_steps:
-        closing = optax.cosine_decay_schedule(config.closing_learning_rate, config.closing_steps)
-    before = num_warmups(config, dataset)
-    return base.optimiser(config, dataset, steps_before=before, closing=closing)
+    return base.optimiser(config, dataset, steps_before=num_warmups(config, dataset))
 
 
 def num_warmups(config: MothConfig, dataset) -> int:
@@ -259,8 +227,10 @@ def _resume(setting: Setting, state: MothState) -> MothState:
 
 def _figures(state: MothState, records: Records) -> dict:
     """Return what a person watches."""
-    last, figures = records[-1], {}
-    if "directions" in last:  # a closing step has none
-        figures["pair"] = " & ".join(" -> ".join(direction) for direction in last["directions"][:1])
-        figures["sizes"] = "/".join(f"{size:.0f}" for size in last["sizes"])
-    return {**figures, "accuracy": state.accuracy, "loss": last["loss"]}
+    last = records[-1]
+    return {
+        "pair": " -> ".join(last["directions"][0]),
+        "sizes": "/".join(f"{size:.0f}" for size in last["sizes"]),
+        "accuracy": state.accuracy,
+        "loss": last["loss"],
+    }

@@ -7,7 +7,6 @@ from moth_jax.hardening.base import HardeningConfig
 from moth_jax.inversion import Inversion, create
 from moth_jax.options import (
     AT_LEAST_1,
-    NOT_NEGATIVE,
     POSITIVE,
     POSITIVE_SHARE,
     SHARE,
@@ -57,13 +56,6 @@ class MothConfig(HardeningConfig):
         it finds a planted backdoor early (`nearness`);
         "uniform" for random pairs after the warm-up ("w/o scheduler"); or "sweep" for all pairs in
         random order, again and again, without a warm-up (`baselines.pairwise`).
-      closing_steps: after the rounds, training steps on random batches, with `closing_share` of the
-        samples stamped: the rounds train on what a few classes have, which costs accuracy that a
-        fine-tuning brings back, and planted backdoors with it; this brings back less of them
-        (`closing`). None where the accuracy has ended the rounds. An extension; the paper has 0.
-      closing_share: of a closing step's samples; each is stamped with the bank's trigger of its own
-        class as the victim, of a pair that a round has hardened, and keeps its label.
-      closing_learning_rate: of the first closing step; it falls to 0 as a cosine.
       trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
         disk (`TriggerBank`), which changes no number.
     """
@@ -93,9 +85,6 @@ class MothConfig(HardeningConfig):
     approximate_warmup: bool = True
     universal_too: bool = False
     scheduler: str = "k_arm"
-    closing_steps: int = option(0, NOT_NEGATIVE)
-    closing_share: float = option(0.1, SHARE)
-    closing_learning_rate: float = option(5e-3, POSITIVE)
     trigger_memory_mb: int = option(512, AT_LEAST_1)
 
     def __post_init__(self):

@@ -52,8 +52,7 @@ class Setting(NamedTuple):
       config: the options.
       classes: labels of the K classes that are hardened among each other.
       members: indices of the training images of each label.
-      in_rounds: steps of the main training that are in rounds.
-      total: all of them, with the closing ones.
+      total: steps of the main training.
       sums: of the scheduler, kept between rounds to save time.
     """
 
@@ -62,7 +61,6 @@ class Setting(NamedTuple):
     config: MothConfig
     classes: tuple[int, ...]
     members: list[np.ndarray]
-    in_rounds: int
     total: int
     sums: scheduler.PairSums
 
@@ -217,7 +215,7 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
     labels = [setting.classes[k] for pair in pairs for k in pair]
     bank, train, found_trigger, records = state.bank.copy(), state.train, None, []
     sizes: dict[Direction, list[float]] = {direction: [] for direction in directions}
-    steps = range(state.step, min(state.step + config.steps_per_round, setting.in_rounds))
+    steps = range(state.step, min(state.step + config.steps_per_round, setting.total))
     batch = _draw(setting, labels, steps[0])
     for step in steps:
         key, start_key = jax.random.split(key_of(config, BATCH, step))
