@@ -10,7 +10,6 @@ until the budget is spent or the accuracy has dropped by the bound:
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -57,7 +56,6 @@ def harden(
     state: MothState | None = None,
     on_round: OnRound | None = None,
     progress: bool | Progress = True,
-    scratch_dir: Path | None = None,
 ) -> MothState:
     """Enlarge the class distances of a trained classifier.
 
@@ -71,8 +69,6 @@ def harden(
         (a dict of figures) for each training step it made. The state it is given is not changed
         later.
       progress: as in `distance.distance_matrix`.
-      scratch_dir: a folder of this hardening's own, for triggers that do not fit in memory; it has
-        to be there when it goes on. A temporary one if not given.
 
     Returns:
       The final state; its `kept` are the hardened variables: those of the last check within the
@@ -89,7 +85,7 @@ def harden(
     setting = _setting(classifier, dataset, config)
     state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
     max_bytes = config.trigger_memory_mb * _MEGABYTE
-    state = dataclasses.replace(state, bank=state.bank.copy(max_bytes, scratch_dir))
+    state = dataclasses.replace(state, bank=state.bank.copy(max_bytes))
     report = (lambda state, records: None) if on_round is None else on_round
     progress = as_progress(progress)
     state = _warm_up(setting, state, progress, report)

@@ -56,8 +56,8 @@ class MothConfig(HardeningConfig):
         it finds a planted backdoor early (`nearness`);
         "uniform" for random pairs after the warm-up ("w/o scheduler"); or "sweep" for all pairs in
         random order, again and again, without a warm-up (`baselines.pairwise`).
-      trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
-        disk (`TriggerBank`), which changes no number.
+      trigger_memory_mb: megabytes of triggers that are kept to start from (`TriggerBank`); past that
+        the trigger used longest ago is forgotten.
     """
 
     victims_per_class: int = option(16, AT_LEAST_1)

@@ -55,7 +55,7 @@ class MothState(HardeningState):
         warmup = arrays["warmup"]
         return {
             "scheduler": KArmState(**arrays["scheduler"]) if "scheduler" in arrays else None,
-            "bank": TriggerBank.from_arrays(arrays["bank"]),
+            "bank": TriggerBank.from_arrays(arrays.get("bank", {})),
             "warmed_up": metadata["warmed_up"],
             "warmup_sizes": warmup["sizes"],
             "warmup_prior": warmup["prior"],

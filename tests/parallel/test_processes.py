@@ -16,7 +16,6 @@ import pytest
 
 from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError, require_choice
-from moth_jax.hardening.trigger_bank import TriggerBank
 from moth_jax.parallel import processes
 from moth_jax.parallel.devices import my_rows, num_devices, read_batch
 from moth_jax.parallel.processes import (
@@ -28,7 +27,6 @@ from moth_jax.parallel.processes import (
     smallest,
 )
 from moth_jax.storage.orbax_process import Helper
-from moth_jax.triggers import Trigger
 from tests.helpers.runs import FLAGS, ROOT, do, figures, tiny_config
 from tests.helpers.toys import row_split
 from tests.parallel.test_devices import measured
@@ -114,10 +112,6 @@ def main(folder):
     batch = read_batch(split, np.arange(11, 3, -1))
     check_same("what is the same", "x", np.arange(3))
     large = broadcast_from_main(lambda: np.arange(70_000))
-    bank = TriggerBank(max_bytes=0, folder=Path(folder, "triggers"))  # all but the last on disk
-    for victim in range(2):
-        trigger = Trigger(np.full((1, 1, 1), 0.25 + victim), np.zeros((1, 1, 1)))
-        on_main(bank.keep, victim, 2, trigger, 1.0)
     report = {
         "num_devices": num_devices(),
         "is_main": is_main(),
@@ -125,7 +119,6 @@ def main(folder):
         "told_much": large.tolist() == list(range(70_000)),
         "told_of_file": load_if_exists(Path.read_text, file),
         "told_of_no_file": load_if_exists(Path.read_text, Path(folder, "none")),
-        "told_of_trigger": broadcast_from_main(lambda: float(bank.start(0, 2).mask.max())),
         "told_of_fault": complaint(
             broadcast_from_main, require_choice, "colour", process, ("red",)
         ),
@@ -159,13 +152,12 @@ def test_a_matrix_of_two_processes_equals_that_of_one(two):
 def test_only_process_0_writes_and_all_are_told_what_it_reads(two):
     reports, folder = two
     assert [report["is_main"] for report in reports] == [True, False]
-    assert sorted(path.name for path in folder.iterdir()) == ["0.txt", "triggers"]
+    assert sorted(path.name for path in folder.iterdir()) == ["0.txt"]
     for report in reports:
         assert report["told"] == "by process 0"
         assert report["told_much"]
         assert report["told_of_file"] == "of the writer"
         assert report["told_of_no_file"] is None
-        assert report["told_of_trigger"] == 0.25
         assert "colour 0" in report["told_of_fault"] or "'colour'" in report["told_of_fault"]
         assert report["smallest"] == 9
 

@@ -1,7 +1,6 @@
 """Pairwise: symmetric hardening of all pairs in random order, without warm-up and scheduler."""
 
 import dataclasses
-from pathlib import Path
 
 from moth_jax.hardening import moth
 from moth_jax.hardening.moth import MothConfig, MothState
@@ -24,7 +23,6 @@ def harden(
     state: MothState | None = None,
     on_round: moth.OnRound | None = None,
     progress: bool | Progress = True,
-    scratch_dir: Path | None = None,
 ) -> MothState:
     """Harden pair after pair; arguments and result as in `moth.harden`.
 
@@ -40,7 +38,6 @@ def harden(
         state=state,
         on_round=on_round,
         progress=progress,
-        scratch_dir=scratch_dir,
     )
 
 

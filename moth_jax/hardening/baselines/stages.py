@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -91,7 +90,7 @@ def as_method(
 ) -> Callable[..., BaselineState]:
     """Return the method of these stages, to be called as `moth.harden`.
 
-    harden(classifier, variables, dataset, config, *, state, on_round, progress, scratch_dir)
+    harden(classifier, variables, dataset, config, *, state, on_round, progress)
 
     `check` raises `InputError` if model, data and options do not fit.
     """
@@ -106,9 +105,7 @@ def as_method(
         state: BaselineState | None = None,
         on_round: OnRound | None = None,
         progress: bool | Progress = True,
-        scratch_dir: Path | None = None,
     ) -> BaselineState:
-        del scratch_dir  # all of a state of these methods is in memory
         check(classifier, variables, dataset, config)
         stages = make_stages(classifier, variables, dataset, config)
         if state is None:
