@@ -53,11 +53,11 @@ class MothConfig(HardeningConfig):
         victim and of all (`warmup.unusual_universals`). An extension.
       scheduler: "k_arm"; "nearest" for the pair with the smallest trigger, of all or for what its
         victim, or its victim and target, usually have, above all where the opposite one is large:
-        it finds a planted backdoor early (`nearness`);
+        it finds a planted backdoor early (`scheduler.pair_ranks`);
         "uniform" for random pairs after the warm-up ("w/o scheduler"); or "sweep" for all pairs in
         random order, again and again, without a warm-up (`baselines.pairwise`).
-      trigger_memory_mb: megabytes of triggers that are kept to start from (`TriggerBank`); past that
-        the trigger used longest ago is forgotten.
+      trigger_memory_mb: megabytes of triggers that are kept to start from; past that the one used
+        longest ago is forgotten (`TriggerBank`).
     """
 
     victims_per_class: int = option(16, AT_LEAST_1)

@@ -157,7 +157,7 @@ def unusual_universals(own: np.ndarray, universal: np.ndarray) -> np.ndarray:
     Note: An extension. One class has too few samples to show a backdoor of all, and stops at a
       natural trigger; all classes' samples together show it, but not one of a single victim. Were
       every universal trigger counted that is smaller, it would change what is usual for a victim,
-      which the backdoor of a single victim stands out by (`nearness`).
+      which the backdoor of a single victim stands out by (`scheduler.pair_ranks`).
     """
     unusual = anomaly_indices(universal) > UNUSUAL  # an index that is undefined is none
     shared = unusual[None, :] & (universal[None, :] < own)

@@ -114,8 +114,8 @@ def harden(
 def _turn(config: UniversalConfig, index: int, num_classes: int) -> tuple[int, int]:
     """Return the position of a step's target among the classes, and the step's place in a round."""
     turn, place = divmod(index, config.steps_per_round)
-    time_round, turn = divmod(turn, num_classes)
-    return int(rng_of(config, _ORDER, time_round).permutation(num_classes)[turn]), place
+    pass_number, turn = divmod(turn, num_classes)
+    return int(rng_of(config, _ORDER, pass_number).permutation(num_classes)[turn]), place
 
 
 def _remember(memory: dict, position: int, trigger: Trigger, size: float) -> dict:
