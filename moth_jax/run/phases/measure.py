@@ -36,7 +36,7 @@ def measure(
     options = config.distance.to_dict()
     for field in ("victims", "targets", "num_directions", "nearest"):
         del options[field]  # read by `directions`
-    for field in ("inversion", "precision", "patience", "settle_after", "success_bound"):
+    for field in ("inversion", "precision", "patience", "success_bound"):
         del options[field]  # read by `distance_inversion`
     split = getattr(dataset, options.pop("split"))
     classes = chosen_classes(config, dataset)
