@@ -237,9 +237,9 @@ def train(
                     classifier.predict, state.variables, dataset.validation
                 ),
             }
-            task.advance(1, **figures)
             if on_epoch is not None:
                 on_epoch(epoch + 1, state, figures)
+            task.advance(1, **figures)
     return state.variables
 
 

@@ -100,8 +100,8 @@ def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnR
     with progress.task("warm-up", total=total, unit="classes", completed=state.warmed_up) as task:
         while state.warmed_up < total:
             state, record = warm_up_class(setting, state)
-            task.advance(1, target=record["target"], size=record["size"])
             report(state, [record])
+            task.advance(1, target=record["target"], size=record["size"])
     return state
 
 
@@ -123,8 +123,8 @@ def _harden_rounds(
             state = check_accuracy(classifier, dataset, config, state, since=since, total=total)
             if state.accuracy_step == state.step:
                 records[-1]["validation_accuracy"] = state.accuracy
-            task.advance(state.step - since, **_figures(state, records))
             report(state, records)
+            task.advance(state.step - since, **_figures(state, records))
     return state
 
 

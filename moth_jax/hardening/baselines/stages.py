@@ -138,8 +138,8 @@ def _prepare(stages: Stages, state: BaselineState, report: OnRound, progress: Pr
             index = state.prepared
             state, figures = stages.prepare(state, index)
             state = dataclasses.replace(state, prepared=index + 1)
-            task.advance(1, **figures)
             report(state, [{"phase": PREPARATION, "step": index, **figures}])
+            task.advance(1, **figures)
     return state
 
 
@@ -163,8 +163,8 @@ def _train(
             record = {"phase": HARDENING, "step": index, **figures}
             if state.accuracy_step == state.step:
                 record["validation_accuracy"] = state.accuracy
-            task.advance(1, accuracy=state.accuracy, **figures)
             report(state, [record])
+            task.advance(1, accuracy=state.accuracy, **figures)
     return state
 
 
