@@ -15,10 +15,11 @@ import jax
 import numpy as np
 import optax
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import base, scheduler
-from moth_jax.hardening.base import SCHEDULES, check_accuracy, initial_fields
+from moth_jax.hardening.base import SCHEDULES, Method, check_accuracy, initial_fields
 from moth_jax.hardening.moth_config import SCHEDULERS, MothConfig
 from moth_jax.hardening.moth_state import MothState
 from moth_jax.hardening.rounds import Programs, Records, Setting, harden_round, warm_up_class
@@ -32,6 +33,7 @@ from moth_jax.training import TrainState
 from moth_jax.types import Variables
 
 __all__ = [
+    "METHOD",
     "SCHEDULERS",
     "SCHEDULES",
     "MothConfig",
@@ -50,7 +52,7 @@ _MEGABYTE = 2**20
 def harden(
     classifier: Classifier,
     variables: Variables,
-    dataset,
+    dataset: ImageDataset,
     config: MothConfig,
     *,
     state: MothState | None = None,
@@ -61,25 +63,25 @@ def harden(
 
     Args:
       classifier, variables: the model.
-      dataset: an `ImageDataset`; `train` is hardened on, `validation` watches the accuracy, `test`
-        is not touched.
+      dataset: the images: `train` to harden on, `validation` to watch the accuracy; `test` is not
+        used.
       config: the options; `config.classes` chooses the classes that are hardened among each other.
-      state: where an interrupted hardening goes on (what `on_round` was last given).
+      state: where an interrupted hardening goes on: the state that `on_round` was last given.
       on_round: called after each class of the warm-up and each round with the state and one record
-        (a dict of figures) for each training step it made. The state it is given is not changed
-        later.
+        (a dict of figures) for each training step. The state is not changed later. It is called
+        before the progress advances, so whatever `progress` raises finds the state reported.
       progress: as in `distance.distance_matrix`.
 
     Returns:
-      The final state; its `kept` are the hardened variables: those of the last check within the
+      The final state. Its `kept` are the hardened variables: those of the last check within the
       accuracy bound.
 
     Raises:
       InputError: model, data and options do not fit, or `state` is of a hardening among another
         number of classes.
 
-    Note: Progress is watched on validation data. The published code watches the test set. The
-      warm-up trains, too, one step for each class; the accuracy is first checked after it.
+    Note: The accuracy is watched on validation data; the published code watches the test set. The
+      warm-up trains too, one step for each class, and the accuracy is first checked after it.
     """
     check_fit(classifier, variables, dataset, config)
     setting = _setting(classifier, dataset, config)
@@ -128,7 +130,7 @@ def _harden_rounds(
     return state
 
 
-def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
+def _setting(classifier: Classifier, dataset: ImageDataset, config: MothConfig) -> Setting:
     """Return what all rounds share."""
     return Setting(
         # No program depends on the seed.
@@ -142,7 +144,9 @@ def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
     )
 
 
-def check_fit(classifier: Classifier, variables: Variables, dataset, config: MothConfig) -> None:
+def check_fit(
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: MothConfig
+) -> None:
     """Raise `InputError` if model, data and options do not fit, before anything is computed."""
     base.check_fit(classifier, variables, dataset, config)
     num_classes = len(config.chosen(dataset))
@@ -154,19 +158,19 @@ def check_fit(classifier: Classifier, variables: Variables, dataset, config: Mot
         )
 
 
-def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
+def optimiser(config: MothConfig, dataset: ImageDataset) -> optax.GradientTransformation:
     """Return the optimiser of the hardening of a model on `dataset`."""
     return base.optimiser(config, dataset, steps_before=num_warmups(config, dataset))
 
 
-def num_warmups(config: MothConfig, dataset) -> int:
-    """Return how many targets are warmed up: all classes, or none where no prior is needed."""
+def num_warmups(config: MothConfig, dataset: ImageDataset) -> int:
+    """Return how many targets are warmed up: all chosen classes, or none if no prior is needed."""
     return 0 if config.scheduler == "sweep" else len(config.chosen(dataset))
 
 
-# The next hardening of a model need not trace and compile again. One, for it keeps the data alive.
+# So that the next hardening of a model does not compile again. Only one: it keeps the data alive.
 @functools.lru_cache(maxsize=1)
-def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
+def _compile(classifier: Classifier, dataset: ImageDataset, config: MothConfig) -> Programs:
     tx = optimiser(config, dataset)
     step_config = StepConfig(
         stamp_share=config.stamp_share,
@@ -194,15 +198,15 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
 
 
 def _start(setting: Setting, classifier: Classifier, variables: Variables) -> MothState:
+    """Return the state before the warm-up."""
     dataset, num_classes = setting.dataset, len(setting.classes)
     variables = replicate(variables)
     train = replicate(TrainState(variables, setting.programs.tx.init(variables["params"])))
     sizes = np.full((num_classes, num_classes), np.inf, np.float32)
     prior = np.zeros((num_classes, num_classes), np.float32)
-    warms_up = num_warmups(setting.config, dataset) > 0
     return MothState(
         **initial_fields(classifier, train, dataset),
-        scheduler=None if warms_up else scheduler.init_state(prior, sizes),
+        scheduler=scheduler.init_state(prior, sizes),
         bank=TriggerBank(),
         warmed_up=0,
         warmup_sizes=sizes,
@@ -212,6 +216,7 @@ def _start(setting: Setting, classifier: Classifier, variables: Variables) -> Mo
 
 
 def _resume(setting: Setting, state: MothState) -> MothState:
+    """Return `state` on this process's devices; raise `InputError` if it is of other classes."""
     theirs, ours = len(state.warmup_sizes), len(setting.classes)
     if theirs != ours:
         raise InputError(
@@ -222,7 +227,7 @@ def _resume(setting: Setting, state: MothState) -> MothState:
 
 
 def _figures(state: MothState, records: Records) -> dict:
-    """Return what a person watches."""
+    """Return the figures that the progress shows."""
     last = records[-1]
     return {
         "pair": " -> ".join(last["directions"][0]),
@@ -230,3 +235,6 @@ def _figures(state: MothState, records: Records) -> dict:
         "accuracy": state.accuracy,
         "loss": last["loss"],
     }
+
+
+METHOD = Method(harden, MothConfig, MothState, optimiser, check_fit)

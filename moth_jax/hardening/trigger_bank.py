@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from moth_jax.triggers import Trigger
@@ -59,7 +60,7 @@ class TriggerBank:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "TriggerBank":
+    def from_arrays(cls, arrays: dict) -> "TriggerBank":
         """Return the bank of these `arrays`, without a bound; `copy` gives it one."""
         bank = cls()
         directions = np.asarray(arrays.get("direction", ()), np.int64).tolist()
@@ -106,7 +107,10 @@ class TriggerBank:
 
 def _own(trigger: Trigger) -> Trigger:
     """Return a copy that nobody can change: a part of a batch would keep the whole batch alive."""
-    copies = [np.array(part, np.float32) for part in (trigger.mask, trigger.pattern)]
-    for part in copies:
-        part.setflags(write=False)
-    return Trigger(*copies)
+
+    def own(part):
+        copy = np.array(part, np.float32)
+        copy.setflags(write=False)
+        return copy
+
+    return jax.tree.map(own, trigger)
