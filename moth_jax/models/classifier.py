@@ -18,7 +18,7 @@ class ModelSpec:
 
     `image_shape` is (height, width, channels); `mean` and `std`, one per channel and of pixels in
     [0,1], are what the classifier normalises images with. `graph` is the program of a model that
-    is not ours (`torch_export`). Raises `InputError` if they do not fit.
+    came from PyTorch (`pytorch.export`). Raises `InputError` if they do not fit.
 
     >>> spec = ModelSpec("small_cnn", 10, (8, 8, 1), mean=(0.3,), std=(0.4,))
     >>> ModelSpec.from_json(spec.to_json()) == spec

@@ -193,7 +193,7 @@ def _by_name(variables: Variables) -> dict:
 
 def _check_torch(path: Path) -> None:
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(f"{path.name} needs PyTorch: pip install 'moth-jax[torch]'") from None
 
@@ -215,11 +215,10 @@ def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int
     return torch_builders.torchvision_module(name, weights, num_classes=num_classes)
 
 
-def _normalisation(path, mean, std, default):
-    given = (mean, std)
-    if None not in given:
-        return given
-    if default is None or given != (None, None):
+def _normalisation(path, mean, std, default) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if mean is not None and std is not None:
+        return mean, std
+    if default is None or (mean, std) != (None, None):
         raise InputError(
             f"say how the model of {path} normalises images: mean and std, one number per channel, "
             "for pixels in [0, 1]; 0 and 1 if it takes such pixels as they are"

@@ -98,7 +98,7 @@ def _by_name(class_names: Sequence[str], examples: np.ndarray | None) -> dict[st
     return {} if examples is None else dict(zip(class_names, examples, strict=False))
 
 
-def _verdict(summary: dict, before, after, scan) -> str:
+def _verdict(summary: Mapping, before, after, scan) -> str:
     """What was measured, and what the scan says."""
     if scan is None:
         return verdict(summary, before, after)
@@ -108,9 +108,9 @@ def _verdict(summary: dict, before, after, scan) -> str:
 
 def _distances(before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
     names = before.class_names
-    matrices = {"Before hardening": before, "After hardening": after}
-    if after is None:
-        matrices = {"Class distances": before}
+    matrices = {"Class distances": before}
+    if after is not None:
+        matrices = {"Before hardening": before, "After hardening": after}
     scale = distance_scale(*(matrix.values for matrix in matrices.values()))
     figures = []
     for heading, matrix in matrices.items():
@@ -226,7 +226,7 @@ def _triggers(before, after, examples, num_smallest: int) -> str:
     return fmt.section("Smallest distances", text, *parts)
 
 
-def _details(summary: dict, before: "DistanceMatrix | None") -> str:
+def _details(summary: Mapping, before: "DistanceMatrix | None") -> str:
     measured = {} if before is None else strict_json(before.details)
     entries = {
         **{name: value for name, value in summary.items() if not _is_in_a_section(name)},

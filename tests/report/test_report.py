@@ -17,6 +17,7 @@ from moth_jax.report.gallery import png_uri
 from moth_jax.report.headline import verdict
 from moth_jax.storage.files import write_json
 from moth_jax.triggers import Trigger
+from tests.helpers.toys import found_triggers
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 SUMMARY = {
@@ -72,7 +73,7 @@ def _matrix(values, names=None, shape=(8, 8, 3), with_triggers=True):
         values=values,
         success_rate=np.where(np.isfinite(values), 0.93, np.nan).astype(np.float32),
         class_names=tuple(names or [f"c{i}" for i in range(k)]),
-        triggers=Trigger(mask, pattern) if with_triggers else None,
+        triggers=found_triggers(Trigger(mask, pattern), values) if with_triggers else None,
         details={"num_steps": 1000},
     )
 

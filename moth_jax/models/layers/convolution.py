@@ -3,11 +3,11 @@
 `conv2d` exists because of one trap: inside a compiled loop, XLA:CPU sends only convolutions written
 as NHWC/HWIO without groups to its fast kernel, and the gradients that JAX derives are not written
 so. Those of a ResNet20 are 3 to 40 times slower there (jax issue 12868;
-`experiments/narrow_convolutions.py`), and trigger inversion is nothing but such a loop. On other
-devices all is left to XLA, but for one gradient on NVIDIA's (`_cuda_input_gradient`).
+`experiments/speed/narrow_convolutions.py`), and trigger inversion is nothing but such a loop. On
+other devices XLA does everything, but for one gradient on NVIDIA's (`_cuda_input_gradient`).
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -49,7 +49,7 @@ def conv2d(
     """
     size = windows.span(w.shape[:2], dilation)
     pads = resolve_padding(padding, x.shape[1:3], size, strides)
-    return _conv2d(x, w, Geometry(tuple(strides), pads, tuple(dilation), groups))
+    return _conv2d(x, w, Geometry(strides, pads, dilation, groups))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -155,7 +155,8 @@ def _without_groups(geometry):
 def _depthwise(x, w, geometry):
     x = _repeat(windows.pad(x, geometry.pads), w)
     shown = windows.views(x, w.shape[:2], geometry.strides, geometry.dilation)
-    return sum(view * tap for view, tap in zip(shown.values(), _taps(w), strict=True))
+    products = (view * tap for view, tap in zip(shown.values(), _taps(w), strict=True))
+    return reduce(jnp.add, products)
 
 
 def _depthwise_input_gradient(x, w, g, geometry):
@@ -218,7 +219,8 @@ def _by_places(x, w, strides, dilation):
     """A matrix product for each place of the window, without padding."""
     shown = windows.views(x, w.shape[:2], strides, dilation).values()
     matrices = w.reshape(-1, *w.shape[2:])
-    return sum(jnp.tensordot(view, matrix, 1) for view, matrix in zip(shown, matrices, strict=True))
+    pairs = zip(shown, matrices, strict=True)
+    return reduce(jnp.add, (jnp.tensordot(view, matrix, 1) for view, matrix in pairs))
 
 
 def _dense(x, w, geometry):

@@ -4,11 +4,12 @@ import copy
 import operator
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError
 from moth_jax.models.classifier import Classifier, ModelSpec
@@ -75,12 +76,12 @@ def from_torch(
         arch=name or "torch program",
         num_classes=_num_classes(program),
         image_shape=image_shape,
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
         class_names=tuple(class_names),
         graph=graph,
     )
-    classifier, outline = from_graph(spec)
+    classifier, outline = from_graph(graph, spec)
     _check_batch_size(classifier, outline)
     return classifier, _variables(graph, arrays)
 
@@ -171,7 +172,7 @@ def _arrays(program) -> dict[str, np.ndarray]:
 def _node(node, stored) -> Node:
     target = _PYTHON_OPERATORS.get(node.target, str(node.target))
 
-    def convert(value):
+    def convert(value) -> Any:
         if isinstance(value, torch.fx.Node):
             return Stored(stored[value.name]) if value.name in stored else Ref(value.name)
         if isinstance(value, list | tuple):

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError
 
