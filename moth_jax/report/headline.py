@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _MAX_COLUMNS = 5
 
 
-def verdict(summary: Mapping, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
+def verdict(
+    summary: Mapping, before: "DistanceMatrix | None", after: "DistanceMatrix | None"
+) -> str:
     """The result in one sentence; "" where nothing is known."""
     if before is None:
         return _without_distances(summary)
