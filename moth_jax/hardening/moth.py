@@ -19,8 +19,8 @@ from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import base, scheduler
-from moth_jax.hardening.base import SCHEDULES, Method, check_accuracy, initial_fields
-from moth_jax.hardening.moth_config import SCHEDULERS, MothConfig
+from moth_jax.hardening.base import Method, check_accuracy, initial_fields
+from moth_jax.hardening.moth_config import MothConfig
 from moth_jax.hardening.moth_state import MothState
 from moth_jax.hardening.rounds import Programs, Records, Setting, harden_round, warm_up_class
 from moth_jax.hardening.step import StepConfig, make_harden_step, make_stamped_update
@@ -34,12 +34,9 @@ from moth_jax.types import Variables
 
 __all__ = [
     "METHOD",
-    "SCHEDULERS",
-    "SCHEDULES",
     "MothConfig",
     "MothState",
     "OnRound",
-    "Records",
     "check_fit",
     "harden",
     "optimiser",
@@ -115,9 +112,9 @@ def _harden_rounds(
     report: OnRound,
 ) -> MothState:
     """Do the rounds that are left."""
-    if state.stopped:
-        return state
     dataset, config, total = setting.dataset, setting.config, setting.total
+    if state.stopped or state.step >= total:
+        return state
     with progress.task("hardening", total=total, unit="steps", completed=state.step) as task:
         while not state.stopped:
             since = state.step

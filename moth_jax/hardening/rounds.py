@@ -62,7 +62,7 @@ class Setting(NamedTuple):
       classes: labels of the K classes that are hardened among each other.
       members: indices of the training images of each label.
       total: steps of the main training.
-      sums: the scheduler's, kept between rounds to save time.
+      sums: of the scheduler's matrices, kept between rounds to save time.
     """
 
     programs: Programs
@@ -196,14 +196,15 @@ def _after_warm_up(
 def _keep_warm_up(
     bank: TriggerBank, victims: np.ndarray, target: int, result: WarmUpResult
 ) -> None:
-    """Keep the triggers that were found towards `target`."""
+    """Keep the triggers that were found towards `target`: one universal, or one for each victim."""
     universal = len(result.trigger.mask) == 1
-    for i, victim in enumerate(victims):
-        if np.isfinite(result.sizes[i]) and not universal:
+    for i in range(len(result.trigger.mask)):
+        if np.isfinite(result.sizes[i]):
             trigger = jax.tree.map(lambda v, i=i: v[i], result.trigger)
-            bank.keep(int(victim), target, trigger, float(result.sizes[i]))
-    if universal and np.isfinite(result.sizes[0]):
-        bank.keep_universal(target, jax.tree.map(lambda v: v[0], result.trigger))
+            if universal:
+                bank.keep_universal(target, trigger)
+            else:
+                bank.keep(int(victims[i]), target, trigger, float(result.sizes[i]))
 
 
 def _forget(bank: TriggerBank, directions: np.ndarray) -> None:

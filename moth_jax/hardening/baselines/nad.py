@@ -61,7 +61,7 @@ class NadConfig(HardeningConfig):
 
 
 def attention(features: Array) -> Array:
-    """Return the maps [n, h*w] of features [n, h, w, c]: their sum of squares over c, scaled to 1.
+    """Return the maps [n, h*w] of features [n, h, w, c]: the sum of squares over c, of norm 1.
 
     >>> attention(jnp.asarray([[[[3.0]], [[0.0]]]])).tolist()
     [[1.0, 0.0]]
