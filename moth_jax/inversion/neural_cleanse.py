@@ -44,7 +44,7 @@ class NeuralCleanseState:
     result: InversionResult
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NeuralCleanse(Inversion):
     """The published schedule.
 

@@ -55,7 +55,7 @@ class TrimmedState:
     result: InversionResult
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Trimmed(Inversion):
     """The trimmed-margin inversion.
 

@@ -56,7 +56,8 @@ def default_config() -> ml_collections.ConfigDict:
       training: `training.TrainingConfig`.
       distance: `distance.distance_matrix`, with the inversion's name (`inversion.INVERSIONS`), its
         patience, success_bound and precision; None for what the inversion was made for;
-        the split whose images are used, and which directions: victims, targets: names of classes to measure from and to
+        the split whose images are used, and which directions: victims, targets: names of classes
+        to measure from and to
         (() for all); of these num_directions, drawn at random by the run's seed (0 for all), or the
         nearest so many as universal triggers of the given model find them
         (`nearest.nearest_directions`; 0 for all).

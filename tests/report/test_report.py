@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from moth_jax.distance.heat_map import distance_scale, increase_scale
-from moth_jax.distance.matrix import DistanceMatrix, FoundTriggers
+from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.errors import InputError
 from moth_jax.report import write_report
 from moth_jax.report.curves import history_section, history_svg, training_svg
 from moth_jax.report.gallery import png_uri
 from moth_jax.report.headline import verdict
 from moth_jax.storage.files import write_json
+from moth_jax.triggers import Trigger
+from tests.helpers.toys import found_triggers
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 SUMMARY = {
@@ -65,15 +67,13 @@ def _matrix(values, names=None, shape=(8, 8, 3), with_triggers=True):
     k, (h, w, c) = len(values), shape
     np.fill_diagonal(values, np.nan)
     level = np.where(np.isfinite(values), values / (h * w * c), 0).clip(0, 1)
-    directions = np.argwhere(np.isfinite(values))
-    levels = level[np.isfinite(values)].astype(np.float32)[:, None, None, None]
-    mask = np.broadcast_to(levels, (len(levels), h, w, 1))
-    pattern = np.full((len(levels), h, w, c), 0.9, np.float32)
+    mask = np.broadcast_to(level[..., None, None, None], (k, k, h, w, 1)).astype(np.float32)
+    pattern = np.full((k, k, h, w, c), 0.9, np.float32)
     return DistanceMatrix(
         values=values,
         success_rate=np.where(np.isfinite(values), 0.93, np.nan).astype(np.float32),
         class_names=tuple(names or [f"c{i}" for i in range(k)]),
-        triggers=FoundTriggers(directions, mask, pattern) if with_triggers else None,
+        triggers=found_triggers(Trigger(mask, pattern), values) if with_triggers else None,
         details={"num_steps": 1000},
     )
 
