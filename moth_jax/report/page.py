@@ -29,6 +29,7 @@ from moth_jax.storage.files import strict_json, write_atomically
 
 _MAX_PAIRS = 12
 _MAX_LEAST = 10
+_NUM_SMALLEST = 6  # directions whose triggers are shown
 
 
 def write_report(
@@ -45,7 +46,6 @@ def write_report(
     examples: np.ndarray | None = None,
     class_names: Sequence[str] = (),
     stamped: Sequence[StampedExample] = (),
-    num_smallest: int = 6,
 ) -> None:
     """Write the report of a run, whole or not at all.
 
@@ -65,7 +65,6 @@ def write_report(
       class_names: theirs, K of them; needed for the pictures of a scan, and for the selected pairs
         where there are no distances.
       stamped: images of a backdoor's victims.
-      num_smallest: directions whose triggers are shown.
 
     Raises:
       InputError: the file cannot be written, or the matrices are of different classes.
@@ -83,7 +82,7 @@ def write_report(
         training=training_section(training),
         history=history_section(history),
         selections=_selections(selections, class_names, before, after),
-        triggers="" if before is None else _triggers(before, after, examples, num_smallest),
+        triggers="" if before is None else _triggers(before, after, examples),
         details=_details(summary, before),
     )
     write_atomically(path, page.encode())
@@ -212,14 +211,14 @@ def _pair_row(a: int, b: int, counts, names: Sequence[str], measured) -> str:
     return fmt.row(html.escape(f"{names[a]} ↔ {names[b]}"), cells)
 
 
-def _triggers(before, after, examples, num_smallest: int) -> str:
+def _triggers(before, after, examples) -> str:
     text = (
         "<p>The trigger on neutral grey, an image of the victim class, the same image stamped, and "
         "an image of the target class.</p>"
     )
     parts = []
     for when, matrix in (("before", before), ("after", after)):
-        directions = matrix.smallest(num_smallest) if matrix is not None else []
+        directions = matrix.smallest(_NUM_SMALLEST) if matrix is not None else []
         if directions:
             caption = f"The {len(directions)} smallest distances"
             caption += f" {when} hardening" if after is not None else ""
