@@ -16,8 +16,6 @@ from moth_jax.data.streaming import StreamedImages
 from moth_jax.errors import InputError, listed
 from moth_jax.types import ImageShape
 
-__all__ = ["ImageDataset", "ImageSplit", "check_images", "check_labels", "validate"]
-
 
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
@@ -25,8 +23,7 @@ class ImageSplit:
 
     Attributes:
       images: an array [n, h, w, c], uint8 or float32 in [0, 1], or `StreamedImages`, which may be
-        more than fit in memory. Only this package's data modules look at it; all others ask for
-        batches.
+        more than fit in memory. Only `data/` and poisoning look at it; all others ask for batches.
       labels: int32 [n].
 
     Example:

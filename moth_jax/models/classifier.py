@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,7 @@ def describe_mismatch(expected: Mapping[str, tuple], given: Mapping[str, tuple])
     return "; ".join(f"{len(n)} {what}: {', '.join(n)}" for what, n in faults.items() if n)
 
 
-def flat(state) -> dict[str, jax.Array]:
+def flat(state) -> dict[str, Any]:
     """The leaves of a pytree under their paths, joined by dots.
 
     >>> flat({"a": [1, 2]})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moth_jax.errors import InputError, require_choice
 from moth_jax.models import MODELS, build, checkpoint, outline
-from moth_jax.models.classifier import Classifier
+from moth_jax.models.classifier import Classifier, flat
 from moth_jax.models.weights.files import READERS, check_content, read_weights
 from moth_jax.models.weights.fitting import fit, named
 from moth_jax.models.weights.importing import load
@@ -168,26 +168,17 @@ def with_classes(
         )
     spec = dataclasses.replace(spec, num_classes=num_classes, class_names=())
     classifier, shapes = outline(spec)
+    leaves = flat(shapes)
     weights = fit(
-        _by_name(variables),
-        {name: leaf.shape for name, leaf in _by_name(shapes).items()},
+        flat(variables),
+        {name: leaf.shape for name, leaf in leaves.items()},
         what=spec.arch,
-        head={
-            name: leaf.ndim - 1
-            for name, leaf in _by_name(shapes).items()
-            if name.startswith("params.head.")
-        },
-        fresh=lambda: _by_name(build(spec)[1]),
+        head={n: leaf.ndim - 1 for n, leaf in leaves.items() if n.startswith("params.head.")},
+        fresh=lambda: flat(build(spec)[1]),
     )
     return classifier, {
         kind: {name: weights[f"{kind}.{name}"] for name in leaves}
         for kind, leaves in shapes.items()
-    }
-
-
-def _by_name(variables: Variables) -> dict:
-    return {
-        f"{kind}.{name}": leaf for kind, part in variables.items() for name, leaf in part.items()
     }
 
 

@@ -3,22 +3,16 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.report import formatting as fmt
-
-if TYPE_CHECKING:
-    from moth_jax.distance.matrix import DistanceMatrix
-
 
 _MAX_COLUMNS = 5
 
 
-def verdict(
-    summary: Mapping, before: "DistanceMatrix | None", after: "DistanceMatrix | None"
-) -> str:
+def verdict(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix | None) -> str:
     """The result in one sentence; "" where nothing is known."""
     if before is None:
         return _without_distances(summary)
@@ -69,12 +63,12 @@ def _without_distances(summary: Mapping) -> str:
     return f"The test accuracy of this model is {known}."
 
 
-def _of(matrix: "DistanceMatrix") -> str:
+def _of(matrix: DistanceMatrix) -> str:
     """Which directions a mean is of, unless of all."""
     return "" if matrix.is_whole else f" ({matrix.choice()})"
 
 
-def _sure(matrices: list["DistanceMatrix"]) -> str:
+def _sure(matrices: list[DistanceMatrix]) -> str:
     """The confidence intervals of the mean distances of samples."""
     intervals = [matrix.interval() for matrix in matrices]
     known = [_ends(interval, fmt.size) for interval in intervals if interval is not None]
@@ -94,12 +88,12 @@ def _increase_note(interval) -> str:
     return f"{note}; 95 % interval {_ends(interval, partial(fmt.percent, sign=True))}"
 
 
-def average(matrix: "DistanceMatrix") -> str:
+def average(matrix: DistanceMatrix) -> str:
     """The average distance, or that there is none."""
     return fmt.size(matrix.average()) if matrix.found.any() else "none found"
 
 
-def tiles(summary: Mapping, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
+def tiles(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix | None) -> str:
     """The figures a reader looks for, in HTML; those that are not known are left out.
 
     They are in as few rows as a wide screen allows, and in these as even as can be.
@@ -181,7 +175,7 @@ def _times(seconds) -> str:
     )
 
 
-def explanation(before: "DistanceMatrix", examples: np.ndarray | None) -> str:
+def explanation(before: DistanceMatrix, examples: np.ndarray | None) -> str:
     """What a class distance is, and how to read it."""
     images = before.triggers.pattern if before.triggers is not None else None
     images = images if examples is None else examples

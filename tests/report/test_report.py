@@ -196,14 +196,12 @@ def test_class_names_and_titles_are_escaped(tmp_path):
 
 def test_a_run_that_only_measured_has_no_after(tmp_path):
     summary = {"accuracy_before": 0.9152, "distance_seconds": 12.3}
-    page = _report(
-        tmp_path, summary=summary, after=None, history=(), selections=None, num_smallest=3
-    )
+    page = _report(tmp_path, summary=summary, after=None, history=(), selections=None)
     _check(page)
     assert "its test accuracy is 91.5 %" in page.text
     assert "Measuring took" in page.text
     assert not re.search("[Hh]ardening|after|Increase", page.text)
-    assert len(page.attributes("img")) == 3 * 4
+    assert len(page.attributes("img")) == 6 * 4
 
 
 @pytest.mark.parametrize("found_after", [False, True])

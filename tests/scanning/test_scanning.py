@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax import scanning
 from moth_jax.distance import chunks
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.subject import Subject
@@ -15,7 +14,6 @@ from moth_jax.errors import InputError
 from moth_jax.inversion import Budget, NeuralCleanse, Samples, invert
 from moth_jax.inversion.loop import advance, begin
 from moth_jax.scanning import (
-    SCANNERS,
     Arm,
     Scan,
     ScanOptions,
@@ -478,9 +476,3 @@ def test_distances_that_cannot_be_scanned_are_a_clear_error():
     some = [[NAN, 1.0, NAN], [2.0, NAN, 3.0], [2.0, 2.0, NAN]]
     with pytest.raises(InputError, match=r"all directions, got those of 5 .*by method 'pairs'"):
         scan_distances(matrix(some), image_shape=(4, 4, 1))
-
-
-def test_every_scanner_has_an_explanation_in_the_report():
-    from moth_jax.report import scan as section
-
-    assert section._METHODS.keys() == SCANNERS.keys() == scanning.SCANNERS.keys()

@@ -127,26 +127,15 @@ def _xla_weight_gradient(x, w, g, *, geometry):
 
 def _on_cpu(depthwise, dense, *arrays, geometry):
     """Compute `depthwise` or `dense` of arrays (x, w or x, w, g), group by group if there are."""
-    if _is_depthwise(arrays[0], geometry):
+    groups = geometry.groups
+    if groups == arrays[0].shape[-1] > 1:
         return depthwise(*arrays, geometry)
-    if geometry.groups > 1:
-        parts = zip(*_groups(arrays, geometry), strict=True)
-        one = _without_groups(geometry)
+    if groups > 1:
+        # The last axis holds the channels in of x, and the channels out of w and g.
+        parts = zip(*(jnp.split(array, groups, axis=-1) for array in arrays), strict=True)
+        one = geometry._replace(groups=1)
         return jnp.concatenate([dense(*part, one) for part in parts], -1)
     return dense(*arrays, geometry)
-
-
-def _is_depthwise(x, geometry):
-    return geometry.groups == x.shape[-1] > 1
-
-
-def _groups(arrays, geometry):
-    """Each array's last axis cut into the groups: channels in, and channels out of the rest."""
-    return [jnp.split(array, geometry.groups, axis=-1) for array in arrays]
-
-
-def _without_groups(geometry):
-    return geometry._replace(groups=1)
 
 
 # Depthwise: every channel has kernels [kh kw 1 m] of its own, m outputs side by side.
