@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from moth_jax.distance import lanes
 from moth_jax.inversion import NeuralCleanse
 from moth_jax.parallel.devices import num_devices
 from tests.helpers.toys import compilations, row_distances
@@ -52,25 +51,10 @@ def measure(inversion, together):
     return collections.Counter(names)
 
 
-def in_lanes(together):
-    """Count the programs, and the widths that lanes had."""
-    widths, whole = [], lanes._advance_lanes
-
-    def advance_lanes(*arguments, **options):
-        widths.append(len(arguments[6]))
-        return whole(*arguments, **options)
-
-    lanes._advance_lanes = advance_lanes
-    programs = measure(NeuralCleanse(patience=3, verify_every=5, settle_after=20), together)
-    lanes._advance_lanes = whole
-    return {"programs": programs, "widths": sorted(set(widths)), "calls": widths}
-
-
 def main():
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
     report = {"in chunks": measure(NeuralCleanse(patience=3, verify_every=5), None)}
-    report |= {f"in lanes of {together}": in_lanes(together) for together in (8, 2)}
     print(json.dumps({"num_devices": num_devices(), **report}))
 
 
