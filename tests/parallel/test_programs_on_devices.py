@@ -6,7 +6,6 @@ import json
 
 import jax
 import numpy as np
-import pytest
 
 from moth_jax.inversion import NeuralCleanse
 from moth_jax.parallel.devices import num_devices
@@ -26,15 +25,6 @@ def test_the_program_that_is_asked_for_its_memory_is_the_one_that_measures():
     report = on_four_devices()
     assert report["num_devices"] == 4
     assert report["in chunks"]["jit(invert_with_seeds)"] == 1
-
-
-@pytest.mark.parametrize("together", ["8", "2"])
-def test_lanes_are_compiled_once_for_each_width(together):
-    report = on_four_devices()[f"in lanes of {together}"]
-    assert len(report["widths"]) > (together == "8")
-    assert report["programs"]["jit(_advance_lanes)"] == len(report["widths"])
-    assert report["programs"]["jit(_begin_lanes)"] == 1
-    assert report["programs"]["jit(_renewed)"] == 1
 
 
 def measure(inversion, together):
