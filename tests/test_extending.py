@@ -188,7 +188,7 @@ def search(subject, options, resume_dir, progress) -> Evidence:
     return Evidence(rows, None, 0)
 
 
-LEANING = Scanner(search, 4.0, "lean", success_bound=0.9, explanation="Which class is favoured?")
+LEANING = Scanner(search, 2.2, "lean", success_bound=0.9, explanation="Which class is favoured?")
 
 
 @pytest.mark.parametrize(("bias", "poisoned"), [(0.0, False), (9.0, True)])
