@@ -37,8 +37,8 @@ class Chunk(NamedTuple):
 class ChunkStore:
     """Chunks in a folder, each a file that is there whole or not at all.
 
-    A file's name is a digest of all that its numbers depend on and of its directions. One that was
-    written with other settings or inputs has another name, and is not found.
+    The name of a file is a digest of its directions and of everything that its numbers depend on. A
+    file that was written with other settings or inputs has another name, and is not found.
 
     Args:
       folder: where the files are; None keeps nothing.
@@ -57,9 +57,9 @@ class ChunkStore:
             self._digest = digest.hexdigest()
 
     def load(self, directions: Directions) -> list[Chunk]:
-        """Return what is known of `directions`, each of them once, in chunks of any size.
+        """Return the known results of `directions`, each once, in chunks of any size.
 
-        They were measured with the same inputs, perhaps together with others.
+        They were measured with the same inputs, perhaps together with other directions.
         """
         return broadcast_from_main(self._load, directions)
 
