@@ -11,7 +11,6 @@ from jax import Array
 
 from moth_jax.parallel.devices import fetch, read_batch, read_batches, replicate, spread
 from moth_jax.progress import Progress, as_progress
-from moth_jax.run import preemption
 from moth_jax.types import LogitsFn, Variables
 
 
@@ -119,5 +118,4 @@ def pgd_accuracy(
             hits += int(right[: total - first].sum())
             done = min(first + batch_size, total)
             task.advance(done - first, robust=hits / done)
-            preemption.stop_here()
     return hits / total

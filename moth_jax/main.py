@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from moth_jax.errors import InputError
 from moth_jax.run import preemption
-from moth_jax.run.console import EXIT_INTERRUPTED, EXIT_PREEMPTED, fail, prepare_console
+from moth_jax.run.console import EXIT_INTERRUPTED, EXIT_PREEMPTED, at_failure, fail, prepare_console
 from moth_jax.run.flag_faults import fault_in_file, fault_of_flags, no_such_file
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -78,8 +78,11 @@ def _run() -> None:
 
     devices.use_all_cores()
     keep_compilations()
-    processes.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    progress = console_progress() if processes.is_main() else silent_progress()
+    if processes.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        # Not where a signal ends them all, at the same safe point.
+        at_failure(lambda code: code == EXIT_PREEMPTED or processes.leave(code))
+    shown = console_progress if processes.is_main() else silent_progress
+    progress = shown(after_advance=preemption.stop_here)
     workdir = Path(_WORKDIR.value).expanduser()
     summary = run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value, progress=progress)
     for line in describe(summary, workdir):

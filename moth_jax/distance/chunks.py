@@ -1,19 +1,17 @@
 """How a distance matrix is measured: directions in chunks, each one compiled call."""
 
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from moth_jax.distance.found_triggers import FoundTriggers
-from moth_jax.distance.lanes import measure_in_lanes
-from moth_jax.distance.matrix import DistanceMatrix
+from moth_jax.distance.matrix import DistanceMatrix, FoundTriggers
 from moth_jax.distance.store import Chunk, ChunkStore, Directions
-from moth_jax.inversion import Inversion
-from moth_jax.inversion.directions import _invert_directions
+from moth_jax.distance.subject import Subject
+from moth_jax.inversion import Budget, Inversion, Samples
+from moth_jax.inversion.directions import invert_with_seeds
 from moth_jax.parallel.devices import (
     fetch,
     from_my_rows,
@@ -25,12 +23,48 @@ from moth_jax.parallel.devices import (
 )
 from moth_jax.parallel.memory import equal, fitting_size, free_bytes, halving, program_bytes
 from moth_jax.parallel.processes import smallest
-from moth_jax.progress.task import Task
-from moth_jax.run import preemption
+from moth_jax.progress import Task
 from moth_jax.types import LogitsFn, Variables
 
+# Directions [D, 2] to their images [D, n, h, w, c] and weights [D, n].
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _LOWER = "lower num_images, minibatch_size or the number of seeds"
+
+
+class Measurement(NamedTuple):
+    """Everything that all chunks of a measurement share.
+
+    Attributes:
+      logits_fn, variables: the model, the variables on the devices.
+      draw: directions [D, 2] -> images [D, n, h, w, c] and weights [D, n].
+      seeds: one inversion for each; the smallest trigger counts.
+      budget, inversion: of each search.
+    """
+
+    logits_fn: LogitsFn
+    variables: Variables
+    draw: Draw
+    seeds: list[int]
+    budget: Budget
+    inversion: Inversion
+
+    @classmethod
+    def of(
+        cls, subject: Subject, draw: Draw, seeds: list[int], budget: Budget, inversion: Inversion
+    ) -> "Measurement":
+        """Return the measurement of a subject."""
+        model = subject.logits_fn, replicate(subject.variables)
+        return cls(*model, draw, seeds, budget, inversion)
+
+    def settings(self) -> dict:
+        """Return what it was asked for, as JSON can carry it."""
+        return {
+            "num_steps": self.budget.num_steps,
+            "minibatch_size": self.budget.minibatch_size,
+            "mask_weight": self.budget.mask_weight,
+            "seeds": self.seeds,
+            "inversion": self.inversion.name,
+        }
 
 
 def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
@@ -47,31 +81,10 @@ def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
     return size if size < devices else -(-size // devices) * devices
 
 
-class Measurer(NamedTuple):
-    """What measures directions, given them and how many to run together.
-
-    Attributes:
-      measure: yields their results in chunks of any size.
-      needed: returns the bytes that this takes on each device.
-    """
-
-    measure: Callable[[Directions, int], Iterable[Chunk]]
-    needed: Callable[[Directions, int], float]
-
-
-def measurer(logits_fn: LogitsFn, variables: Variables, draw: Draw, **options) -> Measurer:
-    """Return what measures directions of one model by one method (`measure_chunks`)."""
-    inputs = logits_fn, replicate(variables), draw
-    return Measurer(
-        functools.partial(measure_chunks, *inputs, **options),
-        functools.partial(chunk_bytes, *inputs, **options),
-    )
-
-
 def measure_all(
+    measurement: Measurement,
     directions: list[tuple[int, int]],
     size: int,
-    by: Measurer,
     store: ChunkStore,
     task: Task,
     *,
@@ -106,7 +119,7 @@ def measure_all(
         return equal(size, len(left))
 
     def needed(size: int) -> float:
-        return by.needed(tuple(left)[:size], size)
+        return chunk_bytes(measurement, tuple(left)[:1], size)
 
     if left and fit:
         size = smallest(fitting_size(size, needed, free_bytes(), of_what_is_left))
@@ -114,10 +127,11 @@ def measure_all(
         size = of_what_is_left(size)
 
     def measure_left(size: int) -> None:
-        for chunk in by.measure(tuple(left), size):
-            store.save(chunk)
+        rest = tuple(left)
+        for first in range(0, len(rest), size):
+            chunk = measure_chunk(measurement, rest[first : first + size], size)
+            store.save(chunk)  # before the progress, which may end the process
             add([chunk], task.advance)
-            preemption.stop_here(store.folder)
 
     halving(measure_left, size, advice=_LOWER, rounded=of_what_is_left)
     return _in_order(chunks, directions)
@@ -133,50 +147,19 @@ def _in_order(chunks: list[Chunk], directions: Directions) -> Chunk:
     return Chunk(*whole, seconds=sum(chunk.seconds for chunk in chunks))
 
 
-def measure_chunks(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    draw: Draw,
-    directions: Directions,
-    size: int,
-    *,
-    seeds: list[int],
-    inversion: Inversion,
-    **budget,
-) -> Iterator[Chunk]:
-    """Yield the results of `directions`, `size` of them together in each compiled call.
-
-    `draw` returns the images [D, n, h, w, c] and the weights [D, n] of directions [D, 2]: of those
-    that are on this process's devices. `budget` is that of `invert`. Directions of a method whose
-    searches settle leave when they do (`lanes.py`).
-    """
-    if inversion.settled is not None:
-        inputs = functools.partial(_inputs, variables, draw, seeds=seeds)
-        yield from measure_in_lanes(
-            logits_fn, inputs, directions, size, inversion=inversion, **budget
-        )
-        return
-    for first in range(0, len(directions), size):
-        chosen = directions[first : first + size]
-        yield _measure_chunk(
-            logits_fn, variables, draw, chosen, size, seeds=seeds, inversion=inversion, **budget
-        )
-
-
-def _measure_chunk(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    draw: Draw,
-    directions: Directions,
-    size: int,
-    *,
-    seeds: list[int],
-    **options,
-) -> Chunk:
+def measure_chunk(measurement: Measurement, directions: Directions, size: int) -> Chunk:
     """Measure `directions` in one compiled call, filled up to `size` of them with repeats."""
     started = time.perf_counter()
-    inputs = _inputs(variables, draw, directions, size, seeds)
-    result = _invert_directions(logits_fn, *inputs, **options)
+    samples, victims = _inputs(measurement, directions, size)
+    result = invert_with_seeds(
+        measurement.logits_fn,
+        measurement.variables,
+        samples,
+        victims,
+        _seeds(measurement),
+        budget=measurement.budget,
+        inversion=measurement.inversion,
+    )
     sizes, rates, trigger = jax.tree.map(
         lambda v: v[: len(directions)],
         fetch((result.size, result.success_rate, result.trigger)),
@@ -191,42 +174,44 @@ def _measure_chunk(
     )
 
 
-def chunk_bytes(
-    logits_fn: LogitsFn,
-    variables: Variables,
-    draw: Draw,
-    directions: Directions,
-    size: int,
-    *,
-    seeds: list[int],
-    **options,
-) -> float:
-    """Return the bytes that `measure_chunks` with the same arguments needs on each device.
+def chunk_bytes(measurement: Measurement, directions: Directions, size: int) -> float:
+    """Return the bytes that `measure_chunk` with the same arguments needs on each device.
 
-    The compilation is the one that it then uses; of directions in lanes it is one of its own, which
-    says about what they need. Images are drawn of one direction only, for their shape.
+    The compilation is the one that it then uses. Images are drawn of one direction only, for their
+    shape.
     """
     first = np.asarray(directions[:1], np.int32)
-    rows = (*draw(first), *first.T)
-    seeds = replicate(np.asarray(seeds, np.uint32))
-    inputs = variables, *spread_shapes(rows, size), seeds
-    return program_bytes(_invert_directions.lower(logits_fn, *inputs, **options).compile())
+    rows = spread_shapes((*measurement.draw(first), *first.T), size)
+    images, weights, victims, targets = rows
+    lowered = invert_with_seeds.lower(
+        measurement.logits_fn,
+        measurement.variables,
+        Samples(images, weights, targets),
+        victims,
+        _seeds(measurement),
+        budget=measurement.budget,
+        inversion=measurement.inversion,
+    )
+    return program_bytes(lowered.compile())
 
 
 def _inputs(
-    variables: Variables, draw: Draw, directions: Directions, size: int, seeds: list[int]
-) -> tuple:
-    """Return the variables, images, weights, victims, targets and seeds of a chunk, on devices."""
+    measurement: Measurement, directions: Directions, size: int
+) -> tuple[Samples, jax.Array]:
+    """Return the samples and victims of a chunk, on the devices."""
     filled = np.resize(np.asarray(directions, np.int32), (size, 2))
-    samples, weights = from_my_rows(draw(filled[my_rows(size)]), size)
+    images, weights = from_my_rows(measurement.draw(filled[my_rows(size)]), size)
     victims, targets = spread(tuple(filled.T))
-    return variables, samples, weights, victims, targets, replicate(np.asarray(seeds, np.uint32))
+    return Samples(images, weights, targets), victims
 
 
-def assemble(
-    measured: Chunk, classes: tuple[int, ...], names: tuple[str, ...], details: dict
-) -> DistanceMatrix:
-    """Return the matrix over `classes` (label numbers, called `names`) of what was measured."""
+def _seeds(measurement: Measurement) -> jax.Array:
+    return replicate(np.asarray(measurement.seeds, np.uint32))
+
+
+def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix:
+    """Return the matrix over the subject's classes of what was measured."""
+    classes = subject.classes
     shape = (len(classes), len(classes))
     position = {label: i for i, label in enumerate(classes)}
     places = np.array([[position[k] for k in d] for d in measured.directions.tolist()])
@@ -241,7 +226,7 @@ def assemble(
     return DistanceMatrix(
         values=per_seed.min(0),
         success_rate=rate,
-        class_names=names,
+        class_names=subject.names,
         values_per_seed=per_seed,
         triggers=FoundTriggers(
             places[found], measured.trigger.mask[found], measured.trigger.pattern[found]

@@ -3,14 +3,41 @@
 import dataclasses
 import json
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from moth_jax.distance.directions import describe_choice, mean_interval
-from moth_jax.distance.found_triggers import FoundTriggers
 from moth_jax.errors import InputError
 from moth_jax.storage.files import load_npz, save_npz
 from moth_jax.triggers import Trigger
+
+
+class FoundTriggers(NamedTuple):
+    """The triggers of the directions where one was found.
+
+    Attributes:
+      directions: [M, 2] rows and columns of the matrix, in its order.
+      mask, pattern: [M, h, w, 1] and [M, h, w, c].
+    """
+
+    directions: np.ndarray
+    mask: np.ndarray
+    pattern: np.ndarray
+
+    def at(self, directions: np.ndarray) -> Trigger:
+        """Return the triggers of `directions` [D, 2], zeros where none was found."""
+        place = {direction: i for i, direction in enumerate(map(tuple, self.directions.tolist()))}
+        wanted = map(tuple, np.asarray(directions).tolist())
+        places = np.asarray([place.get(direction, -1) for direction in wanted], np.int64)
+        has = places >= 0
+
+        def pick(kept: np.ndarray) -> np.ndarray:
+            picked = np.zeros((len(places), *kept.shape[1:]), kept.dtype)
+            picked[has] = kept[places[has]]
+            return picked
+
+        return Trigger(pick(self.mask), pick(self.pattern))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +53,7 @@ class DistanceMatrix:
         found, NaN where nothing was measured.
       class_names: K names.
       values_per_seed: [S, K, K], the same of each seed; `values` is their minimum.
-      triggers: those found; None if they were not kept. May be given as a `Trigger` [K, K, ...].
+      triggers: those found; None if they were not kept.
       details: how it was measured (seeds, num_steps, num_images, seconds, ...); `classes` are the
         labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.
     """
@@ -37,11 +64,6 @@ class DistanceMatrix:
     values_per_seed: np.ndarray | None = None
     triggers: FoundTriggers | None = None
     details: dict = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if isinstance(self.triggers, Trigger):
-            triggers = FoundTriggers.of_dense(self.triggers, self.found)
-            object.__setattr__(self, "triggers", triggers)
 
     @property
     def num_classes(self) -> int:
@@ -165,8 +187,6 @@ class DistanceMatrix:
             triggers = FoundTriggers(
                 arrays["trigger_directions"], arrays["masks"], arrays["patterns"]
             )
-        elif "masks" in arrays:
-            triggers = Trigger(arrays["masks"], arrays["patterns"])  # [K, K, ...] of version 0.1.0
         return cls(
             values=arrays["values"],
             success_rate=arrays["success_rate"],

@@ -1,12 +1,4 @@
-"""Class distances: the size of the smallest trigger of every direction (Definition III.2).
-
-    from moth_jax import distance
-    matrix = distance.distance_matrix(logits_fn, images, labels)
-
-`logits_fn` is any JAX function from images in [0, 1] to logits. A distance is an upper bound found
-by trigger inversion, and it belongs to a trigger that was measured to reach the success bound. A
-direction where none was found is infinite: counted, shown, and never averaged in.
-"""
+"""The measurement of class distances (Definition III.2)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,37 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moth_jax.data.dataset import check_images
-from moth_jax.distance.chunks import assemble, chunk_size, measure_all, measurer
-from moth_jax.distance.directions import DirectionChoice, choose_directions
-from moth_jax.distance.matrix import DistanceMatrix, increase_per_direction, relative_increase
+from moth_jax.data.checks import check_images
+from moth_jax.distance.chunks import Measurement, assemble, chunk_size, measure_all
+from moth_jax.distance.directions import DirectionChoice
+from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.store import ChunkStore
 from moth_jax.distance.subject import (
+    Subject,
     check_at_least_one,
-    check_classes,
-    check_classifier,
-    check_directions,
-    first_logits,
-    names_of,
+    probe_logits,
     unit_images,
-    victims_images,
     with_variables,
 )
-from moth_jax.errors import InputError
-from moth_jax.inversion import DEFAULT, Inversion, InversionResult, create, invert
+from moth_jax.errors import InputError, listed
+from moth_jax.inversion import (
+    DEFAULT,
+    Budget,
+    Inversion,
+    InversionResult,
+    Samples,
+    create,
+    invert,
+)
 from moth_jax.parallel.devices import over_samples
 from moth_jax.progress import Progress, as_progress
 from moth_jax.types import LogitsFn, Variables
-
-__all__ = [
-    "DirectionChoice",
-    "DistanceMatrix",
-    "choose_directions",
-    "class_distance",
-    "distance_matrix",
-    "increase_per_direction",
-    "relative_increase",
-]
 
 
 def distance_matrix(
@@ -115,35 +101,27 @@ def distance_matrix(
     (0, True)
     """
     inversion = _method(inversion)
-    call = with_variables(logits_fn, variables)
-    seen = check_classifier(call, variables, images, labels)
-    settings = {
-        "num_images": int(num_images),
-        **_budget(inversion, num_steps, minibatch_size, mask_weight),
-        "seeds": [int(seed) for seed in seeds],
-    }
-    _check_settings(settings, directions_per_chunk)
-    num_classes = seen.shape[1]
-    classes = check_classes(classes, num_classes)
-    names = names_of(classes, class_names, num_classes)
+    subject = Subject.of(
+        logits_fn, images, labels, variables=variables, class_names=class_names, classes=classes
+    )
+    budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
+    seeds = [int(seed) for seed in seeds]
+    _check_counts(num_images, seeds, directions_per_chunk)
     chosen = _choice(directions)
-    directions = check_directions(chosen.directions, classes, names, labels, num_classes)
-    size = chunk_size(directions_per_chunk, len(directions), len(seeds))
-    draw = functools.partial(victims_images, images, labels, num_images)
-    options = {name: value for name, value in settings.items() if name != "num_images"}
-    by = measurer(call, variables, draw, inversion=inversion, **options)
-    details = {**settings, "inversion": inversion.name}
-    # Logits tell functions apart that hold their weights themselves.
-    model = seen if variables is None else variables
-    store = ChunkStore(resume_dir, details, (images, labels, model))
-    with as_progress(progress).task(label, total=len(directions), unit="directions") as task:
+    wanted = _checked_directions(chosen.directions, subject)
+    draw = functools.partial(subject.victims_images, num_images)
+    measurement = Measurement.of(subject, draw, seeds, budget, inversion)
+    details = {"num_images": int(num_images), **measurement.settings()}
+    store = ChunkStore(resume_dir, details, (images, labels, subject.model))
+    size = chunk_size(directions_per_chunk, len(wanted), len(seeds))
+    with as_progress(progress).task(label, total=len(wanted), unit="directions") as task:
         fit = directions_per_chunk is None
-        measured = measure_all(directions, size, by, store, task, fit=fit)
+        measured = measure_all(measurement, wanted, size, store, task, fit=fit)
     if chosen.details:
         details["selection"] = chosen.details
-    if classes != tuple(range(num_classes)):
-        details["classes"] = list(classes)
-    return assemble(measured, classes, names, details)
+    if subject.classes != tuple(range(subject.num_classes)):
+        details["classes"] = list(subject.classes)
+    return assemble(measured, subject, details)
 
 
 def _method(inversion: Inversion | str | None) -> Inversion:
@@ -161,29 +139,50 @@ def _budget(
     num_steps: int | None,
     minibatch_size: int | None,
     mask_weight: float | None,
-) -> dict:
-    """Return the budget that was asked for, checked; what was not is the method's."""
-    asked = {"num_steps": num_steps, "minibatch_size": minibatch_size, "mask_weight": mask_weight}
-    given = {name: value for name, value in asked.items() if value is not None}
-    budget = inversion.budget._replace(**given)
-    check_at_least_one(num_steps=budget.num_steps, minibatch_size=budget.minibatch_size)
-    if not 0 <= budget.mask_weight < np.inf:
-        raise InputError(f"mask_weight must be finite and not negative, got {budget.mask_weight}")
+) -> Budget:
+    """Return the budget that was asked for, checked; the method's own where nothing was."""
+    own = inversion.budget
+    steps = own.num_steps if num_steps is None else num_steps
+    size = own.minibatch_size if minibatch_size is None else minibatch_size
+    weight = own.mask_weight if mask_weight is None else mask_weight
+    check_at_least_one(num_steps=steps, minibatch_size=size)
+    if not 0 <= weight < np.inf:
+        raise InputError(f"mask_weight must be finite and not negative, got {weight}")
     # Python's numbers, which a file can hold.
-    return {
-        "num_steps": int(budget.num_steps),
-        "minibatch_size": int(budget.minibatch_size),
-        "mask_weight": float(budget.mask_weight),
-    }
+    return Budget(int(steps), float(weight), int(size))
 
 
-def _check_settings(settings: dict, directions_per_chunk: int | None) -> None:
-    counts = {"num_images": settings["num_images"]}
+def _check_counts(num_images: int, seeds: list[int], directions_per_chunk: int | None) -> None:
+    counts = {"num_images": num_images}
     if directions_per_chunk is not None:
         counts["directions_per_chunk"] = directions_per_chunk
     check_at_least_one(**counts)
-    if not settings["seeds"]:
+    if not seeds:
         raise InputError("seeds must name at least one seed, such as (0,)")
+
+
+def _checked_directions(
+    directions: Sequence[tuple[int, int]] | None, subject: Subject
+) -> list[tuple[int, int]]:
+    """Return the directions to measure, pairs of label numbers; every victim must have an image."""
+    classes = subject.classes
+    if directions is None:
+        directions = [(a, b) for a in classes for b in classes if a != b]
+    if not len(directions):
+        raise InputError("directions must name at least one (victim, target)")
+    for a, b in directions:
+        if a == b or a not in classes or b not in classes:
+            few = len(classes) < subject.num_classes
+            choices = listed(classes) if few else f"0..{subject.num_classes - 1}"
+            raise InputError(f"direction ({a}, {b}) needs two different classes in {choices}")
+    empty = {a for a, _ in directions} - set(np.unique(subject.labels).tolist())
+    if empty:
+        missing = [name for k, name in zip(classes, subject.names, strict=True) if k in empty]
+        raise InputError(
+            f"no images of {len(empty)} victim classes: {', '.join(missing)}; add images or leave "
+            "these directions out"
+        )
+    return [(int(a), int(b)) for a, b in directions]
 
 
 def class_distance(
@@ -209,23 +208,17 @@ def class_distance(
     """
     check_images(images)
     call = with_variables(logits_fn, variables)
-    num_classes = first_logits(call, variables, images).shape[1]
+    num_classes = probe_logits(call, variables, images).shape[1]
     inversion = _method(inversion)
     budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
     start_key, key = jax.random.split(jax.random.key(seed))
+    samples = Samples(unit_images(images), jnp.ones(len(images)), jnp.asarray(target, jnp.int32))
+    start = inversion.start(start_key, images.shape[1:])
     return _invert_one(
-        over_samples(call),
-        variables,
-        unit_images(images),
-        jnp.ones(len(images)),
-        jnp.asarray(target, jnp.int32),
-        inversion.start(start_key, images.shape[1:]),
-        key,
-        inversion=inversion,
-        **budget,
+        over_samples(call), variables, samples, start, key, budget=budget, inversion=inversion
     )
 
 
-_invert_one = jax.jit(invert, static_argnames=("logits_fn", "minibatch_size", "inversion"))
+_invert_one = jax.jit(invert, static_argnames=("logits_fn", "inversion"))

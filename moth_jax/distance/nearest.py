@@ -23,26 +23,20 @@ from jax import Array
 
 from moth_jax.distance.directions import DirectionChoice, choose_directions
 from moth_jax.distance.store import Chunk, ChunkStore, Directions
-from moth_jax.distance.subject import (
-    check_at_least_one,
-    check_classes,
-    check_classifier,
-    names_of,
-    victims_images,
-    with_variables,
-)
+from moth_jax.distance.subject import Subject, check_at_least_one
+from moth_jax.distance.universal import ArmImages, universal_triggers
 from moth_jax.errors import InputError
+from moth_jax.inversion import Budget, NeuralCleanse
 from moth_jax.parallel.devices import fetch, replicate
 from moth_jax.progress import Progress, as_progress
-from moth_jax.run import preemption
-from moth_jax.scanning import neural_cleanse
-from moth_jax.scanning.base import Suspect
-from moth_jax.scanning.options import ScanOptions
 from moth_jax.triggers import Trigger, stamp
 from moth_jax.types import LogitsFn, Variables
 
+# Images [K, n, h, w, c] of each class, and their weights [K, n].
+ClassSamples = tuple[np.ndarray, np.ndarray]
 _SHARES = np.arange(1, 17, dtype=np.float32) / 16  # of a universal trigger's mask
-_IMAGES_TOGETHER = 256  # as many classes as have so many images
+_IMAGES_TOGETHER = 256  # images of several classes that run in one call
+_MASK_WEIGHT, _PATIENCE = 1e-3, 5  # of the universal triggers, as Neural Cleanse scans with
 
 
 def nearest_directions(
@@ -69,11 +63,11 @@ def nearest_directions(
     Args:
       logits_fn, images, labels, variables, classes: as for `distance.distance_matrix`, to which the
         result is given as `directions`.
-      num_directions: how many.
+      num_directions: how many to choose.
       victims, targets: only directions out of these and into those (labels); () for all.
       num_images, num_steps, minibatch_size, seed: of one universal trigger's inversion; its images
         are of all other classes together.
-      images_per_class: on so many of each class the scaled triggers are tried.
+      images_per_class: images of each class that the scaled triggers are tried on.
       success_bound: share of them that has to be sent to the target.
       resume_dir: a folder for finished universal triggers, and how their parts did.
       progress: as for `distance.distance_matrix`.
@@ -84,30 +78,25 @@ def nearest_directions(
     check_at_least_one(num_directions=num_directions, images_per_class=images_per_class)
     if not 0 < success_bound <= 1:
         raise InputError(f"success_bound must be in (0, 1], got {success_bound}")
-    call = with_variables(logits_fn, variables)
-    seen = check_classifier(call, variables, images, labels)
-    num_classes = seen.shape[1]
-    classes = check_classes(classes, num_classes)
+    subject = Subject.of(logits_fn, images, labels, variables=variables, classes=classes)
+    classes = subject.classes
     candidates = choose_directions(classes, victims=victims, targets=targets)
     if num_directions > len(candidates.directions):
         raise InputError(
             f"num_directions must be in 1..{len(candidates.directions)}, got {num_directions}"
         )
-    names = names_of(classes, None, num_classes)
-    suspect = Suspect(
-        call, variables, seen, images, np.asarray(labels), classes, names, num_classes
+    folder = None if resume_dir is None else Path(resume_dir)
+    progress = as_progress(progress)
+    found = universal_triggers(
+        ArmImages(subject, num_images, seed),
+        budget=Budget(num_steps, _MASK_WEIGHT, minibatch_size),
+        inversion=NeuralCleanse(patience=_PATIENCE, success_bound=success_bound),
+        resume_dir=folder,
+        progress=progress,
     )
-    options = ScanOptions(
-        num_images=num_images,
-        num_steps=num_steps,
-        minibatch_size=minibatch_size,
-        success_bound=success_bound,
-        seed=seed,
-    )
-    bounds = distance_bounds(
-        suspect, options, images_per_class, resume_dir=resume_dir, progress=as_progress(progress)
-    )
-    far = margins(suspect, images_per_class, success_bound)
+    samples = _samples(subject, images_per_class)
+    bounds = distance_bounds(subject, found, samples, success_bound, folder, progress)
+    far = margins(subject, samples, success_bound)
     place = {label: i for i, label in enumerate(classes)}
     pairs = tuple(np.array([[place[k] for k in d] for d in candidates.directions]).T)
     promise = np.where(np.isfinite(bounds), bounds, 0.0) * far
@@ -119,48 +108,53 @@ def nearest_directions(
 
 
 def distance_bounds(
-    suspect: Suspect,
-    options: ScanOptions,
-    images_per_class: int,
-    *,
-    resume_dir: str | Path | None,
+    subject: Subject,
+    found: Chunk,
+    samples: ClassSamples,
+    success_bound: float,
+    folder: Path | None,
     progress: Progress,
 ) -> np.ndarray:
     """Return [K, K] bounds of the class distances, row victim, column target; inf on the diagonal.
 
     A bound is the size of the smallest sixteenth part of the target's universal trigger that sends
-    the success bound's share of the victim's images to it, and larger ones do too. Where the whole
+    the success bound's share of the victim's images to it, and larger parts do too. Where the whole
     does not, it is the size over the share that it does send: a guess, and no bound.
+
+    Args:
+      subject: the model.
+      found: the universal triggers of its classes.
+      samples: on which their parts are tried.
+      success_bound: share of the samples that has to be sent to the target.
+      folder: for finished targets; None keeps none.
+      progress: where it is shown.
     """
-    classes = suspect.classes
-    folder = None if resume_dir is None else Path(resume_dir)
-    found = neural_cleanse.search(suspect, options, folder, progress)
-    sizes = np.array([arm.size for arm in found.arms], np.float32)
+    classes = subject.classes
+    sizes = found.sizes[:, 0]
     reaching = np.flatnonzero(np.isfinite(sizes))
-    samples = _samples(suspect, images_per_class)
-    model = suspect.seen if suspect.variables is None else suspect.variables
-    store = ChunkStore(folder, {"shares": _SHARES.tolist()}, (*samples, found.triggers, model))
+    store = ChunkStore(
+        folder, {"shares": _SHARES.tolist()}, (*samples, found.trigger, subject.model)
+    )
     directions = {k: [(victim, classes[k]) for victim in classes] for k in reaching.tolist()}
     done = store.load(list(itertools.chain.from_iterable(directions.values())))
     rates = {classes.index(chunk.directions[0, 1]): chunk.rates for chunk in done}
-    inputs = suspect.logits_fn, *replicate((suspect.variables, *samples))
+    inputs = subject.logits_fn, *replicate((subject.variables, *samples))
     with progress.task("shares of universal triggers", total=len(classes), unit="targets") as task:
         task.skip(len(classes) - len(reaching) + len(rates))
         for k in (k for k in directions if k not in rates):
-            trigger = jax.tree.map(lambda leaf, k=k: leaf[k], found.triggers)
+            trigger = jax.tree.map(lambda leaf, k=k: leaf[k], found.trigger)
             rates[k] = fetch(_rates(*inputs, classes[k], trigger)).T
             store.save(_of_shares(directions[k], sizes[k], rates[k]))
             task.advance(1)
-            preemption.stop_here(folder)
     bounds = np.full((len(classes), len(classes)), np.inf, np.float32)
     for k in rates:
-        bounds[:, k] = _bound(rates[k].T, sizes[k], options.success_bound)
+        bounds[:, k] = _bound(rates[k].T, sizes[k], success_bound)
     np.fill_diagonal(bounds, np.inf)
     return bounds
 
 
 def _of_shares(directions: Directions, size: float, rates: np.ndarray) -> Chunk:
-    """Return the success `rates` [K, shares] of a target's trigger; itself is kept elsewhere."""
+    """Return the success `rates` [K, shares] of a target's trigger, which is kept elsewhere."""
     nothing = np.zeros((len(directions), 0), np.float32)
     return Chunk(
         directions=np.asarray(directions),
@@ -171,27 +165,27 @@ def _of_shares(directions: Directions, size: float, rates: np.ndarray) -> Chunk:
     )
 
 
-def margins(suspect: Suspect, images_per_class: int, share: float) -> np.ndarray:
+def margins(subject: Subject, samples: ClassSamples, share: float) -> np.ndarray:
     """Return [K, K]: how far the target's logit is below the largest, for `share` of the victim's.
 
-    Infinite where there are no images of the victim.
+    Infinite where the victim has no images.
     """
-    images, weights = _samples(suspect, images_per_class)
-    predict = jax.jit(suspect.logits_fn)
-    variables = replicate(suspect.variables)
+    images, weights = samples
+    predict = jax.jit(subject.logits_fn)
+    variables = replicate(subject.variables)
     far = np.full((len(images), len(images)), np.inf, np.float32)
     for row, (own, known) in enumerate(zip(images, weights > 0, strict=True)):
         if known.any():
             logits = fetch(predict(variables, own))[known]
-            below = logits.max(1, keepdims=True) - logits[:, list(suspect.classes)]
+            below = logits.max(1, keepdims=True) - logits[:, list(subject.classes)]
             far[row] = np.quantile(below, share, axis=0)
     return far
 
 
-def _samples(suspect: Suspect, images_per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first images of each class [K, n, h, w, c], and their weights [K, n]."""
-    directions = np.array([[victim, -1] for victim in suspect.classes])
-    return victims_images(suspect.images, suspect.labels, images_per_class, directions)
+def _samples(subject: Subject, images_per_class: int) -> ClassSamples:
+    """Return the first images of each class, and their weights."""
+    directions = np.array([[victim, -1] for victim in subject.classes])
+    return subject.victims_images(images_per_class, directions)
 
 
 def _bound(rates: np.ndarray, size: float, success_bound: float) -> np.ndarray:

@@ -10,7 +10,7 @@ one axis for each prime factor of the number of devices, so that it can be cut a
 is cut among all devices is cut over all axes.
 
 On a CPU the "devices" are threads: XLA runs most of a network's small operations on one core, and
-one device per core (`use_all_cores`) keeps all of them busy. Several processes (`distributed`) have
+one device per core (`use_all_cores`) keeps all of them busy. Several processes (`processes`) have
 their devices in one mesh, each a part of it that is contiguous.
 
 Note: `jax.pmap` is in maintenance; data parallelism in JAX is `jit` with `NamedSharding`.
@@ -222,21 +222,6 @@ def constrain_replicated(tree):
     if num_devices() == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, _sharding())
-
-
-def constrain_spread(tree):
-    """Inside `jit`: place `tree` as `spread` does, whatever the compiler would choose.
-
-    What takes such results as its arguments again is then compiled once.
-    """
-    if num_devices() == 1:
-        return tree
-
-    def place(leaf):
-        cut = leaf.ndim and len(leaf) % num_devices() == 0
-        return _constrain(leaf, _mesh().axis_names) if cut else constrain_replicated(leaf)
-
-    return jax.tree.map(place, tree)
 
 
 def _constrain(leaf, axes: tuple[str, ...]):

@@ -1,11 +1,11 @@
 """Several processes, on one host or many: the same command in each, in step.
 
 Every process runs the whole program, makes the same random draws and comes to the same decisions;
-arrays are cut among the devices of all (`sharding`). Process 0 is the *writer*. It alone reads and
+arrays are cut among the devices of all (`devices`). Process 0 is the *main* one. It alone reads and
 writes the working folder and tells the others what it read, so the folder need not be seen by them
 and cannot look different to them: a run goes on wherever its folder is, on any number of processes.
 
-    distributed.initialise()                     # before JAX is used
+    processes.initialise()                     # before JAX is used
     matrix = broadcast_from_main(DistanceMatrix.load, path)
     on_main(matrix.save, path)
 """
@@ -24,7 +24,6 @@ import jax
 import numpy as np
 
 from moth_jax.errors import InputError
-from moth_jax.run.console import EXIT_PREEMPTED, at_failure
 
 T = TypeVar("T")
 
@@ -37,7 +36,7 @@ _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 def initialise(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
+) -> bool:
     """Join the other processes: those given, or of the cluster that JAX finds itself in, if any.
 
     Must be called before JAX is first used.
@@ -46,6 +45,9 @@ def initialise(
       coordinator: HOST:PORT of process 0.
       num_processes: of the run; 1 means to stay alone, also in a cluster.
       process_id: 0 to num_processes - 1, another one in each.
+
+    Returns:
+      Whether there are other processes.
 
     Raises:
       InputError: some are given and others not, or they are impossible, or no process answers.
@@ -59,7 +61,7 @@ def initialise(
     # JAX would leave a single process one accelerator of a host that has several.
     alone = len(missing) == 3 and any(os.environ.get(name) == "1" for name in _COUNTS)
     if num_processes == 1 or alone:
-        return
+        return False
     if 0 < len(missing) < 3:
         raise InputError(
             "--coordinator=HOST:PORT, --num_processes and --process_id go together; not given: "
@@ -77,12 +79,12 @@ def initialise(
     except (ValueError, RuntimeError) as error:
         # That is how JAX says that there is no cluster.
         if missing and str(error).startswith("coordinator_address should be defined"):
-            return
+            return False
         raise InputError(
             f"cannot join the other processes: {error}; start the same command once for each, or "
             "set --num_processes=1"
         ) from error
-    at_failure(_leave)
+    return True
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -94,13 +96,8 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
         raise InputError(f"process_id must be in 0..{num_processes - 1}, got {process_id}")
 
 
-def _leave(code: int) -> None:
-    """End this process at once: the others may never come to where it would wait for them.
-
-    Not where a signal ends them all, at the same safe point.
-    """
-    if code == EXIT_PREEMPTED:
-        return
+def leave(code: int) -> None:
+    """End this process at once: the others may never come to where it would wait for them."""
     if is_main():
         time.sleep(_LAST_SECONDS)  # without it the others end; they may have the same to say
     sys.stdout.flush()

@@ -18,13 +18,33 @@ from moth_jax.errors import InputError
 from moth_jax.progress.displays import Bars, Display, Lines, NotebookScreen, Nothing, TerminalScreen
 from moth_jax.progress.task import Task
 
+AfterAdvance = Callable[[], None]
+
+
+def _go_on() -> None:
+    """Do nothing."""
+
 
 class Progress:
-    """Shows tasks on a display. Made by `console_progress` or `silent_progress`."""
+    """Shows tasks on a display. Made by `console_progress` or `silent_progress`.
 
-    def __init__(self, display: Display, *, clock: Callable[[], float] = time.monotonic):
+    Args:
+      display: where they are shown.
+      clock: seconds.
+      after_advance: called whenever a task has advanced, also where nothing is shown. It may end
+        the work by raising; whoever advances a task has therefore saved, or reported, what is done.
+    """
+
+    def __init__(
+        self,
+        display: Display,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        after_advance: AfterAdvance = _go_on,
+    ):
         self._display = display
         self._clock = clock
+        self._after_advance = after_advance
 
     @contextmanager
     def task(
@@ -39,6 +59,7 @@ class Progress:
             on_change=self._display.change,
             say=self._display.note,
             clock=self._clock,
+            after_advance=self._after_advance,
         )
         self._display.begin(task)
         try:
@@ -54,29 +75,38 @@ class Progress:
         self._display.note(text)
 
 
-def silent_progress() -> Progress:
-    """Return a `Progress` that shows nothing.
+def silent_progress(*, after_advance: AfterAdvance = _go_on) -> Progress:
+    """Return a `Progress` that shows nothing; `after_advance` is called all the same.
 
     >>> with silent_progress().task("hardening", total=3) as task:
     ...     task.advance(2, loss=0.1)
     >>> task.completed
     2
     """
-    return Progress(Nothing())
+    return Progress(Nothing(), after_advance=after_advance)
 
 
-def console_progress(stream: TextIO | None = None) -> Progress:
-    """Return a `Progress` for `stream` (default: standard error) or the notebook this runs in."""
+def console_progress(
+    stream: TextIO | None = None, *, after_advance: AfterAdvance = _go_on
+) -> Progress:
+    """Return a `Progress` for `stream` (default: standard error) or the notebook this runs in.
+
+    `after_advance` is called whenever a task has advanced (`Progress`).
+    """
+    return Progress(_display(stream), after_advance=after_advance)
+
+
+def _display(stream: TextIO | None) -> Display:
     if stream is None and _in_notebook():
-        return Progress(Bars(NotebookScreen()))
+        return Bars(NotebookScreen())
     stream = stream or sys.stderr
     if stream.isatty():
         from rich.console import Console
 
         console = Console(file=stream, highlight=False)
         if not console.is_dumb_terminal and console.encoding.startswith("utf"):
-            return Progress(Bars(TerminalScreen(console)))
-    return Progress(Lines(stream))
+            return Bars(TerminalScreen(console))
+    return Lines(stream)
 
 
 def as_progress(value: "bool | Progress | None") -> Progress:

@@ -16,6 +16,7 @@ class Task:
         on_change: Callable[["Task"], None],
         say: Callable[[str], None],
         clock: Callable[[], float],
+        after_advance: Callable[[], None],
     ):
         self.description = description
         self.total = total
@@ -26,6 +27,7 @@ class Task:
         self._on_change = on_change
         self._say = say
         self._clock = clock
+        self._after_advance = after_advance
         self._start = clock()
         self._done_here = 0
         self._last_n = 0
@@ -44,6 +46,7 @@ class Task:
             self._advances = [*self._advances[:1], (self._clock(), self._done_here)]
         if self.completed != self.total:  # else the last line says it
             self._on_change(self)
+        self._after_advance()
 
     def skip(self, n: int, /, **figures) -> None:
         """Like `advance` for work of an earlier run that was only loaded: says nothing of pace."""

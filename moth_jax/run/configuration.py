@@ -14,7 +14,6 @@ import ml_collections
 from ml_collections import config_dict
 
 from moth_jax import backdoors, data
-from moth_jax.distance.lanes import steps_of_a_part
 from moth_jax.errors import InputError, require_choice
 from moth_jax.hardening import METHODS
 from moth_jax.hardening.base import HardeningConfig
@@ -22,7 +21,7 @@ from moth_jax.hardening.moth import MothConfig
 from moth_jax.inversion import DEFAULT, Inversion, create
 from moth_jax.models import MODELS
 from moth_jax.models.loading import AUTO, TRUST
-from moth_jax.options import METHOD_RANGES, RANGES, check_ranges
+from moth_jax.options import check_options
 from moth_jax.scanning import SCANNERS, ScanOptions
 from moth_jax.training import BATCH_NORM_MODES, Adversary, TrainingConfig
 
@@ -57,9 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
       training: `training.TrainingConfig`.
       distance: `distance.distance_matrix`, with the inversion's name (`inversion.INVERSIONS`), its
         patience, success_bound and precision; None for what the inversion was made for;
-        settle_after: a direction is done after so many steps without progress and makes room for
-        the next (`inversion.neural_cleanse`, in float32; 0 for all steps); the split whose images
-        are used, and which directions: victims, targets: names of classes to measure from and to
+        the split whose images are used, and which directions: victims, targets: names of classes to measure from and to
         (() for all); of these num_directions, drawn at random by the run's seed (0 for all), or the
         nearest so many as universal triggers of the given model find them
         (`nearest.nearest_directions`; 0 for all).
@@ -118,7 +115,6 @@ def default_config() -> ml_collections.ConfigDict:
                 "inversion": DEFAULT,
                 "precision": "float32",
                 "patience": config_dict.placeholder(int),
-                "settle_after": 0,
                 "success_bound": 0.9,
                 "directions_per_chunk": 0,
             },
@@ -238,15 +234,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     require_choice("scan.split", config.scan.split, SPLITS)
     for part in _TRAINED:
         require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
-    check_ranges(config, RANGES)
-    inversion = distance_inversion(config)
-    if inversion.settled is not None:
-        steps_of_a_part(
-            config.distance.num_steps or inversion.budget.num_steps, inversion.verify_every
-        )
-    for part in map(node_of, METHODS):
-        fields = {name: METHOD_RANGES[name] for name in config[part] if name in METHOD_RANGES}
-        check_ranges(config, {part: fields})
+    check_options(config.training, of=TrainingConfig, prefix="training.")
+    check_options(config.scan, of=ScanOptions, prefix="scan.")
+    distance_inversion(config)
+    for name, method in METHODS.items():
+        part = node_of(name)
+        check_options(config[part], of=method.config, prefix=f"{part}.")
     seeds = config.distance.seeds
     if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
         raise InputError(
@@ -266,7 +259,6 @@ def distance_inversion(config: ml_collections.ConfigDict) -> Inversion:
         options.inversion,
         precision=options.precision,
         patience=options.patience,
-        settle_after=options.settle_after or None,
         success_bound=options.success_bound,
     )
 

@@ -18,11 +18,11 @@ from jax import Array
 
 from moth_jax.anomaly import anomaly_indices
 from moth_jax.distance.matrix import DistanceMatrix
-from moth_jax.distance.subject import check_classes, check_classifier, names_of, with_variables
+from moth_jax.distance.subject import Subject
 from moth_jax.errors import InputError, require_choice
 from moth_jax.progress import Progress, as_progress
 from moth_jax.scanning import k_arm, neural_cleanse, pairs
-from moth_jax.scanning.base import Evidence, Scanner, Suspect, check_classes_have_images
+from moth_jax.scanning.base import Evidence, check_classes_have_images
 from moth_jax.scanning.calibration import calibrate
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import Arm, Scan
@@ -39,11 +39,10 @@ __all__ = [
     "scan_distances",
 ]
 
-# Above 2 a size is, with 95 % confidence, no draw from the others' (Wang et al., S&P 2019).
 SCANNERS = {
-    "neural_cleanse": Scanner(neural_cleanse.search, 2.0, "anomaly index", success_bound=0.99),
-    "pairs": Scanner(pairs.search, 2.0, "anomaly index", success_bound=0.9),
-    "k_arm": Scanner(k_arm.search, 1.0, "suspicion", success_bound=0.9),
+    "neural_cleanse": neural_cleanse.SCANNER,
+    "pairs": pairs.SCANNER,
+    "k_arm": k_arm.SCANNER,
 }
 
 
@@ -91,24 +90,19 @@ def scan(
     require_choice("method", method, SCANNERS)
     started = time.perf_counter()
     scanner = SCANNERS[method]
-    call = with_variables(logits_fn, variables)
-    seen = check_classifier(call, variables, images, labels)
-    num_classes = seen.shape[1]
-    classes = check_classes(classes, num_classes)
-    names = names_of(classes, class_names, num_classes)
-    check_classes_have_images(classes, names, labels)
-    suspect = Suspect(
-        call, variables, seen, images, np.asarray(labels), classes, names, num_classes
+    subject = Subject.of(
+        logits_fn, images, labels, variables=variables, class_names=class_names, classes=classes
     )
+    check_classes_have_images(subject.classes, subject.names, labels)
     bound = options.success_bound or scanner.success_bound
     options = dataclasses.replace(options, success_bound=bound)
     found = scanner.search(
-        suspect, options, None if resume_dir is None else Path(resume_dir), as_progress(progress)
+        subject, options, None if resume_dir is None else Path(resume_dir), as_progress(progress)
     )
     seconds = time.perf_counter() - started
     details = dataclasses.asdict(options)
-    if len(classes) < num_classes:
-        details["among"] = [len(classes), num_classes]
+    if len(subject.classes) < subject.num_classes:
+        details["among"] = [len(subject.classes), subject.num_classes]
     return _decide(method, found, options, threshold, seconds, details)
 
 

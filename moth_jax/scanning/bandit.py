@@ -7,24 +7,24 @@ import jax
 import numpy as np
 
 from moth_jax.distance.chunks import chunk_size
-from moth_jax.inversion.directions import _advance, _begin
-from moth_jax.parallel.devices import fetch, num_devices, over_samples, replicate, spread
-from moth_jax.scanning.base import Suspect, inversion_of
+from moth_jax.distance.universal import Arm, ArmImages
+from moth_jax.inversion import Budget, Samples
+from moth_jax.inversion.directions import advance_directions, begin_directions
+from moth_jax.parallel.devices import fetch, replicate, spread
+from moth_jax.scanning.base import inversion_of
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.triggers import Trigger
 
 _GIVE_UP_STEPS = 200  # an arm without a trigger after so many is hopeless, as published
-_SETTLED_ROUNDS = 2  # in a row without progress, after which an arm gets no more
+_IDLE_ROUNDS = 2  # in a row without progress, after which an arm gets no more
 _PROGRESS = 0.99  # a round that leaves more than this of the size has made none
-
-ArmOf = tuple[int, int]
 
 
 class Bandit:
     """Inversions of arms (victim, target), each of which can be left and taken up again.
 
     Args:
-      suspect: the model.
+      images: of the arms.
       options: the budget.
       arms: the most promising first.
       like: another one, whose compiled calls will do for these arms too.
@@ -32,33 +32,30 @@ class Bandit:
 
     def __init__(
         self,
-        suspect: Suspect,
+        images: ArmImages,
         options: ScanOptions,
-        arms: Sequence[ArmOf],
+        arms: Sequence[Arm],
         *,
         like: "Bandit | None" = None,
     ):
         self.arms = list(arms)
         self.num_gradients = 0
-        self._suspect, self._options = suspect, options
+        self._images, self._options = images, options
         self._inversion = inversion_of(options)
-        counts = suspect.num_samples(self.arms, options)
+        counts = images.counts(self.arms)
         self._counts = dict(zip(self.arms, counts.tolist(), strict=True))
         self._size = chunk_size(options.arms_per_chunk or None, len(self.arms), 1)
         self._capacity = int(counts.max())
         if like is not None:
             self._size = like._size
             self._capacity = max(self._capacity, like._capacity)
-        self._predict = suspect.logits_fn
-        if self._size < num_devices():
-            self._predict = over_samples(self._predict)
-        self._variables = replicate(suspect.variables)
+        self._model = images.subject.logits_fn, replicate(images.subject.variables)
         self._states: dict = {}
         self._steps = dict.fromkeys(self.arms, 0)
         self._idle = dict.fromkeys(self.arms, 0)
         self._rng = np.random.default_rng(options.seed)
 
-    def size(self, arm: ArmOf) -> float:
+    def size(self, arm: Arm) -> float:
         """The size of the arm's smallest verified trigger so far; inf if there is none."""
         return float(self._result(arm).size) if arm in self._states else float("inf")
 
@@ -66,26 +63,26 @@ class Bandit:
         """The sizes of all arms."""
         return np.array([self.size(arm) for arm in self.arms])
 
-    def rate(self, arm: ArmOf) -> float:
+    def rate(self, arm: Arm) -> float:
         """The success rate of that trigger."""
         return float(self._result(arm).success_rate)
 
-    def trigger(self, arm: ArmOf) -> Trigger:
+    def trigger(self, arm: Arm) -> Trigger:
         """That trigger."""
         return self._result(arm).trigger
 
-    def steps(self, arm: ArmOf) -> int:
+    def steps(self, arm: Arm) -> int:
         """How many steps the arm has had."""
         return self._steps[arm]
 
-    def _result(self, arm: ArmOf):
+    def _result(self, arm: Arm):
         return self._inversion.result(self._states[arm])
 
-    def chunks(self, arms: Sequence[ArmOf]) -> list[Sequence[ArmOf]]:
+    def chunks(self, arms: Sequence[Arm]) -> list[Sequence[Arm]]:
         """Return `arms` in parts that run together."""
         return [arms[i : i + self._size] for i in range(0, len(arms), self._size)]
 
-    def turns(self) -> Iterator[Sequence[ArmOf]]:
+    def turns(self) -> Iterator[Sequence[Arm]]:
         """Yield the arms to play together, round after round, until the budget is spent.
 
         First every arm is played for `warmup_rounds`, and until it has found a trigger or is given
@@ -101,8 +98,8 @@ class Bandit:
                 return
             yield chosen
 
-    def _choose(self) -> list[ArmOf]:
-        """Return the arms of a round; none if the best of either kind is settled.
+    def _choose(self) -> list[Arm]:
+        """Return the arms of a round; none if the best of either kind is idle.
 
         Universal arms and pairs take turns: the trigger of a pair is smaller in any model.
         """
@@ -113,7 +110,7 @@ class Bandit:
         if not any(self._is_open(arms[0]) for arms in kinds if arms):
             return []
         free = [[arm for arm in arms if self._is_open(arm)] for arms in kinds]
-        chosen: list[ArmOf] = []
+        chosen: list[Arm] = []
         while any(free) and len(chosen) < self._size:
             free.sort(key=bool, reverse=True)  # a kind without open arms leaves its turns
             explore = self._rng.random() < self._options.random_share
@@ -121,43 +118,44 @@ class Bandit:
             free.reverse()
         return chosen
 
-    def _is_universal(self, arm: ArmOf) -> bool:
-        return arm[0] == self._suspect.any
+    def _is_universal(self, arm: Arm) -> bool:
+        return arm[0] == self._images.any
 
-    def _found(self, arm: ArmOf) -> bool:
+    def _found(self, arm: Arm) -> bool:
         return np.isfinite(self.size(arm))
 
-    def _is_new(self, arm: ArmOf) -> bool:
+    def _is_new(self, arm: Arm) -> bool:
         """Whether the arm is still in the warm-up."""
         warmup = self._options.warmup_rounds * self._options.steps_per_round
         return self._is_open(arm) and (not self._found(arm) or self._steps[arm] < warmup)
 
-    def _is_open(self, arm: ArmOf) -> bool:
+    def _is_open(self, arm: Arm) -> bool:
         """Whether more steps may change anything."""
         most = self._options.num_steps
         if not self._found(arm):
             return self._steps[arm] < min(most, _GIVE_UP_STEPS)
-        return self._steps[arm] < most and self._idle[arm] < _SETTLED_ROUNDS
+        return self._steps[arm] < most and self._idle[arm] < _IDLE_ROUNDS
 
-    def play(self, chosen: Sequence[ArmOf]) -> None:
+    def play(self, chosen: Sequence[Arm]) -> None:
         """Give each of `chosen` the steps of one round, in one compiled call."""
         options = self._options
         filled = np.resize(np.asarray(chosen, np.int32), (self._size, 2))
-        images, weights = spread(self._suspect.draw(options, self._capacity, filled))
+        images, weights = spread(self._images.draw(self._capacity, filled))
         victims, targets = spread(tuple(filled.T))
-        shared = (self._predict, self._variables, images, weights, victims, targets, options.seed)
+        shared = (*self._model, Samples(images, weights, targets), victims, options.seed)
         if any(arm not in self._states for arm in chosen):
-            fresh = _begin(*shared, mask_weight=options.mask_weight, inversion=self._inversion)
+            fresh = begin_directions(
+                *shared, mask_weight=options.mask_weight, inversion=self._inversion
+            )
             self._keep([arm for arm in chosen if arm not in self._states], chosen, fresh)
         arms = [tuple(arm) for arm in filled.tolist()]
         states = jax.tree.map(lambda *leaves: np.stack(leaves), *(self._states[a] for a in arms))
+        steps = np.array([self._steps[arm] for arm in arms], np.int32)
         before = {arm: self.size(arm) for arm in chosen}
-        states = _advance(
+        states = advance_directions(
             *shared,
-            spread(states),
-            spread(np.array([self._steps[arm] for arm in arms], np.int32)),
-            num_steps=options.steps_per_round,
-            minibatch_size=options.minibatch_size,
+            spread((states, steps)),
+            budget=Budget(options.steps_per_round, options.mask_weight, options.minibatch_size),
             inversion=self._inversion,
         )
         self._keep(chosen, chosen, states)
@@ -167,7 +165,7 @@ class Bandit:
             stuck = self._found(arm) and self.size(arm) > _PROGRESS * before[arm]
             self._idle[arm] = self._idle[arm] + 1 if stuck else 0
 
-    def _keep(self, arms: Sequence[ArmOf], order: Sequence[ArmOf], states) -> None:
+    def _keep(self, arms: Sequence[Arm], order: Sequence[Arm], states) -> None:
         """Store the states of `arms`, which stand in the `order` they were computed in."""
         leaves = fetch(states)
         for arm in arms:

@@ -26,36 +26,37 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from moth_jax.distance.subject import Subject
+from moth_jax.distance.universal import ArmImages
 from moth_jax.progress import Progress
-from moth_jax.run import preemption
 from moth_jax.scanning.bandit import Bandit
-from moth_jax.scanning.base import Evidence, Suspect
+from moth_jax.scanning.base import Evidence, Scanner, arm_images, row_of
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.prescreening import prescreen
 from moth_jax.scanning.result import ANY, Arm
 
 
 def search(
-    suspect: Suspect, options: ScanOptions, resume_dir: Path | None, progress: Progress
+    subject: Subject, options: ScanOptions, resume_dir: Path | None, progress: Progress
 ) -> Evidence:
     """Spend the shared budget on the arms that survive the pre-screening.
 
     It has no parts to resume: `resume_dir` is not used.
     """
-    arms = prescreen(suspect, options)
+    images = arm_images(subject, options)
+    arms = prescreen(images, options)
     if not arms:
         return Evidence(
             (), None, 0, "no class is often enough among the top predictions of another's images"
         )
-    bandit = Bandit(suspect, options, arms)
+    bandit = Bandit(images, options, arms)
     with progress.task("K-Arm rounds", unit="rounds") as task:
         for chosen in bandit.turns():
             bandit.play(chosen)
             task.advance(1, arms=len(arms), smallest=float(bandit.sizes().min()))
-            preemption.stop_here()
-    rows = [suspect.arm(*arm, bandit.size(arm), bandit.rate(arm)) for arm in arms]
-    checked = _smallest_pairs(arms, bandit, suspect, options.num_checked)
-    back = _way_back(suspect, options, bandit, checked, progress) if checked else None
+    rows = [row_of(images, arm, bandit.size(arm), bandit.rate(arm)) for arm in arms]
+    checked = _smallest_pairs(arms, bandit, images.any, options.num_checked)
+    back = _reverse_direction(images, options, bandit, checked, progress) if checked else None
     if back is not None:
         for arm, size in zip(checked, back.sizes(), strict=True):
             place = arms.index(arm)
@@ -87,14 +88,14 @@ def suspicion(arm: Arm, options: ScanOptions) -> float:
     )
 
 
-def _smallest_pairs(arms, bandit: Bandit, suspect: Suspect, count: int) -> list[tuple[int, int]]:
+def _smallest_pairs(arms, bandit: Bandit, any_class: int, count: int) -> list[tuple[int, int]]:
     """Return up to `count` pairs with the smallest triggers."""
-    pairs = [arm for arm in arms if arm[0] != suspect.any and np.isfinite(bandit.size(arm))]
+    pairs = [arm for arm in arms if arm[0] != any_class and np.isfinite(bandit.size(arm))]
     return sorted(pairs, key=bandit.size)[:count]
 
 
-def _way_back(
-    suspect: Suspect,
+def _reverse_direction(
+    images: ArmImages,
     options: ScanOptions,
     bandit: Bandit,
     pairs: list[tuple[int, int]],
@@ -105,12 +106,25 @@ def _way_back(
     As published; a way back that was not found has infinite size.
     """
     steps = max(bandit.steps(pair) for pair in pairs)
-    back = Bandit(suspect, options, [(b, a) for a, b in pairs], like=bandit)
+    back = Bandit(images, options, [(b, a) for a, b in pairs], like=bandit)
     rounds = -(-steps // options.steps_per_round)
     with progress.task("ways back", total=rounds, unit="rounds") as task:
         for _ in range(rounds):
             for chosen in back.chunks(back.arms):
                 back.play(chosen)
             task.advance(1)
-            preemption.stop_here()
     return back
+
+
+SCANNER = Scanner(
+    search,
+    threshold=1.0,
+    statistic="suspicion",
+    success_bound=0.9,
+    explanation=(
+        "Targets, and pairs of victim and target, that clean images already lean towards were "
+        "searched for small triggers, the most promising ones longest. An arm is suspect if its "
+        "trigger is small and, for a pair, the trigger back is much larger: classes that look "
+        "alike are near in both directions, an injected backdoor in one."
+    ),
+)

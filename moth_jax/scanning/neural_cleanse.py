@@ -7,46 +7,49 @@ Note: Sizes are of verified triggers. The published code takes the last mask who
   reached 99 % while it moved, and a failed inversion as a mask of ones.
 """
 
-import functools
 from pathlib import Path
 
-from moth_jax.distance.chunks import chunk_size, measure_all, measurer
-from moth_jax.distance.store import ChunkStore
+from moth_jax.distance.subject import Subject
+from moth_jax.distance.universal import universal_triggers
+from moth_jax.inversion import Budget
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
-from moth_jax.scanning.base import Evidence, Suspect, inversion_of
+from moth_jax.scanning.base import Evidence, Scanner, arm_images, inversion_of, row_of
 from moth_jax.scanning.options import ScanOptions
 
 
 def search(
-    suspect: Suspect, options: ScanOptions, resume_dir: Path | None, progress: Progress
+    subject: Subject, options: ScanOptions, resume_dir: Path | None, progress: Progress
 ) -> Evidence:
     """Invert the universal trigger of every class; the suspicion is the anomaly index."""
-    arms = suspect.universal_arms()
-    counts = suspect.num_samples(arms, options)
-    size = chunk_size(options.arms_per_chunk or None, len(arms), 1)
-    inversion = inversion_of(options)
-    budget = {
-        "num_steps": options.num_steps,
-        "minibatch_size": options.minibatch_size,
-        "mask_weight": options.mask_weight,
-        "seeds": [options.seed],
-    }
-    draw = functools.partial(suspect.draw, options, int(counts.max()))
-    by = measurer(suspect.logits_fn, suspect.variables, draw, inversion=inversion, **budget)
-    asked = {**budget, "inversion": inversion.name, "num_images": options.num_images}
-    model = suspect.seen if suspect.variables is None else suspect.variables
-    store = ChunkStore(resume_dir, asked, (suspect.images, suspect.labels, model))
-    with progress.task("universal triggers", total=len(arms), unit="targets") as task:
-        found = measure_all(arms, size, by, store, task, fit=not options.arms_per_chunk)
+    images = arm_images(subject, options)
+    found = universal_triggers(
+        images,
+        budget=Budget(options.num_steps, options.mask_weight, options.minibatch_size),
+        inversion=inversion_of(options),
+        arms_per_chunk=options.arms_per_chunk,
+        resume_dir=resume_dir,
+        progress=progress,
+    )
+    arms = images.universal()
     rows = [
-        suspect.arm(*arm, sizes[0], rates[0])
+        row_of(images, arm, sizes[0], rates[0])
         for arm, sizes, rates in zip(arms, found.sizes, found.rates, strict=True)
     ]
     rows, reason = with_anomaly_indices(rows)
-    return Evidence(
-        rows,
-        found.trigger,
-        int(options.num_steps * counts.sum()),
-        reason,
-    )
+    gradients = int(options.num_steps * images.counts(arms).sum())
+    return Evidence(rows, found.trigger, gradients, reason)
+
+
+SCANNER = Scanner(
+    search,
+    threshold=2.0,  # above it a size is, with 95 % confidence, no draw from the others'
+    statistic="anomaly index",
+    success_bound=0.99,
+    explanation=(
+        "For every class the smallest trigger was searched that makes the model take images of "
+        "all other classes for it. A backdoor is a shortcut: its target is reached by a far "
+        "smaller trigger than the other classes. The anomaly index says by how many deviations "
+        "a size lies below the median of all."
+    ),
+)

@@ -5,32 +5,36 @@ against all classes, need not find.
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
 from moth_jax.anomaly import MIN_CLASSES
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.measure import distance_matrix
+from moth_jax.distance.subject import Subject
 from moth_jax.errors import InputError
 from moth_jax.progress import Progress
 from moth_jax.scanning.anomaly import with_anomaly_indices
-from moth_jax.scanning.base import Evidence, Suspect, inversion_of
+from moth_jax.scanning.base import Evidence, Scanner, arm_images, inversion_of
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import Arm
 
 
-def search(suspect: Suspect, options: ScanOptions, resume_dir, progress: Progress) -> Evidence:
+def search(
+    subject: Subject, options: ScanOptions, resume_dir: Path | None, progress: Progress
+) -> Evidence:
     """Measure every direction; the suspicion is the anomaly index over all of them."""
-    predict = suspect.logits_fn
-    if suspect.variables is None:  # then it is a function of the images alone to others
+    predict = subject.logits_fn
+    if subject.variables is None:  # then it is a function of the images alone to others
         predict = functools.partial(predict, None)
     matrix = distance_matrix(
         predict,
-        suspect.images,
-        suspect.labels,
-        variables=suspect.variables,
-        class_names=suspect.names,
-        classes=suspect.classes,
+        subject.images,
+        subject.labels,
+        variables=subject.variables,
+        class_names=subject.names,
+        classes=subject.classes,
         num_images=options.num_images,
         num_steps=options.num_steps,
         minibatch_size=options.minibatch_size,
@@ -41,9 +45,9 @@ def search(suspect: Suspect, options: ScanOptions, resume_dir, progress: Progres
         resume_dir=resume_dir,
         progress=progress,
     )
-    arms = [(a, b) for a in suspect.classes for b in suspect.classes if a != b]
-    gradients = int(options.num_steps * suspect.num_samples(arms, options).sum())
-    return evidence(matrix, suspect.images.shape[1:])._replace(num_gradients=gradients)
+    arms = [(a, b) for a in subject.classes for b in subject.classes if a != b]
+    gradients = int(options.num_steps * arm_images(subject, options).counts(arms).sum())
+    return evidence(matrix, subject.image_shape)._replace(num_gradients=gradients)
 
 
 def evidence(matrix: DistanceMatrix, image_shape: tuple[int, int, int]) -> Evidence:
@@ -77,3 +81,16 @@ def evidence(matrix: DistanceMatrix, image_shape: tuple[int, int, int]) -> Evide
     rows, reason = with_anomaly_indices(rows)
     triggers = None if matrix.triggers is None else matrix.triggers.at(measured)
     return Evidence(rows, triggers, 0, reason)
+
+
+SCANNER = Scanner(
+    search,
+    threshold=2.0,
+    statistic="anomaly index",
+    success_bound=0.9,
+    explanation=(
+        "For every victim and target the smallest trigger was searched that makes the model "
+        "take images of the one for the other. The anomaly index says by how many deviations a "
+        "size lies below the median of all."
+    ),
+)

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from moth_jax.distance.subject import unit_images
-from moth_jax.scanning.base import Suspect
+from moth_jax.distance.universal import ArmImages
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.types import LogitsFn, Variables
 
 _BATCH_SIZE = 256
 
 
-def prescreen(suspect: Suspect, options: ScanOptions) -> list[tuple[int, int]]:
+def prescreen(images: ArmImages, options: ScanOptions) -> list[tuple[int, int]]:
     """Return the arms (victim, target) that survive, the most promising first.
 
     A poisoned model is expected to lean towards its target on the victims' clean images. An arm
@@ -30,18 +30,19 @@ def prescreen(suspect: Suspect, options: ScanOptions) -> list[tuple[int, int]]:
       images with true labels, and a class that is never predicted has images all the same. It ranks
       the pairs to a target by probability alone, here that decides between equal shares.
     """
-    logits, labels = _logits(suspect, options)
-    count = options.top_k or _default_top_k(suspect.num_classes)
+    subject = images.subject
+    logits, labels = _logits(images)
+    count = options.top_k or _default_top_k(subject.num_classes)
     in_top = among_largest(logits, min(count, logits.shape[1]))
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     probability = shifted / shifted.sum(1, keepdims=True)
 
     def lean(victim: int, target: int) -> tuple[float, float]:
-        chosen = labels != target if victim == suspect.any else labels == victim
+        chosen = labels != target if victim == images.any else labels == victim
         return float(in_top[chosen, target].mean()), float(probability[chosen, target].mean())
 
-    pairs = [(a, b) for a in suspect.classes for b in suspect.classes if a != b]
-    universal = [(suspect.any, target) for target in suspect.classes]
+    pairs = [(a, b) for a in subject.classes for b in subject.classes if a != b]
+    universal = [(images.any, target) for target in subject.classes]
     leans = {arm: lean(*arm) for arm in universal + pairs}
     kept = _survivors(universal, leans, options.universal_share, options.min_universal, 1)
     kept += _survivors(
@@ -83,19 +84,18 @@ def _default_top_k(num_classes: int) -> int:
     return 2 if num_classes <= 8 else round(num_classes / 4)
 
 
-def _logits(suspect: Suspect, options: ScanOptions) -> tuple[np.ndarray, np.ndarray]:
+def _logits(arm_images: ArmImages) -> tuple[np.ndarray, np.ndarray]:
     """Return the logits [n, K] and labels [n] of the first images of every class."""
-    used = np.concatenate(
-        [suspect.sample(k, k, options.num_images, options.seed) for k in suspect.classes]
-    )
+    subject = arm_images.subject
+    used = np.concatenate([arm_images.indices(k, k) for k in subject.classes])
     # The last batch is filled up with repeats, so that one compilation serves all.
     size = min(_BATCH_SIZE, len(used))
     filled = np.resize(used, -(-len(used) // size) * size)
     logits = [
-        _predict(suspect.logits_fn, suspect.variables, unit_images(suspect.images[part]))
+        _predict(subject.logits_fn, subject.variables, unit_images(subject.images[part]))
         for part in np.split(filled, len(filled) // size)
     ]
-    return np.concatenate(logits)[: len(used)].astype(np.float64), suspect.labels[used]
+    return np.concatenate(logits)[: len(used)].astype(np.float64), subject.labels[used]
 
 
 @functools.partial(jax.jit, static_argnames="logits_fn")
