@@ -18,6 +18,7 @@ from moth_jax.training import TrainingConfig
 
 Options = TypeVar("Options")
 
+SPLITS = ("train", "validation", "test")
 _MAX_NAMES = 50
 
 

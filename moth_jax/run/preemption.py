@@ -43,8 +43,12 @@ class Preempted(BaseException):
     """
 
     def __init__(self, saved: Path | None = None):
-        super().__init__(_said(saved))
+        super().__init__(saved)
         self.saved = saved
+
+    def __str__(self) -> str:
+        """Return what is said to the user."""
+        return _said(self.saved)
 
 
 def _said(saved: Path | None) -> str:
@@ -68,6 +72,16 @@ def stop_here(saved: Path | None = None) -> None:
     """Raise `Preempted` if the process is to end; what is done is `saved`."""
     if requested():
         raise Preempted(saved)
+
+
+@contextmanager
+def saved_in(folder: Path) -> Iterator[None]:
+    """Let a `Preempted` that leaves the block say that what is done is in `folder`."""
+    try:
+        yield
+    except Preempted as end:
+        end.saved = end.saved or folder
+        raise
 
 
 def save_before_giving_up(save: SaveNow | None) -> None:

@@ -79,7 +79,7 @@ class Phase(NamedTuple):
     check: Callable[[Job, SavedModel | None], None] = _nothing_to_check
     figures: Callable[[Job, Models], dict] = _no_figures
     files: tuple[str, ...] = ()
-    options: Mapping[str, type] = {}  # noqa: RUF012, it is not changed
+    options: Mapping[str, type] = {}
 
     def is_asked(self, request: str) -> bool:
         """Return whether this value of config.phase asks for the phase."""

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from moth_jax.data import ImageSplit
-from moth_jax.data.splitting import require_split
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix, increase_interval, relative_increase
 from moth_jax.distance.measure import distance_matrix
 from moth_jax.distance.nearest import nearest_directions
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, require_choice
 from moth_jax.inversion import DEFAULT, Inversion, create
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.options import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, option
 from moth_jax.parallel.processes import load_if_exists, on_main
-from moth_jax.run.job import Job
+from moth_jax.run.job import SPLITS, Job
 from moth_jax.run.phases.base import Models, Phase
 from moth_jax.run.preemption import saved_in
 
@@ -60,7 +59,7 @@ class MeasureOptions:
     directions_per_chunk: int = option(0, NOT_NEGATIVE)
 
     def __post_init__(self):
-        require_split("split", self.split)
+        require_choice("split", self.split, SPLITS)
         self.method()
         seeds = self.seeds
         if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):

@@ -210,6 +210,4 @@ def _figures(job: Job, given: Models) -> dict:
     return {"training_seconds": load_original(job.workdir).get("training_seconds")}
 
 
-PHASE = Phase(
-    do=_do, figures=_figures, files=(MODEL_FOLDERS["before"], _CHECKPOINTS, _RECORD)
-)
+PHASE = Phase(do=_do, figures=_figures, files=(MODEL_FOLDERS["before"], _CHECKPOINTS, _RECORD))

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from moth_jax.data import ImageSplit
-from moth_jax.data.splitting import require_split
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.errors import InputError, require_choice
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.options import NOT_NEGATIVE, option
 from moth_jax.parallel.processes import broadcast_from_main, load_if_exists, on_main
-from moth_jax.run.job import Job
+from moth_jax.run.job import SPLITS, Job
 from moth_jax.run.phases.base import Models, Phase
 from moth_jax.run.phases.measure import MeasureOptions, load_distances
 from moth_jax.run.preemption import saved_in
@@ -43,7 +42,7 @@ class ScanPhaseOptions(ScanOptions):
     def __post_init__(self):
         super().__post_init__()
         require_choice("scan.method", self.method, SCANNERS)
-        require_split("scan.split", self.split)
+        require_choice("scan.split", self.split, SPLITS)
 
     def of_scanner(self) -> ScanOptions:
         """Return the options of the scanner alone."""
