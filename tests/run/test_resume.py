@@ -100,7 +100,7 @@ MOMENTS = [
     ("after the first epoch's checkpoint", MetricWriter, "write", 2),
     ("before the trained model is written", checkpoint, "save_model", 1),
     ("before the second chunk of directions is written", ChunkStore, "save", 2),
-    ("before the distances are written", DistanceMatrix, "save", 2),
+    ("before the distances are written", DistanceMatrix, "save", 1),
     ("in the warm-up, between record and checkpoint", RunCheckpoints, "save", 4),
     ("after the last class of the warm-up", MetricWriter, "write", 8),
     ("between the records of a round", MetricWriter, "write", 2),
