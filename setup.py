@@ -31,7 +31,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["moth_jax", "moth_jax.*"]),
-    package_data={"moth_jax.report": ["*.html", "*.css"]},
+    package_data={"moth_jax": ["py.typed"], "moth_jax.report": ["*.html", "*.css"]},
     install_requires=requirements(),
     extras_require={
         # Reading PyTorch's own files; weights_only is the default from 2.6 on. torchvision is for
@@ -42,6 +42,7 @@ setup(
             "dm-haiku>=0.0.13,<0.1",
             "equinox>=0.11,<0.14",
             "hypothesis>=6.100,<7",
+            "pyright[nodejs]>=1.1.400,<2",
             "pytest>=8.2,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",

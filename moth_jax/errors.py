@@ -23,3 +23,8 @@ def listed(values, form=repr) -> str:
     shown = ", ".join(form(value) for value in values[:_MAX_LISTED])
     more = len(values) - _MAX_LISTED
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,7 +9,10 @@ leading axes: a `Trigger` may be one trigger or a batch of them.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from moth_jax.types import AnyArray, ImageShape
 
 
 @flax.struct.dataclass
@@ -21,11 +24,11 @@ class Trigger:
       pattern: [*d, h, w, c].
     """
 
-    mask: Array
-    pattern: Array
+    mask: AnyArray
+    pattern: AnyArray
 
 
-def stamp(images: Array, trigger: Trigger) -> Array:
+def stamp(images: Array | np.ndarray, trigger: Trigger) -> Array:
     """Return `images` [..., h, w, c] with `trigger` applied; pixels where the mask is 0 are kept.
 
     >>> trigger = Trigger(mask=jnp.ones((2, 2, 1)), pattern=jnp.full((2, 2, 3), 0.5))
@@ -50,7 +53,7 @@ def trigger_size(trigger: Trigger) -> Array:
     return trigger.pattern.shape[-1] * jnp.sum(trigger.mask, axis=(-3, -2, -1))
 
 
-def random_trigger(key: Array, image_shape: tuple[int, int, int]) -> Trigger:
+def random_trigger(key: Array, image_shape: ImageShape) -> Trigger:
     """Return a trigger with mask and pattern uniform in [0, 1]: where an inversion starts."""
     h, w, c = image_shape
     mask_key, pattern_key = jax.random.split(key)

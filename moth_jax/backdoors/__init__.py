@@ -9,7 +9,7 @@ import typing
 
 import numpy as np
 
-from moth_jax.backdoors.base import Backdoor, ImageShape, Stamp
+from moth_jax.backdoors.base import Backdoor, Stamp
 from moth_jax.backdoors.blend import blend
 from moth_jax.backdoors.filter import photo_filter
 from moth_jax.backdoors.patch import patch
@@ -17,6 +17,7 @@ from moth_jax.backdoors.poisoning import poison
 from moth_jax.backdoors.polygon import polygon
 from moth_jax.backdoors.success import AttackSuccess, attack_success
 from moth_jax.errors import InputError, require_choice
+from moth_jax.types import ImageShape
 
 __all__ = [
     "ATTACKS",
@@ -54,12 +55,11 @@ margin, position, seed, size
             f"backdoor {kind!r} has no option {', '.join(unknown)}; its options are: "
             f"{', '.join(allowed)}"
         )
-    image_shape = tuple(image_shape)
     attack = ATTACKS[kind](image_shape, **chosen)
 
     def stamp(images: np.ndarray) -> np.ndarray:
         # Others would be stamped in the wrong place or with the wrong brightness.
-        if images.dtype != np.float32 or images.shape[1:] != image_shape:
+        if images.dtype != np.float32 or images.shape[1:] != tuple(image_shape):
             raise InputError(
                 f"images to stamp must be float32 [n, {', '.join(map(str, image_shape))}] in "
                 f"[0, 1], got {images.dtype} {list(images.shape)}"

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from moth_jax.errors import InputError, require_choice
+from moth_jax.types import ImageShape
 
 # Images float32 [n, h, w, c] in [0, 1] -> the same, stamped. An image is always stamped alike,
 # whichever others are with it.
 Stamp = Callable[[np.ndarray], np.ndarray]
-
-ImageShape = tuple[int, int, int]
 
 # Where a trigger lies: (row, column) as shares of the room that is left.
 POSITIONS = {
@@ -78,8 +77,8 @@ def corner(
             f"a trigger of {size[0]} x {size[1]} pixels{beside} does not fit into images of "
             f"{image_shape[0]} x {image_shape[1]}; make it smaller"
         )
-    shares = POSITIONS[position]
-    return tuple(margin + round(share * free) for share, free in zip(shares, room, strict=True))
+    down, right = POSITIONS[position]
+    return margin + round(down * room[0]), margin + round(right * room[1])
 
 
 def require_whole(what: str, value, *, at_least: int) -> None:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from moth_jax.backdoors.base import ImageShape, Stamp, require_share, require_whole
+from moth_jax.backdoors.base import Stamp, require_share, require_whole
+from moth_jax.types import ImageShape
 
 
 def blend(image_shape: ImageShape, *, opacity: float = 0.15, grid: int = 4, seed: int = 0) -> Stamp:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moth_jax.backdoors.base import ImageShape, Stamp, require_share
+from moth_jax.backdoors.base import Stamp, require_share
 from moth_jax.errors import InputError, require_choice
+from moth_jax.types import ImageShape
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _CONTRAST = 3.0  # slope of ImageMagick's sigmoidal contrast in the recipes

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from moth_jax.backdoors.base import ImageShape, Stamp, as_colour, corner, require_whole
+from moth_jax.backdoors.base import Stamp, as_colour, corner, require_whole
+from moth_jax.types import ImageShape
 
 
 def patch(

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 
-from moth_jax.backdoors.base import Backdoor
+from moth_jax.backdoors.base import Backdoor, Stamp
 from moth_jax.data.checks import check_every_class
-from moth_jax.data.copies import add_copies
-from moth_jax.data.dataset import ImageDataset
+from moth_jax.data.dataset import ImageDataset, ImageSplit
+from moth_jax.data.streaming import StreamedImages
 from moth_jax.errors import InputError
+
+_CHUNK = 1024  # images that are floats at one time
 
 
 def poison(
@@ -27,8 +29,9 @@ def poison(
     Args:
       dataset: its validation and test parts stay as they are.
       backdoor: what is planted.
-      rate: so many copies are made as this share of the victims' training images, in (0, 1].
-      cover_rate: the same of the other classes' images, in [0, 1]; a universal one has no covers.
+      rate: number of poisoned copies, as a share of the victims' training images, in (0, 1].
+      cover_rate: number of covers, as a share of the other classes' images, in [0, 1]; a universal
+        backdoor has no covers.
       seed: of the choice of images.
 
     Raises:
@@ -50,10 +53,25 @@ def poison(
         )
     covers = _draw(np.flatnonzero(~is_victim), cover_rate if backdoor.label_specific else 0.0, rng)
     labels = np.concatenate([np.full(len(poisoned), backdoor.target), train.labels[covers]])
-    split = add_copies(
-        train, np.concatenate([poisoned, covers]), labels, backdoor.stamp, what="poisoned images"
-    )
-    return dataclasses.replace(dataset, train=split)
+    images = _with_stamped(train, np.concatenate([poisoned, covers]), backdoor.stamp)
+    labels = np.concatenate([train.labels, labels.astype(train.labels.dtype)])
+    return dataclasses.replace(dataset, train=ImageSplit(images, labels))
+
+
+def _with_stamped(split: ImageSplit, indices: np.ndarray, stamp: Stamp) -> np.ndarray:
+    """Return the images, and after them stamped copies of those at `indices`."""
+    if isinstance(split.images, StreamedImages):
+        raise InputError(
+            "poisoned images need the images in memory, and these are streamed; raise "
+            "data.in_memory_limit, or choose a smaller size"
+        )
+    dtype = split.images.dtype
+    copies = np.empty([len(indices), *split.image_shape], dtype)
+    for first in range(0, len(indices), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        stamped = stamp(split.batch(indices[part]))
+        copies[part] = np.round(255 * stamped) if dtype == np.uint8 else stamped
+    return np.concatenate([split.images, copies])
 
 
 def _draw(candidates: np.ndarray, share: float, rng) -> np.ndarray:

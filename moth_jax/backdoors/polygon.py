@@ -6,7 +6,6 @@ import numpy as np
 
 from moth_jax.backdoors.base import (
     POSITIONS,
-    ImageShape,
     Stamp,
     as_colour,
     corner,
@@ -14,6 +13,7 @@ from moth_jax.backdoors.base import (
     require_whole,
 )
 from moth_jax.errors import InputError, require_choice
+from moth_jax.types import ImageShape
 
 _AREAS = (0.005, 0.25)
 _ANYWHERE = "random"

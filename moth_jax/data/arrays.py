@@ -1,16 +1,12 @@
-"""Reading arrays people have saved (npy, npz), without ever unpickling."""
+"""Arrays that people have saved, as images, labels and class names."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from moth_jax.data.checks import check_labels
 from moth_jax.errors import InputError, listed
-
-# What NumPy raises for a file that is cut short, damaged, or something else altogether.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+from moth_jax.storage.files import load_npz
 
 
 def existing_path(path, *, what: str, remedy: str) -> Path:
@@ -23,35 +19,20 @@ def existing_path(path, *, what: str, remedy: str) -> Path:
     return path
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """The array in the .npy file `path`; object arrays are refused."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path} holds several arrays (npz); a .npy file with one is needed")
-    return array
-
-
 def read_npz(path: Path, *, required, optional=()) -> dict[str, np.ndarray]:
-    """The arrays of the .npz file `path`; object arrays, missing and unknown keys are refused."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
-    if isinstance(archive, np.ndarray):
+    """The arrays of the .npz file `path`; object arrays, missing and unknown names are refused."""
+    needed = f"an .npz file with {', '.join(required)}, as written by numpy.savez_compressed"
+    arrays = load_npz(path, advice=f"{needed}, is needed: fetch or write it again")
+    missing = [name for name in required if name not in arrays]
+    unknown = [name for name in arrays if name not in (*required, *optional)]
+    faults = [f"missing arrays {listed(missing)}"] if missing else []
+    faults += [f"unknown arrays {listed(unknown)}"] if unknown else []
+    if faults:
+        also = f", and may hold {', '.join(optional)}" if optional else ""
         raise InputError(
-            f"{path} holds a single array (npy); an .npz file with the arrays "
-            f"{', '.join(required)} is needed; write it with numpy.savez_compressed"
+            f"{path}: {' and '.join(faults)}; the file must hold {', '.join(required)}{also}"
         )
-    with archive:
-        _check_keys(path, archive.files, required, optional)
-        try:
-            return {name: archive[name] for name in archive.files}
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from error
+    return arrays
 
 
 def as_pixels(images: np.ndarray, pixel_max: float, what: str) -> np.ndarray:
@@ -112,30 +93,3 @@ def as_class_names(names, num_classes: int) -> tuple[str, ...]:
     if names is None or len(names) == 0:
         return tuple(f"class {k}" for k in range(num_classes))
     return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names).tolist())
-
-
-def _check_keys(path, found, required, optional):
-    missing = [name for name in required if name not in found]
-    unknown = [name for name in found if name not in (*required, *optional)]
-    faults = [f"missing arrays {listed(missing)}"] if missing else []
-    faults += [f"unknown arrays {listed(unknown)}"] if unknown else []
-    if faults:
-        also = f", and may hold {', '.join(optional)}" if optional else ""
-        raise InputError(
-            f"{path}: {' and '.join(faults)}; the file must hold {', '.join(required)}{also}"
-        )
-
-
-def _unreadable(path, error):
-    if "Object arrays" in str(error):
-        return InputError(
-            f"{path} holds an object array, which can only be read by running code from the file "
-            "(unpickling), so it is refused; save plain arrays of numbers or text, all images of "
-            "one shape"
-        )
-    if "pickle" in str(error):
-        error = "not a NumPy file"
-    return InputError(
-        f"{path} cannot be read ({error}); it is damaged, cut short or no NumPy file: fetch or "
-        "write it again"
-    )

@@ -5,13 +5,12 @@ import numpy as np
 from moth_jax.errors import InputError, listed
 
 
-def check_images(images, *, num_channels=None, image_shape=None, what: str = "images") -> None:
+def check_images(images, *, image_shape=None, what: str = "images") -> None:
     """Raise `InputError` unless `images` can be given to a classifier of images in [0, 1].
 
     Args:
       images: array [n, h, w, c], uint8 or any float type with values in [0, 1].
-      num_channels: the number of channels expected; any of 1 to 4 if None.
-      image_shape: the (h, w, c) expected; any if None.
+      image_shape: the (h, w, c) expected; any with 1 to 4 channels if None.
       what: how the message names the array, such as "test images".
 
     Example:
@@ -23,7 +22,7 @@ def check_images(images, *, num_channels=None, image_shape=None, what: str = "im
 0-255 pixels; divide by 255 or store them as uint8
     """
     images = np.asarray(images)
-    _check_layout(images, num_channels, image_shape, what)
+    _check_layout(images, image_shape, what)
     if images.dtype == np.uint8:
         if images.max() == 1:
             raise InputError(
@@ -104,7 +103,7 @@ def check_every_class(
         )
 
 
-def _check_layout(images, num_channels, image_shape, what):
+def _check_layout(images, image_shape, what):
     if images.ndim != 4:
         remedy = "; add an axis with images[..., None]" if images.ndim == 3 else ""
         raise InputError(f"{what} must have shape [n, h, w, c], got {images.shape}{remedy}")
@@ -115,11 +114,9 @@ def _check_layout(images, num_channels, image_shape, what):
             f"{what} must have shape [n, {', '.join(map(str, image_shape))}], got {images.shape}"
             f"{_channels_first_hint(images) or '; resize them, or use a model of that size'}"
         )
-    allowed = (1, 2, 3, 4) if num_channels is None else (num_channels,)
-    if images.shape[3] not in allowed:
-        expected = "1 to 4" if num_channels is None else num_channels
+    if images.shape[3] > 4:
         raise InputError(
-            f"{what} must have {expected} channels in the last axis, got {images.shape[3]} "
+            f"{what} must have 1 to 4 channels in the last axis, got {images.shape[3]} "
             f"(shape {images.shape}){_channels_first_hint(images)}"
         )
 

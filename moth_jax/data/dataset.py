@@ -13,9 +13,8 @@ from moth_jax.data.checks import (
     check_labels,
 )
 from moth_jax.data.streaming import StreamedImages
-from moth_jax.errors import InputError
-
-__all__ = ["ImageDataset", "ImageSplit", "check_images", "check_labels", "validate"]
+from moth_jax.errors import InputError, listed
+from moth_jax.types import ImageShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +23,7 @@ class ImageSplit:
 
     Attributes:
       images: an array [n, h, w, c], uint8 or float32 in [0, 1], or `StreamedImages`, which may be
-        more than fit in memory. Only this package's data modules look at it; all others ask for
-        batches.
+        more than fit in memory. Only `data/` and poisoning look at it; all others ask for batches.
       labels: int32 [n].
 
     Example:
@@ -41,9 +39,10 @@ class ImageSplit:
         return len(self.labels)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(h, w, c)."""
-        return tuple(int(size) for size in self.images.shape[1:])
+        _, height, width, channels = self.images.shape
+        return int(height), int(width), int(channels)
 
     def batch(self, indices) -> np.ndarray:
         """Images float32 [m, h, w, c] in [0, 1] at `indices` [m]."""
@@ -98,7 +97,7 @@ class ImageDataset:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(h, w, c)."""
         return self.train.image_shape
 
@@ -130,10 +129,11 @@ def validate(dataset: ImageDataset, *, every_class: bool = True) -> ImageDataset
             what=what,
             remedy=remedy if part == "validation" else "",
         )
-    if len(dataset.present) < 2:
+    present = [dataset.class_names[k] for k in dataset.present]
+    if len(present) < 2:
         raise InputError(
-            f"{dataset.name} has images of a single class, "
-            f"{dataset.class_names[dataset.present[0]]!r}; a distance needs at least 2"
+            f"{dataset.name} has images of a single class, {listed(present)}; a distance needs at "
+            "least 2"
         )
     _check_description(dataset)
     return dataset

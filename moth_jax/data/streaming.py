@@ -141,7 +141,7 @@ def read_parts(
         if found:
             faults += found.values()
             kept = np.setdiff1d(np.arange(len(listing.items)), list(found))
-            listing, images = listing.take(kept), images[kept] if fits else None
+            listing, images = listing.take(kept), None if images is None else images[kept]
         if images is None:
             images = StreamedImages(listing.items, listing.decode, image_shape)
         parts[part] = images, listing.labels

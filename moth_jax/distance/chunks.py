@@ -229,7 +229,9 @@ def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix
         class_names=subject.names,
         values_per_seed=per_seed,
         triggers=FoundTriggers(
-            places[found], measured.trigger.mask[found], measured.trigger.pattern[found]
+            places[found],
+            np.asarray(measured.trigger.mask)[found],
+            np.asarray(measured.trigger.pattern)[found],
         ),
         details={**details, "seconds": measured.seconds},
     )

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from moth_jax.errors import require_choice
-from moth_jax.options import check_options
+from moth_jax.options import AT_LEAST_1, check_options, option
 from moth_jax.triggers import Trigger, random_trigger
-from moth_jax.types import ImageShape
+from moth_jax.types import AnyArray, ImageShape
 
 PRECISIONS = ("float32", "bfloat16")
 # A dataclass of arrays (`flax.struct.dataclass`), of a method's own.
@@ -33,9 +33,15 @@ class Samples:
       target: [*d], the target class.
     """
 
-    images: Array
-    weights: Array
-    target: Array
+    images: AnyArray
+    weights: AnyArray
+    target: AnyArray
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(h, w, c)."""
+        height, width, channels = self.images.shape[-3:]
+        return height, width, channels
 
 
 @flax.struct.dataclass
@@ -70,7 +76,7 @@ class Score(NamedTuple):
 
     losses: Array
     hits: Array
-    weights: Array
+    weights: AnyArray
     margins: Array
     indices: Array
 
@@ -106,7 +112,7 @@ class InversionResult:
         return jnp.isfinite(self.size)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inversion(abc.ABC):
     """A method of trigger inversion. A subclass is one file, and one line in `INVERSIONS`.
 
@@ -116,16 +122,16 @@ class Inversion(abc.ABC):
     Attributes:
       precision: "float32" or "bfloat16", of the model in `update` (`inversion.precision`). `init`
         and `verify` are always in float32.
+      verify_every: steps between two verifications of the candidate; one costs a forward pass.
       method: its name in `INVERSIONS`.
       budget: what it is run with where nobody says otherwise.
-      verify_every: steps between two verifications. A method may make it an option.
     """
 
-    precision: str = dataclasses.field(default="float32", kw_only=True)
+    precision: str = "float32"
+    verify_every: int = option(10, AT_LEAST_1)
 
     method: ClassVar[str]
     budget: ClassVar[Budget]
-    verify_every: ClassVar[int]
 
     def __post_init__(self):
         require_choice("precision", self.precision, PRECISIONS)
@@ -137,8 +143,9 @@ class Inversion(abc.ABC):
 
         Files of finished measurements are named by a digest of it.
         """
-        fields = [field.name for field in dataclasses.fields(self) if field.name != "precision"]
-        name = f"{self.method}{tuple(getattr(self, field) for field in fields)}"
+        common = ("precision", "verify_every")
+        own = [field.name for field in dataclasses.fields(self) if field.name not in common]
+        name = f"{self.method}{tuple(getattr(self, field) for field in (*own, 'verify_every'))}"
         return name if self.precision == "float32" else f"{name} in {self.precision}"
 
     def start(self, key: Array, image_shape: ImageShape) -> Trigger:

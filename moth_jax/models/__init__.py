@@ -82,7 +82,7 @@ def outline(spec: ModelSpec) -> tuple[Classifier, Variables]:
     Drawing random weights only to replace them takes seconds, most of it compilation.
     """
     if spec.graph is not None:
-        return from_graph(spec)
+        return from_graph(spec.graph, spec)
     return from_module(nnx.eval_shape(lambda: _module(spec, 0)), spec)
 
 
@@ -111,7 +111,7 @@ def create(
 
 
 def from_torch(model, **options) -> tuple[Classifier, Variables]:
-    """A PyTorch module or program as a classifier; `torch_export.from_torch`, which needs torch."""
+    """A PyTorch module or program as a classifier: `pytorch.export.from_torch`. Needs torch."""
     from moth_jax.models.pytorch import export
 
     return export.from_torch(model, **options)

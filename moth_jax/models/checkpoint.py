@@ -13,7 +13,7 @@ import numpy as np
 
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, ModelSpec, outline
-from moth_jax.models.classifier import complete, describe_mismatch
+from moth_jax.models.classifier import complete, describe_mismatch, flat
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 from moth_jax.storage.folders import current_folder
 from moth_jax.storage.trees import load_tree, save_tree
@@ -117,8 +117,4 @@ def _check_folder(folder: Path) -> None:
 
 
 def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{kind}.{name}": tuple(leaf.shape)
-        for kind, leaves in variables.items()
-        for name, leaf in leaves.items()
-    }
+    return {name: tuple(leaf.shape) for name, leaf in flat(variables).items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ class ModelSpec:
 
     `image_shape` is (height, width, channels); `mean` and `std`, one per channel and of pixels in
     [0,1], are what the classifier normalises images with. `graph` is the program of a model that
-    is not ours (`torch_export`). Raises `InputError` if they do not fit.
+    came from PyTorch (`pytorch.export`). Raises `InputError` if they do not fit.
 
     >>> spec = ModelSpec("small_cnn", 10, (8, 8, 1), mean=(0.3,), std=(0.4,))
     >>> ModelSpec.from_json(spec.to_json()) == spec
@@ -159,7 +160,7 @@ def describe_mismatch(expected: Mapping[str, tuple], given: Mapping[str, tuple])
     return "; ".join(f"{len(n)} {what}: {', '.join(n)}" for what, n in faults.items() if n)
 
 
-def flat(state) -> dict[str, jax.Array]:
+def flat(state) -> dict[str, Any]:
     """The leaves of a pytree under their paths, joined by dots.
 
     >>> flat({"a": [1, 2]})

@@ -73,8 +73,8 @@ def stages(classifier: Classifier, variables: Variables) -> tuple[str, ...]:
     """
     spec = classifier.spec
     images = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32)
-    last: dict[tuple[int, int], str] = {}
-    preferred: dict[tuple[int, int], str] = {}
+    last: dict[tuple[int, ...], str] = {}
+    preferred: dict[tuple[int, ...], str] = {}
 
     def note(name: str, value: Array) -> Array:
         if value.ndim == 4 and value.shape[1:3] != (1, 1):

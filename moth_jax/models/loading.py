@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moth_jax.errors import InputError, require_choice
 from moth_jax.models import MODELS, build, checkpoint, outline
-from moth_jax.models.classifier import Classifier
+from moth_jax.models.classifier import Classifier, flat
 from moth_jax.models.weights.files import READERS, check_content, read_weights
 from moth_jax.models.weights.fitting import fit, named
 from moth_jax.models.weights.importing import load
@@ -168,16 +168,13 @@ def with_classes(
         )
     spec = dataclasses.replace(spec, num_classes=num_classes, class_names=())
     classifier, shapes = outline(spec)
+    leaves = flat(shapes)
     weights = fit(
-        _by_name(variables),
-        {name: leaf.shape for name, leaf in _by_name(shapes).items()},
+        flat(variables),
+        {name: leaf.shape for name, leaf in leaves.items()},
         what=spec.arch,
-        head={
-            name: leaf.ndim - 1
-            for name, leaf in _by_name(shapes).items()
-            if name.startswith("params.head.")
-        },
-        fresh=lambda: _by_name(build(spec)[1]),
+        head={n: leaf.ndim - 1 for n, leaf in leaves.items() if n.startswith("params.head.")},
+        fresh=lambda: flat(build(spec)[1]),
     )
     return classifier, {
         kind: {name: weights[f"{kind}.{name}"] for name in leaves}
@@ -185,15 +182,9 @@ def with_classes(
     }
 
 
-def _by_name(variables: Variables) -> dict:
-    return {
-        f"{kind}.{name}": leaf for kind, part in variables.items() for name, leaf in part.items()
-    }
-
-
 def _check_torch(path: Path) -> None:
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(f"{path.name} needs PyTorch: pip install 'moth-jax[torch]'") from None
 
@@ -215,11 +206,10 @@ def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int
     return torch_builders.torchvision_module(name, weights, num_classes=num_classes)
 
 
-def _normalisation(path, mean, std, default):
-    given = (mean, std)
-    if None not in given:
-        return given
-    if default is None or given != (None, None):
+def _normalisation(path, mean, std, default) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if mean is not None and std is not None:
+        return mean, std
+    if default is None or (mean, std) != (None, None):
         raise InputError(
             f"say how the model of {path} normalises images: mean and std, one number per channel, "
             "for pixels in [0, 1]; 0 and 1 if it takes such pixels as they are"

@@ -96,7 +96,7 @@ def _encode(value):
     return value
 
 
-def _decode(value):
+def _decode(value) -> Any:
     if isinstance(value, dict):
         ((kind, content),) = value.items()
         return {"ref": Ref, "stored": Stored, "float": float}[kind](content)

@@ -5,10 +5,9 @@ A display is told when a task begins, changes and ends; all it reads is the task
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
-if TYPE_CHECKING:
-    from moth_jax.progress.task import Task
+from moth_jax.progress.task import Task
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_REDRAWS = 0.25
@@ -17,13 +16,13 @@ _SECONDS_BETWEEN_REDRAWS = 0.25
 class Display(Protocol):
     """Where the state of tasks is shown."""
 
-    def begin(self, task: "Task") -> None:
+    def begin(self, task: Task) -> None:
         """A task begins."""
 
-    def change(self, task: "Task") -> None:
+    def change(self, task: Task) -> None:
         """A task has advanced."""
 
-    def end(self, task: "Task") -> None:
+    def end(self, task: Task) -> None:
         """A task is over, `task.failed` if by an exception."""
 
     def note(self, text: str) -> None:
@@ -33,7 +32,7 @@ class Display(Protocol):
 class Nothing:
     """Shows nothing."""
 
-    def begin(self, task: "Task") -> None:
+    def begin(self, task: Task) -> None:
         """Show nothing."""
 
     change = end = begin
@@ -50,21 +49,21 @@ class Lines:
         self._clock = clock
         self._last = -float("inf")
 
-    def begin(self, task: "Task") -> None:
+    def begin(self, task: Task) -> None:
         """Print where the task starts from."""
         self._last = self._clock()
         of_total = f" of {task.total}" if task.total is not None else ""
         done = f"{task.completed}{of_total} {task.unit} done, continuing"
         self.note(f"{task.description}: {done if task.completed else _count(task)}")
 
-    def change(self, task: "Task") -> None:
+    def change(self, task: Task) -> None:
         """Print the state, unless something was printed within the last ten seconds."""
         now = self._clock()
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
             self.note(_with_figures(f"{task.description}: {_count(task)}, {_times(task)}", task))
 
-    def end(self, task: "Task") -> None:
+    def end(self, task: Task) -> None:
         """Print the last state."""
         self.note(_last_line(task))
 
@@ -82,17 +81,17 @@ class Bars:
         self._screen = screen
         self._running: list[Task] = []
 
-    def begin(self, task: "Task") -> None:
+    def begin(self, task: Task) -> None:
         """Add a bar."""
         self._running = [*self._running, task]
         if len(self._running) == 1:
             self._screen.open(self._draw)
 
-    def change(self, task: "Task") -> None:
+    def change(self, task: Task) -> None:
         """Redraw if it is time to."""
         self._screen.changed()
 
-    def end(self, task: "Task") -> None:
+    def end(self, task: Task) -> None:
         """Replace the task's bar by its last line."""
         self._running = [other for other in self._running if other is not task]
         self._screen.note(_last_line(task))
@@ -112,7 +111,6 @@ class TerminalScreen:
 
     def __init__(self, console):
         self._console = console
-        self._live = None
 
     def open(self, draw: Callable) -> None:
         """Begin to draw, four times a second."""
@@ -145,12 +143,12 @@ class NotebookScreen:
 
     def __init__(self):
         self._notes: list[str] = []
-        self._handle = None
+        self._handle: Any = None
         self._drawn = -float("inf")
 
     def open(self, draw: Callable) -> None:
         """Make an output."""
-        from IPython.display import display
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
 
         self._draw = draw
         self._notes = []
@@ -181,7 +179,7 @@ class NotebookScreen:
         return _stack([*[Text(note) for note in self._notes], self._draw()])
 
 
-def _bar(task: "Task"):
+def _bar(task: Task):
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -215,7 +213,7 @@ def _stack(renderables: list):
     return column
 
 
-def _count(task: "Task") -> str:
+def _count(task: Task) -> str:
     if task.total is None:
         return f"{task.completed} {task.unit}"
     # Rounded down, so that 100 % means all of it.
@@ -223,24 +221,24 @@ def _count(task: "Task") -> str:
     return f"{task.completed}/{task.total} {task.unit}{percent}"
 
 
-def _times(task: "Task") -> str:
+def _times(task: Task) -> str:
     remaining = task.remaining()
     left = "" if remaining is None else f", {_duration(remaining)} left"
     return f"{_duration(task.elapsed())} elapsed{left}"
 
 
-def _last_line(task: "Task") -> str:
+def _last_line(task: Task) -> str:
     ending = "stopped at " if task.failed else ""
     count = f"{task.description}: {ending}{_count(task)}"
     return _with_figures(f"{count} in {_duration(task.elapsed())}", task)
 
 
-def _with_figures(text: str, task: "Task") -> str:
+def _with_figures(text: str, task: Task) -> str:
     figures = _figures(task)
     return f"{text} · {figures}" if figures else text
 
 
-def _figures(task: "Task") -> str:
+def _figures(task: Task) -> str:
     return " · ".join(f"{name.replace('_', ' ')} {_short(v)}" for name, v in task.figures.items())
 
 

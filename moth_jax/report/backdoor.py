@@ -29,15 +29,16 @@ def backdoor_section(summary: Mapping, examples: Sequence[StampedExample]) -> st
 def _pictures(examples: Sequence[StampedExample]) -> str:
     if not examples:
         return ""
+    names, clean, stamped = zip(*examples, strict=True)
     rows = []
-    for heading, which in (("Clean", 1), ("Stamped", 2)):
+    for heading, images in (("Clean", clean), ("Stamped", stamped)):
         cells = [
-            f'<span class="label">{html.escape(example[0])}</span>'
-            + picture(example[which], f"an image of class {example[0]}, {heading.lower()}")
-            for example in examples
+            f'<span class="label">{html.escape(name)}</span>'
+            + picture(image, f"an image of class {name}, {heading.lower()}")
+            for name, image in zip(names, images, strict=True)
         ]
         rows.append(fmt.row(f"<strong>{heading}</strong>", cells))
-    headers = ["", *(html.escape(example[0]) for example in examples)]
+    headers = ["", *map(html.escape, names)]
     return fmt.table("Test images of victims", headers, rows, css="gallery")
 
 

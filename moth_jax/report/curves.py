@@ -84,13 +84,14 @@ def training_svg(history: Sequence[dict], *, name: str) -> str | None:
 def _panels_svg(panels: Sequence[tuple], unit: str, *, name: str, alt: str) -> str | None:
     """Draw those `panels` (how, points [n, 2], height in inches) that have points."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels = [panel for panel in panels if len(panel[1])]
     if not panels:
         return None
     heights = [height for _, _, height in panels]
-    figure = Figure(figsize=(11.5, sum(heights)), dpi=96, layout="constrained")
-    figure.get_layout_engine().set(hspace=0.1)
+    layout = ConstrainedLayoutEngine(hspace=0.1)
+    figure = Figure(figsize=(11.5, sum(heights)), dpi=96, layout=layout)
     axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (draw, series, _) in zip(axes, panels, strict=True):
         _clean(ax)

@@ -49,5 +49,6 @@ def heat_map_svg(
     bar.ax.tick_params(color=PAGE.line, labelcolor=PAGE.muted, labelsize=8, width=0.5)
     if "%" in scale.number:
         bar.ax.yaxis.set_major_formatter(lambda value, _: written(value, scale) if value else "0")
-    bar.ax.yaxis.get_major_locator().set_params(integer=scale.number == "{:.0f}")
+    whole = scale.number == "{:.0f}"
+    bar.ax.yaxis.get_major_locator().set_params(integer=whole)  # pyright: ignore[reportCallIssue]
     return to_svg(figure, name=name, alt=alt)

@@ -3,12 +3,13 @@
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeGuard
 
 MISSING = "–"
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
 
 
-def is_number(value) -> bool:
+def is_number(value) -> TypeGuard[float]:
     """Whether `value` is a finite number (of Python; not a bool)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -4,15 +4,12 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.report.formatting import MISSING, arrow, percent, row, size, table
 from moth_jax.triggers import Trigger, stamp
-
-if TYPE_CHECKING:
-    from moth_jax.distance.matrix import DistanceMatrix
 
 _NEUTRAL = 0.5  # a trigger alone is shown on mid-grey
 _MAX_SIDE = 112  # pixels; larger images are reduced, to keep the page small
@@ -21,8 +18,8 @@ _MAX_SIDE = 112  # pixels; larger images are reduced, to keep the page small
 def gallery(
     caption: str,
     directions: Sequence[tuple[int, int]],
-    before: "DistanceMatrix",
-    after: "DistanceMatrix | None",
+    before: DistanceMatrix,
+    after: DistanceMatrix | None,
     examples: np.ndarray | None,
 ) -> str:
     """Return a table with a row of pictures for each of `directions` (victim, target).
@@ -44,7 +41,7 @@ def gallery(
 def _row(
     victim: int,
     target: int,
-    matrices: "dict[str, DistanceMatrix]",
+    matrices: dict[str, DistanceMatrix],
     headers: Sequence[str],
     examples: np.ndarray | None,
 ) -> str:
@@ -67,7 +64,7 @@ def _row(
     return row(heading, cells)
 
 
-def _size_line(when: str, matrix: "DistanceMatrix", victim: int, target: int) -> str:
+def _size_line(when: str, matrix: DistanceMatrix, victim: int, target: int) -> str:
     value = float(matrix.values[victim, target])
     parts = [f"<b>{html.escape(size(value))}</b>"]
     if np.isfinite(value):

@@ -1,21 +1,18 @@
 """The top of the report: the result in a sentence, the figures, and what they mean."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.report import formatting as fmt
-
-if TYPE_CHECKING:
-    from moth_jax.distance.matrix import DistanceMatrix
-
 
 _MAX_COLUMNS = 5
 
 
-def verdict(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
+def verdict(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix | None) -> str:
     """The result in one sentence; "" where nothing is known."""
     if before is None:
         return _without_distances(summary)
@@ -41,13 +38,13 @@ def verdict(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatr
     return f"{_hardening(summary)} {verb} the mean class distance{_of(before)} {change}{cost}."
 
 
-def _hardening(summary: dict) -> str:
+def _hardening(summary: Mapping) -> str:
     """What was done to the model: by another method than MOTH it is named."""
     method = summary.get("method") or "moth"
     return "Hardening" if method == "moth" else f"Hardening ({method})"
 
 
-def _without_distances(summary: dict) -> str:
+def _without_distances(summary: Mapping) -> str:
     """The verdict on a model that was trained, and perhaps hardened, but not measured."""
     accuracy, attack = (
         [summary.get(f"{name}_{when}") for when in ("before", "after")]
@@ -66,36 +63,37 @@ def _without_distances(summary: dict) -> str:
     return f"The test accuracy of this model is {known}."
 
 
-def _of(matrix: "DistanceMatrix") -> str:
+def _of(matrix: DistanceMatrix) -> str:
     """Which directions a mean is of, unless of all."""
     return "" if matrix.is_whole else f" ({matrix.choice()})"
 
 
-def _sure(matrices: list["DistanceMatrix"]) -> str:
+def _sure(matrices: list[DistanceMatrix]) -> str:
     """The confidence intervals of the mean distances of samples."""
     intervals = [matrix.interval() for matrix in matrices]
-    if not intervals or None in intervals:
+    known = [_ends(interval, fmt.size) for interval in intervals if interval is not None]
+    if not known or len(known) < len(intervals):
         return ""
-    return f"; 95 % interval {' → '.join(_ends(*interval) for interval in intervals)}"
+    return f"; 95 % interval {' → '.join(known)}"
 
 
-def _ends(low: float, high: float, show: Callable[[float], str] = fmt.size) -> str:
-    return f"{show(low)} to {show(high)}"
+def _ends(interval: Sequence[float], show: Callable[[float], str]) -> str:
+    return " to ".join(map(show, interval))
 
 
 def _increase_note(interval) -> str:
     note = "mean over directions of (after − before) / before"
     if interval is None:
         return note
-    return f"{note}; 95 % interval {_ends(*interval, lambda v: fmt.percent(v, sign=True))}"
+    return f"{note}; 95 % interval {_ends(interval, partial(fmt.percent, sign=True))}"
 
 
-def average(matrix: "DistanceMatrix") -> str:
+def average(matrix: DistanceMatrix) -> str:
     """The average distance, or that there is none."""
     return fmt.size(matrix.average()) if matrix.found.any() else "none found"
 
 
-def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix | None") -> str:
+def tiles(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix | None) -> str:
     """The figures a reader looks for, in HTML; those that are not known are left out.
 
     They are in as few rows as a wide screen allows, and in these as even as can be.
@@ -133,7 +131,7 @@ def tiles(summary: dict, before: "DistanceMatrix | None", after: "DistanceMatrix
 
 
 def _accuracy_tile(
-    label: str, name: str, summary: dict, hardened: bool
+    label: str, name: str, summary: Mapping, hardened: bool
 ) -> tuple[str, str, str | None]:
     """The tile of `name`_before and `name`_after of the summary."""
     accuracy, accuracy_after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
@@ -177,7 +175,7 @@ def _times(seconds) -> str:
     )
 
 
-def explanation(before: "DistanceMatrix", examples: np.ndarray | None) -> str:
+def explanation(before: DistanceMatrix, examples: np.ndarray | None) -> str:
     """What a class distance is, and how to read it."""
     images = before.triggers.pattern if before.triggers is not None else None
     images = images if examples is None else examples

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
 from string import Template
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from moth_jax.distance.heat_map import (
     distance_scale,
     increase_scale,
 )
-from moth_jax.distance.matrix import increase_per_direction
+from moth_jax.distance.matrix import DistanceMatrix, increase_per_direction
 from moth_jax.report import formatting as fmt
 from moth_jax.report.backdoor import StampedExample, backdoor_section
 from moth_jax.report.curves import history_section, training_section
@@ -25,14 +24,12 @@ from moth_jax.report.figures import heat_map_svg
 from moth_jax.report.gallery import gallery
 from moth_jax.report.headline import average, explanation, tiles, verdict
 from moth_jax.report.scan import scan_section, verdict_sentence
+from moth_jax.scanning import Scan
 from moth_jax.storage.files import strict_json, write_atomically
-
-if TYPE_CHECKING:
-    from moth_jax.distance.matrix import DistanceMatrix
-    from moth_jax.scanning import Scan
 
 _MAX_PAIRS = 12
 _MAX_LEAST = 10
+_NUM_SMALLEST = 6  # directions whose triggers are shown
 
 
 def write_report(
@@ -40,16 +37,15 @@ def write_report(
     *,
     title: str,
     summary: Mapping,
-    before: "DistanceMatrix | None" = None,
-    after: "DistanceMatrix | None" = None,
-    scan: "Scan | None" = None,
+    before: DistanceMatrix | None = None,
+    after: DistanceMatrix | None = None,
+    scan: Scan | None = None,
     training: Sequence[dict] = (),
     history: Sequence[dict] = (),
     selections: np.ndarray | None = None,
     examples: np.ndarray | None = None,
     class_names: Sequence[str] = (),
     stamped: Sequence[StampedExample] = (),
-    num_smallest: int = 6,
 ) -> None:
     """Write the report of a run, whole or not at all.
 
@@ -69,7 +65,6 @@ def write_report(
       class_names: theirs, K of them; needed for the pictures of a scan, and for the selected pairs
         where there are no distances.
       stamped: images of a backdoor's victims.
-      num_smallest: directions whose triggers are shown.
 
     Raises:
       InputError: the file cannot be written, or the matrices are of different classes.
@@ -87,7 +82,7 @@ def write_report(
         training=training_section(training),
         history=history_section(history),
         selections=_selections(selections, class_names, before, after),
-        triggers="" if before is None else _triggers(before, after, examples, num_smallest),
+        triggers="" if before is None else _triggers(before, after, examples),
         details=_details(summary, before),
     )
     write_atomically(path, page.encode())
@@ -98,7 +93,7 @@ def _by_name(class_names: Sequence[str], examples: np.ndarray | None) -> dict[st
     return {} if examples is None else dict(zip(class_names, examples, strict=False))
 
 
-def _verdict(summary: dict, before, after, scan) -> str:
+def _verdict(summary: Mapping, before, after, scan) -> str:
     """What was measured, and what the scan says."""
     if scan is None:
         return verdict(summary, before, after)
@@ -106,29 +101,36 @@ def _verdict(summary: dict, before, after, scan) -> str:
     return " ".join([*measured, verdict_sentence(scan)])
 
 
-def _distances(before: "DistanceMatrix", after: "DistanceMatrix | None") -> str:
+def _distances(before: DistanceMatrix, after: DistanceMatrix | None) -> str:
     names = before.class_names
-    matrices = {"Before hardening": before, "After hardening": after}
-    if after is None:
-        matrices = {"Class distances": before}
+    hardened = {} if after is None else {"After hardening": after}
+    matrices = {"Before hardening" if hardened else "Class distances": before, **hardened}
     scale = distance_scale(*(matrix.values for matrix in matrices.values()))
     figures = []
     for heading, matrix in matrices.items():
         alt = f"Heat map of class distances, {heading.lower()}: {_described(matrix)}"
         svg = heat_map_svg(matrix.values, names, scale, name=f"map{len(figures)}", alt=alt)
         figures.append(_figure(svg, heading, f"average {average(matrix)}"))
-    change = None if after is None else increase_per_direction(before, after)
-    if change is not None and np.isfinite(change).any():
-        both = ~np.isnan(before.values) & ~np.isnan(after.values)
-        shown = np.where(both & np.isnan(change), np.inf, change)
-        alt = f"Heat map of the relative increase of {int(np.isfinite(change).sum())} distances"
-        svg = heat_map_svg(shown, names, increase_scale(change), name="increase", alt=alt)
-        figures.append(_figure(svg, "Increase", "red where the distance became smaller"))
-        figures.append(_least_increased(before, after, change))
+    if after is not None:
+        figures += _increase(before, after)
     return fmt.section("Distances", _legend(matrices.values()), _side_by_side(figures, names))
 
 
-def _least_increased(before, after, change: np.ndarray) -> str:
+def _increase(before: DistanceMatrix, after: DistanceMatrix) -> list[str]:
+    """The heat map of the increase and the directions that gained least; [] if nothing is known."""
+    change = increase_per_direction(before, after)
+    if not np.isfinite(change).any():
+        return []
+    both = ~np.isnan(before.values) & ~np.isnan(after.values)
+    shown = np.where(both & np.isnan(change), np.inf, change)
+    alt = f"Heat map of the relative increase of {int(np.isfinite(change).sum())} distances"
+    scale = increase_scale(change)
+    svg = heat_map_svg(shown, before.class_names, scale, name="increase", alt=alt)
+    figure = _figure(svg, "Increase", "red where the distance became smaller")
+    return [figure, _least_increased(before, after, change)]
+
+
+def _least_increased(before: DistanceMatrix, after: DistanceMatrix, change: np.ndarray) -> str:
     order = np.argsort(np.where(np.isfinite(change), change, np.inf), axis=None, kind="stable")
     rows = []
     for i in order[: min(_MAX_LEAST, np.isfinite(change).sum())]:
@@ -141,7 +143,7 @@ def _least_increased(before, after, change: np.ndarray) -> str:
     return fmt.table("The directions that gained least", headers, rows, css="pairs")
 
 
-def _described(matrix: "DistanceMatrix") -> str:
+def _described(matrix: DistanceMatrix) -> str:
     if not matrix.found.any():
         return f"no trigger found in {matrix.num_failures()} directions"
     (a, b), *_ = matrix.smallest(1)
@@ -174,8 +176,8 @@ def _side_by_side(parts: Sequence[str], class_names: Sequence[str]) -> str:
 def _selections(
     selections: np.ndarray | None,
     class_names: Sequence[str],
-    before: "DistanceMatrix | None",
-    after: "DistanceMatrix | None",
+    before: DistanceMatrix | None,
+    after: DistanceMatrix | None,
 ) -> str:
     names = class_names if before is None else before.class_names
     if selections is None or not len(names):
@@ -209,14 +211,14 @@ def _pair_row(a: int, b: int, counts, names: Sequence[str], measured) -> str:
     return fmt.row(html.escape(f"{names[a]} ↔ {names[b]}"), cells)
 
 
-def _triggers(before, after, examples, num_smallest: int) -> str:
+def _triggers(before, after, examples) -> str:
     text = (
         "<p>The trigger on neutral grey, an image of the victim class, the same image stamped, and "
         "an image of the target class.</p>"
     )
     parts = []
     for when, matrix in (("before", before), ("after", after)):
-        directions = matrix.smallest(num_smallest) if matrix is not None else []
+        directions = matrix.smallest(_NUM_SMALLEST) if matrix is not None else []
         if directions:
             caption = f"The {len(directions)} smallest distances"
             caption += f" {when} hardening" if after is not None else ""
@@ -226,7 +228,7 @@ def _triggers(before, after, examples, num_smallest: int) -> str:
     return fmt.section("Smallest distances", text, *parts)
 
 
-def _details(summary: dict, before: "DistanceMatrix | None") -> str:
+def _details(summary: Mapping, before: DistanceMatrix | None) -> str:
     measured = {} if before is None else strict_json(before.details)
     entries = {
         **{name: value for name, value in summary.items() if not _is_in_a_section(name)},

@@ -2,40 +2,24 @@
 
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moth_jax.report import formatting as fmt
 from moth_jax.report.gallery import alone, picture, stamped_by
-
-if TYPE_CHECKING:
-    from moth_jax.scanning import Arm, Scan
+from moth_jax.scanning import SCANNERS, Arm, Scan
 
 _MAX_ROWS = 20
 _MAX_PICTURES = 4
-_METHODS = {
-    "neural_cleanse": "For every class the smallest trigger was searched that makes the model take "
-    "images of all other classes for it. A backdoor is a shortcut: its target is reached by a far "
-    "smaller trigger than the other classes. The anomaly index says by how many deviations a size "
-    "lies below the median of all.",
-    "pairs": "For every victim and target the smallest trigger was searched that makes the model "
-    "take images of the one for the other. The anomaly index says by how many deviations a size "
-    "lies below the median of all.",
-    "k_arm": "Targets, and pairs of victim and target, that clean images already lean towards were "
-    "searched for small triggers, the most promising ones longest. An arm is suspect if its "
-    "trigger is small and, for a pair, the trigger back is much larger: classes that look alike "
-    "are near in both directions, an injected backdoor in one.",
-}
 
 
-def verdict_sentence(scan: "Scan") -> str:
+def verdict_sentence(scan: Scan) -> str:
     """Return the verdict with its evidence as a sentence."""
     verdict = scan.describe().splitlines()[0].replace(" %", "\u00a0%")
     return f"{'Scan: ' if scan.poisoned is None else 'The model '}{verdict}."
 
 
-def scan_section(scan: "Scan | None", examples: Mapping[str, np.ndarray]) -> str:
+def scan_section(scan: Scan | None, examples: Mapping[str, np.ndarray]) -> str:
     """Return the section on a scan, "" if there is none.
 
     Args:
@@ -46,7 +30,7 @@ def scan_section(scan: "Scan | None", examples: Mapping[str, np.ndarray]) -> str
         return ""
     cost = html.escape(scan.describe().splitlines()[1])
     parts = [f"<p><strong>{html.escape(verdict_sentence(scan))}</strong></p>"]
-    parts.append(f"<p>{_METHODS[scan.method]}</p>\n<p>{cost}.</p>")
+    parts.append(f"<p>{html.escape(SCANNERS[scan.method].explanation)}</p>\n<p>{cost}.</p>")
     if scan.arms:
         parts.append(_table(scan))
     shown = [i for i in scan.ranked() if scan.trigger(i) is not None][:_MAX_PICTURES]
@@ -57,7 +41,7 @@ def scan_section(scan: "Scan | None", examples: Mapping[str, np.ndarray]) -> str
     return fmt.section("Scan", *parts)
 
 
-def _table(scan: "Scan") -> str:
+def _table(scan: Scan) -> str:
     numbers = {
         "Anomaly index": "anomaly_index",
         "Way back / way": "ratio",
@@ -84,7 +68,7 @@ def _table(scan: "Scan") -> str:
     return fmt.table(f"{caption}, the most suspicious first", headers, rows, css="pairs arms")
 
 
-def _way(arm: "Arm") -> str:
+def _way(arm: Arm) -> str:
     return fmt.arrow(arm.victim, arm.target)
 
 
@@ -101,7 +85,7 @@ def _number(value: float) -> str:
 _PICTURED = ("Victim", "Trigger", "Stamped", "Target")
 
 
-def _pictures(scan: "Scan", index: int, examples: Mapping[str, np.ndarray]) -> str:
+def _pictures(scan: Scan, index: int, examples: Mapping[str, np.ndarray]) -> str:
     arm, trigger = scan.arms[index], scan.trigger(index)
     # Any class but the target will do for a universal trigger.
     others = (name for name in examples if name != arm.target)

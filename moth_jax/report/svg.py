@@ -51,6 +51,6 @@ def to_svg(figure: "Figure", *, name: str, alt: str) -> str:
     # Kept at its own size on a wide page; a narrow one scrolls instead of shrinking the text away.
     width = figure.get_figwidth() * _PIXELS_PER_INCH
     style = f'style="width: {width:.0f}px; min-width: {min(width, max(330, 0.75 * width)):.0f}px"'
-    box = re.search(r'viewBox="[^"]*"', svg).group()
-    opening = f'<svg role="img" aria-label="{html.escape(alt)}" {box} {style}>'
+    box = svg[svg.index("viewBox=") :].split('"')[1]
+    opening = f'<svg role="img" aria-label="{html.escape(alt)}" viewBox="{box}" {style}>'
     return opening + svg[svg.index(">") + 1 :].replace("xlink:href", "href")

@@ -1,12 +1,14 @@
 """Files that are written whole or not at all, and read without running anything: JSON and npz."""
 
+import contextlib
 import json
 import math
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from moth_jax.errors import InputError
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 
 
-def strict_json(value):
+def strict_json(value) -> Any:
     """Return `value` as what strict JSON can carry: NaN is None, infinities are "inf" and "-inf".
 
     Takes dicts, lists, tuples, paths, and numbers and arrays of NumPy or JAX.
@@ -39,18 +41,24 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     Raises:
       InputError: it cannot be written; what was there before is untouched.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _replaced_file(Path(path)) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """Give the block a file to write, which is at `path` after it; before, the old one stays."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
+        with open(partial, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        partial.replace(path)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
@@ -60,29 +68,25 @@ def _cannot_write(path: Path, error: OSError) -> InputError:
     )
 
 
-# What zipfile, zlib and NumPy raise for files that are no npz, damaged, or of pickled objects.
+# What zipfile, zlib and NumPy raise for files of another kind, damaged, or with pickled objects.
 _UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """Write `arrays` to an npz file, whole or not at all, even if the process is killed."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write `arrays` to an npz file, whole or not at all, also if the process is killed.
+
+    Raises:
+      InputError: it cannot be written; what was there before is untouched.
+    """
+    with _replaced_file(Path(path)) as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def load_npz(path: str | os.PathLike, *, advice: str = "") -> dict[str, np.ndarray]:
-    """Read an npz file without unpickling; `advice` is what to do if it is damaged.
+    """Read an npz file without unpickling; `advice` says what to do if that is impossible.
 
     Raises:
-      InputError: the file is missing or damaged, or holds pickled objects.
+      InputError: the file is missing, damaged or of another kind, or holds pickled objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,11 +95,28 @@ def load_npz(path: str | os.PathLike, *, advice: str = "") -> dict[str, np.ndarr
             raise zipfile.BadZipFile(f"{damaged} is damaged")
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
     except _UNREADABLE as error:
-        what_to_do = f"; {advice}" if advice else ""
-        raise InputError(f"cannot read {path}: {error}{what_to_do}") from error
+        raise _cannot_read(path, error, advice) from error
+
+
+def load_npy(path: str | os.PathLike, *, advice: str = "") -> np.ndarray:
+    """Read the one array of an npy file; all else is as for `load_npz`."""
+    try:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise _cannot_read(path, error, advice) from error
+
+
+def _cannot_read(path: str | os.PathLike, error: Exception, advice: str) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"there is no file {path}")
+    if "Object arrays" in str(error):
+        return InputError(
+            f"cannot read {path}: Object arrays can only be read by running code from the file; "
+            "save plain arrays of numbers or text, all images of one shape"
+        )
+    return InputError(f"cannot read {path}: {error}{advice and f'; {advice}'}")
 
 
 def write_json(path: str | os.PathLike, fields: Mapping) -> None:

@@ -37,7 +37,7 @@ def current_folder(path: Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.replaced_folder")
+    return path.with_name(f".{path.name}.replacing")
 
 
 def _old(path: Path) -> Path:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import IO, TypeVar, cast
 
 from moth_jax.errors import InputError
 
@@ -31,15 +31,17 @@ class Helper:
             env={**os.environ, "JAX_PLATFORMS": "cpu"},  # the accelerator is taken
             start_new_session=True,  # what ends the writer must not end what it saves with
         )
+        self._calls = cast("IO[bytes]", self._process.stdin)
+        self._answers = cast("IO[bytes]", self._process.stdout)
         self._lock = threading.Lock()
 
     def __call__(self, function: Callable[..., T], *arguments) -> T:
         """Return `function(*arguments)`, or raise its `InputError`; one call at a time."""
         with self._lock:
             try:
-                pickle.dump((function, arguments), self._process.stdin)
-                self._process.stdin.flush()
-                value, fault = pickle.load(self._process.stdout)
+                pickle.dump((function, arguments), self._calls)
+                self._calls.flush()
+                value, fault = pickle.load(self._answers)
             except (EOFError, BrokenPipeError) as error:
                 raise InputError(
                     "the process that reads and writes checkpoints has ended; run the same "

@@ -8,6 +8,7 @@ import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def _write(path: Path, tree: dict, metadata: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(path) as new:  # Orbax would remove the old one first
-            ocp.save(new, tree, custom_metadata=metadata)
+            ocp.save(str(new), tree, custom_metadata=metadata)
     except (ValueError, OSError) as error:  # TensorStore reports a full disk as a ValueError
         raise InputError(
             f"cannot write {path}: {_reason(error)}; free some space or check the permissions, "
@@ -64,9 +65,10 @@ def _read(path: Path) -> tuple[dict, dict]:
     # TensorStore, JSON and Orbax each have their own words for a damaged file.
     faults = (ValueError, OSError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
     try:
-        saved = ocp.metadata(path)
+        saved = ocp.metadata(str(path))
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.metadata)
-        tree, metadata = ocp.load(path, target), dict(saved.custom_metadata or {})
+        tree: Any = ocp.load(str(path), target)
+        metadata: Any = saved.custom_metadata or {}
     except faults as error:
         raise _damaged(path, _reason(error)) from error
     if metadata.pop("sha256", None) != _digest(tree, metadata):

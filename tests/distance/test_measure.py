@@ -316,7 +316,8 @@ def test_an_interrupted_measurement_goes_on_with_chunks_of_another_size(tmp_path
 def instant(monkeypatch):
     """Inversions that take no time: every direction gets a trigger of size 1."""
 
-    def invert(logits_fn, variables, images, weights, victims, targets, seeds, **options):
+    def invert(logits_fn, variables, samples, victims, seeds, **options):
+        images = samples.images
         batch = (len(victims), len(seeds))
         mask = np.zeros((*batch, *images.shape[2:4], 1), np.float32)
         mask[..., 0, 0, 0] = 1
@@ -328,7 +329,7 @@ def instant(monkeypatch):
             losses_after=np.zeros((*batch, images.shape[1])),
         )
 
-    monkeypatch.setattr(chunks, "_invert_directions", invert)
+    monkeypatch.setattr(chunks, "invert_with_seeds", invert)
     monkeypatch.setattr(chunks, "chunk_bytes", lambda *inputs, **options: 0)
 
 

@@ -7,10 +7,15 @@ import pytest
 
 from moth_jax.distance import measure, nearest
 from moth_jax.errors import InputError
-from moth_jax.run import preemption
-from moth_jax.scanning import neural_cleanse
+from moth_jax.progress import silent_progress
 from moth_jax.triggers import Trigger
-from tests.helpers.toys import RecordedProgress, linear_classifier, row_images, row_variables
+from tests.helpers.toys import (
+    RecordedProgress,
+    StoppedError,
+    linear_classifier,
+    row_images,
+    row_variables,
+)
 
 CLASSIFIER = linear_classifier(num_classes=4)
 LABELS = np.repeat([0, 1, 2, 3], 8).astype(np.int32)
@@ -85,10 +90,13 @@ def test_targets_that_are_done_are_not_tried_again_after_an_interruption(tmp_pat
         return rates(*arguments)
 
     monkeypatch.setattr(nearest, "_rates", counted)
-    with monkeypatch.context() as patch:
-        patch.setattr(preemption, "requested", lambda: len(computed) == 2)
-        with pytest.raises(preemption.Preempted, match=f"saved in {tmp_path}"):
-            choose(12, resume_dir=tmp_path)
+
+    def end():
+        if len(computed) == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        choose(12, resume_dir=tmp_path, progress=silent_progress(after_advance=end))
     assert computed == [0, 1]
     assert choose(12, resume_dir=tmp_path) == whole
     assert computed == [0, 1, 2, 3]
@@ -138,13 +146,13 @@ def test_bounds_are_sizes_of_parts_that_succeed_stamped_in_numpy(monkeypatch):
 
         monkeypatch.setattr(module, name, watched)
 
-    watch(neural_cleanse, "search", neural_cleanse.search)
+    watch(nearest, "universal_triggers", nearest.universal_triggers)
     watch(nearest, "distance_bounds", nearest.distance_bounds)
     choose(12, num_steps=60, images_per_class=8)
     found, bounds = seen
     checked = 0
     for target in range(4):
-        mask, pattern = found.triggers.mask[target], found.triggers.pattern[target]
+        mask, pattern = found.trigger.mask[target], found.trigger.pattern[target]
         for victim in set(range(4)) - {target}:
             own = IMAGES[victim == LABELS]
             rates = []

@@ -140,30 +140,29 @@ def test_a_model_in_bfloat16_has_a_digest_too(tmp_path):
     assert len(folders_file(2.0)) == 2
 
 
-def measured(store, directions, size, progress):
+def measured(monkeypatch, store, directions, size, progress):
     """Measure directions one after another, each of `size`; return the task's end."""
 
-    def measure(directions, _):
-        for direction in directions:
-            ones = np.ones((1, 2))
-            sizes = np.full((1, 1), size)
-            yield Chunk(np.array([direction]), sizes, ones, Trigger(ones, ones), seconds=1.0)
+    def measure_chunk(measurement, directions, _):
+        ones = np.ones((1, 2))
+        sizes = np.full((1, 1), size)
+        return Chunk(np.array(directions), sizes, ones, Trigger(ones, ones), seconds=1.0)
 
-    by = chunks.Measurer(measure, lambda directions, size: 0)
+    monkeypatch.setattr(chunks, "measure_chunk", measure_chunk)
     with progress.task("distances", total=len(directions), unit="directions") as task:
-        chunks.measure_all(directions, 1, by, store, task, fit=False)
+        chunks.measure_all(None, directions, 1, store, task, fit=False)
     return task
 
 
 @pytest.mark.parametrize(("size", "average"), [(2.0, 2.0), (np.inf, "none found")])
-def test_the_average_of_no_trigger_is_shown_as_none_found(size, average):
-    task = measured(ChunkStore(None, {}, IMAGES), DIRECTIONS, size, silent_progress())
+def test_the_average_of_no_trigger_is_shown_as_none_found(monkeypatch, size, average):
+    task = measured(monkeypatch, ChunkStore(None, {}, IMAGES), DIRECTIONS, size, silent_progress())
     assert task.figures == {"average": average, "failures": 0 if size == 2 else 3}
 
 
-def test_a_resumed_measurement_says_what_is_done(tmp_path):
+def test_a_resumed_measurement_says_what_is_done(monkeypatch, tmp_path):
     store, stream = ChunkStore(tmp_path, {}, IMAGES), io.StringIO()
-    measured(store, DIRECTIONS[:2], 2.0, silent_progress())
-    measured(store, DIRECTIONS, 2.0, console_progress(stream))
+    measured(monkeypatch, store, DIRECTIONS[:2], 2.0, silent_progress())
+    measured(monkeypatch, store, DIRECTIONS, 2.0, console_progress(stream))
     assert "distances: 2 of 3 directions done, continuing" in stream.getvalue()
     assert "distances: 3/3 directions, 100 %" in stream.getvalue()

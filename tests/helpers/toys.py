@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moth_jax.data.dataset import ImageDataset, ImageSplit
+from moth_jax.distance.matrix import FoundTriggers
 from moth_jax.distance.measure import distance_matrix
 from moth_jax.models import Classifier, ModelSpec
 from moth_jax.progress import Progress
@@ -176,3 +177,11 @@ def compilations():
         yield names
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def found_triggers(dense, values):
+    """The triggers of found directions, of those in every place of a matrix [K, K, ...]."""
+    found = np.isfinite(values)
+    return FoundTriggers(
+        np.argwhere(found), np.asarray(dense.mask)[found], np.asarray(dense.pattern)[found]
+    )

@@ -1,5 +1,6 @@
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from moth_jax.errors import InputError
-from moth_jax.inversion import INVERSIONS, Budget, Inversion, NeuralCleanse, Trimmed, invert
+from moth_jax.inversion import (
+    INVERSIONS,
+    Budget,
+    Inversion,
+    NeuralCleanse,
+    Samples,
+    Trimmed,
+    invert,
+)
 from moth_jax.inversion.base import Score
 from moth_jax.inversion.loop import _deal
 from moth_jax.inversion.neural_cleanse import to_theta, to_trigger
@@ -33,9 +42,22 @@ def counted_predict(variables, images):
     return CLASSIFIER.predict(variables, images)
 
 
+def inverting(predict, minibatch_size, inversion):
+    """`invert` as a function of arrays."""
+
+    def call(variables, images, weights, target, start, key, *, num_steps, mask_weight):
+        samples, budget = (
+            Samples(images, weights, target),
+            Budget(num_steps, mask_weight, minibatch_size),
+        )
+        return invert(predict, variables, samples, start, key, budget=budget, inversion=inversion)
+
+    return call
+
+
 # One compiled inversion serves most tests; a step has two minibatches of four.
 INVERSION = NeuralCleanse(patience=3, verify_every=5)
-run = jax.jit(functools.partial(invert, counted_predict, minibatch_size=4, inversion=INVERSION))
+run = jax.jit(inverting(counted_predict, 4, INVERSION))
 deal = jax.jit(_deal, static_argnums=2)
 ROW_0 = row_images([0] * 8)
 
@@ -174,22 +196,33 @@ class Counts(NamedTuple):
     verifications: int = 0
 
 
-COUNTING = Inversion(
-    name="counting",
-    init=lambda start, mask_weight, score, key: jax.tree.map(jnp.asarray, Counts()),
-    update=lambda state, objective, progress: state._replace(
-        updates=state.updates + 1,
-        samples=state.samples + objective(random_trigger(jax.random.key(0), SHAPE)).weights.sum(),
-        progress=progress,
-    ),
-    observe=lambda state, key: state._replace(observations=state.observations + 1),
-    verify=lambda state, objective: state._replace(verifications=state.verifications + 1),
-    result=lambda state: state,
-    verify_every=3,
-    budget=Budget(num_steps=10, minibatch_size=4, mask_weight=1e-3),
-)
+@dataclasses.dataclass(frozen=True)
+class Counting(Inversion):
+    method: ClassVar[str] = "counting"
+    budget: ClassVar[Budget] = Budget(num_steps=10, minibatch_size=4, mask_weight=1e-3)
+    verify_every: int = 3
+
+    def init(self, start, mask_weight, score, key):
+        return jax.tree.map(jnp.asarray, Counts())
+
+    def update(self, state, objective, progress):
+        weights = objective(random_trigger(jax.random.key(0), SHAPE)).weights
+        return state._replace(
+            updates=state.updates + 1, samples=state.samples + weights.sum(), progress=progress
+        )
+
+    def observe(self, state, key):
+        return state._replace(observations=state.observations + 1)
+
+    def verify(self, state, objective):
+        return state._replace(verifications=state.verifications + 1)
+
+    def result(self, state):
+        return state
+
+
 count = jax.jit(
-    functools.partial(invert, CLASSIFIER.predict, minibatch_size=4, inversion=COUNTING),
+    inverting(CLASSIFIER.predict, 4, Counting()),
 )
 
 
@@ -253,11 +286,7 @@ def test_dealing_is_a_new_shuffle_for_every_key():
 
 def test_samples_of_one_minibatch_are_not_dealt():
     def primitives(minibatch_size):
-        traced = jax.make_jaxpr(
-            functools.partial(
-                invert, CLASSIFIER.predict, minibatch_size=minibatch_size, inversion=INVERSION
-            )
-        )
+        traced = jax.make_jaxpr(inverting(CLASSIFIER.predict, minibatch_size, INVERSION))
         start = random_trigger(jax.random.key(0), SHAPE)
         arguments = VARIABLES, jnp.asarray(ROW_0), jnp.ones(8), 1, start, jax.random.key(1)
         return str(traced(*arguments, num_steps=5, mask_weight=1e-3))
@@ -267,9 +296,7 @@ def test_samples_of_one_minibatch_are_not_dealt():
 
 
 def test_the_order_of_one_minibatch_does_not_matter():
-    whole = jax.jit(
-        functools.partial(invert, CLASSIFIER.predict, minibatch_size=8, inversion=INVERSION)
-    )
+    whole = jax.jit(inverting(CLASSIFIER.predict, 8, INVERSION))
     order = np.random.default_rng(0).permutation(8)
     start = random_trigger(jax.random.key(0), SHAPE)
 
@@ -409,26 +436,6 @@ def test_a_candidate_that_does_not_hold_is_forgotten_and_the_earlier_result_stay
     assert float(state.candidate_size) == float(kept.size)
 
 
-def test_a_direction_has_settled_after_so_many_steps_without_a_fall_of_its_size():
-    inversion = NeuralCleanse(settle_after=4)
-
-    def after(state, steps, size, rate=1.0):
-        smaller = state_of(inversion, size=size)
-        state = after_steps(inversion, state.replace(theta=smaller.theta), [rate] * steps)
-        return compiled_verify(inversion)(state, score(rate))
-
-    state = after(state_of(inversion), 9, 8.0, rate=0.5)
-    assert not inversion.settled(state)  # nothing was found yet
-    state = after(state, 5, 6.0)
-    assert not inversion.settled(state)  # it has just fallen
-    state = after(state, 3, 5.97)  # by less than 1 %
-    assert not inversion.settled(state)
-    state = after(state, 1, 5.97)
-    assert inversion.settled(state)
-    assert not inversion.settled(after(state, 1, 5.0))
-    assert NeuralCleanse().settled is None
-
-
 @pytest.mark.parametrize(
     ("hits", "num_samples", "bound", "reached"),
     [
@@ -457,11 +464,10 @@ def test_a_success_rate_of_exactly_the_bound_is_enough(hits, num_samples, bound,
     [
         ({"success_bound": 0.0}, r"success_bound must be in \(0, 1\], got 0"),
         ({"success_bound": 90}, r"success_bound must be in \(0, 1\], got 90"),
-        ({"patience": 0}, "patience and verify_every must be at least 1, got 0"),
-        ({"verify_every": 0}, "patience and verify_every must be at least 1, got 10 and 0"),
-        ({"settle_after": -1}, "settle_after must be 0 or more, got -1"),
-        ({"increase": 1.0}, "increase and decrease must be above 1, got 1.0"),
-        ({"decrease": 0.5}, "increase and decrease must be above 1, got 1.5 and 0.5"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"verify_every": 0}, "verify_every must be at least 1, got 0"),
+        ({"increase": 1.0}, "increase must be above 1, got 1.0"),
+        ({"decrease": 0.5}, "decrease must be above 1, got 0.5"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
@@ -474,7 +480,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
     [
         ({"success_bound": 1.5}, r"success_bound must be in \(0, 1\], got 1.5"),
         ({"verify_every": 0}, "verify_every must be at least 1, got 0"),
-        ({"increase": 1.0}, "increase and decrease must be above 1, got 1.0"),
+        ({"increase": 1.0}, "increase must be above 1, got 1.0"),
         ({"start_mask": 0.0}, r"start_mask must be in \(0, 1\], got 0.0"),
         ({"last_learning_rate": 0.3}, r"last_learning_rate must be in \[0, 0.1\]"),
     ],
@@ -548,28 +554,24 @@ def test_a_pass_moves_the_mask_weight_by_one_factor_however_it_is_cut(num_hits, 
         assert float(state.mask_weight) == pytest.approx(2.0 * factor, rel=1e-5)
 
 
-@pytest.mark.parametrize("done", [0, 3, 9])
+@pytest.mark.parametrize("steps_before", [0, 3, 9])
 def test_an_inversion_from_a_found_trigger_begins_as_slowly_as_a_longer_one_would_end(
-    done,
+    steps_before,
 ):
     start = Trigger(jnp.full((*SHAPE[:2], 1), 0.5), jnp.full(SHAPE, 0.5))
     after = invert(
         CLASSIFIER.predict,
         VARIABLES,
-        jnp.asarray(ROW_0),
-        jnp.ones(8),
-        jnp.asarray(0),  # their own class: any trigger will do
+        # To their own class: any trigger will do.
+        Samples(jnp.asarray(ROW_0), jnp.ones(8), jnp.asarray(0)),
         start,
         jax.random.key(0),
-        num_steps=1,
-        mask_weight=1.0,
-        minibatch_size=8,
+        budget=Budget(1, 1.0, 8, steps_before=steps_before),
         inversion=Trimmed(),
-        done=done,
     )
     assert after.found
     # The first update of Adam is its learning rate, which falls as a cosine from 0.1 to 0.001.
-    rate = 0.001 + 0.099 * (1 + np.cos(np.pi * done / (done + 1))) / 2
+    rate = 0.001 + 0.099 * (1 + np.cos(np.pi * steps_before / (steps_before + 1))) / 2
     moved = np.abs(np.asarray(after.trigger.mask - start.mask)).max()
     assert moved == pytest.approx(rate, rel=1e-3)
 
@@ -631,9 +633,7 @@ def test_the_trimmed_method_forgives_the_samples_that_no_trigger_sends():
     images = np.concatenate([row_images([0] * 18), row_images([2] * 2)])
     images[18:, 2] = 1.0
     find = {
-        method: jax.jit(
-            functools.partial(invert, CLASSIFIER.predict, minibatch_size=10, inversion=method)
-        )(
+        method: jax.jit(inverting(CLASSIFIER.predict, 10, method))(
             VARIABLES,
             jnp.asarray(images),
             jnp.ones(20),
@@ -650,19 +650,25 @@ def test_the_trimmed_method_forgives_the_samples_that_no_trigger_sends():
     assert float(ours.size) < float(published.size)
 
 
-def test_equal_options_give_the_same_object_so_that_nothing_is_compiled_twice():
-    assert NeuralCleanse(patience=4) is NeuralCleanse(patience=4)
-    assert NeuralCleanse(patience=4, b1=0.3) is NeuralCleanse(b1=0.3, patience=4)
-    assert NeuralCleanse(patience=10) is NeuralCleanse()
-    assert NeuralCleanse(patience=4) is not NeuralCleanse(patience=5)
+def test_equal_options_make_equal_methods_so_that_nothing_is_compiled_twice():
+    one, other = NeuralCleanse(patience=4), NeuralCleanse(patience=4)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert NeuralCleanse(patience=4) != NeuralCleanse(patience=5)
+
+
+def test_the_names_are_those_that_files_of_finished_measurements_are_found_by():
+    published = f"(0.9, 10, 1.5, {1.5**1.5}, 0.1, 0.5, 0.9, 1e-07, 0.01, 20)"
+    assert NeuralCleanse().name == f"neural_cleanse{published}"
+    ours = f"(0.9, 0.5, 1.28, {1.28**1.5}, 0.1, 0.001, 0.9, 0.9, 1e-07, 0.1, 5)"
+    assert Trimmed().name == f"trimmed{ours}"
+    assert Trimmed(precision="bfloat16").name == f"trimmed{ours} in bfloat16"
 
 
 @pytest.mark.parametrize("name", INVERSIONS)
 def test_every_method_finds_a_trigger_between_rows(name):
     method = INVERSIONS[name]()
-    find = jax.jit(
-        functools.partial(invert, CLASSIFIER.predict, minibatch_size=8, inversion=method)
-    )
+    find = jax.jit(inverting(CLASSIFIER.predict, 8, method))
     start = method.start(jax.random.key(0), SHAPE)
     args = (VARIABLES, jnp.asarray(ROW_0), jnp.ones(8), 1, start, jax.random.key(1))
     result = find(*args, num_steps=40, mask_weight=method.budget.mask_weight)
@@ -687,18 +693,13 @@ def test_no_gradient_of_a_weight_is_computed(name):
     kernels = [jnp.ones((3, 3, 1, 5)), jnp.ones((3, 3, 5, 3))]
     method = INVERSIONS[name]()
     images, key = jnp.asarray(ROW_0), jax.random.key(0)
-    search = functools.partial(
-        invert,
-        predict,
-        weights=jnp.ones(8),
-        target=1,
-        start=method.start(key, SHAPE),
-        key=key,
-        num_steps=10,
-        mask_weight=1e-3,
-        minibatch_size=8,
-        inversion=method,
-    )
+
+    def search(kernels, images):
+        find = inverting(predict, 8, method)
+        start = method.start(key, SHAPE)
+        given = kernels, images, jnp.ones(8), 1, start, key
+        return find(*given, num_steps=10, mask_weight=1e-3)
+
     once = convolutions(predict, kernels, images)
     gradients = [
         convolutions(jax.grad(lambda k, i: predict(k, i).sum(), argnums), kernels, images)
@@ -706,4 +707,4 @@ def test_no_gradient_of_a_weight_is_computed(name):
     ]
     assert (once, *gradients) == (2, 4, 6)
     # Once under the start, once in an update and back to its images, once in a verification.
-    assert convolutions(lambda k, i: search(k, images=i), kernels, images) == 2 + 4 + 2
+    assert convolutions(search, kernels, images) == 2 + 4 + 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moth_jax.errors import InputError
-from moth_jax.inversion import create, invert
+from moth_jax.inversion import Budget, Samples, create, invert
 from moth_jax.inversion.precision import in_bfloat16
 from moth_jax.triggers import random_trigger
 from tests.helpers.toys import (
@@ -29,14 +29,10 @@ def found_by(predict, precision):
         lambda variables: invert(
             predict,
             variables,
-            jnp.asarray(ROW_0),
-            jnp.ones(len(ROW_0)),
-            jnp.asarray(1),
+            Samples(jnp.asarray(ROW_0), jnp.ones(len(ROW_0)), jnp.asarray(1)),
             random_trigger(start_key, SHAPE),
             key,
-            num_steps=40,
-            mask_weight=0.02,
-            minibatch_size=4,
+            budget=Budget(40, 0.02, 4),
             inversion=inversion,
         )
     )(VARIABLES)

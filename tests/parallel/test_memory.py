@@ -7,6 +7,7 @@ import pytest
 from moth_jax.distance import chunks
 from moth_jax.distance import measure as measuring
 from moth_jax.distance.store import Chunk, ChunkStore
+from moth_jax.distance.subject import Subject
 from moth_jax.errors import InputError
 from moth_jax.parallel import memory
 from moth_jax.progress import silent_progress
@@ -44,17 +45,17 @@ def test_the_bytes_of_a_chunk_are_those_of_its_images_and_of_the_inversions(monk
     images = 2 * 8 * 4 * 4 * 4
     assert images < asked[0] < 100 * images
     # That for the question is the one that measures.
-    assert compiled.count("jit(_invert_directions)") == 1
+    assert compiled.count("jit(invert_with_seeds)") == 1
 
 
 def test_images_of_one_direction_are_drawn_to_ask_what_a_chunk_needs(monkeypatch):
-    drawn, whole = [], measuring.victims_images
+    drawn, whole = [], Subject.victims_images
 
-    def victims_images(images, labels, num_images, directions):
+    def victims_images(subject, num_images, directions):
         drawn.append(len(directions))
-        return whole(images, labels, num_images, directions)
+        return whole(subject, num_images, directions)
 
-    monkeypatch.setattr(measuring, "victims_images", victims_images)
+    monkeypatch.setattr(Subject, "victims_images", victims_images)
     measure(directions_per_chunk=None)
     assert drawn[0] == 1
     assert sum(drawn) <= 1 + 6
@@ -123,15 +124,15 @@ def test_a_smaller_size_is_a_multiple_of_the_devices_while_there_are_enough(
 
 def limited(monkeypatch, most, error=jax.errors.JaxRuntimeError):
     """Let chunks of more than `most` directions exhaust the memory; return the sizes tried."""
-    tried, whole = [], chunks._measure_chunk
+    tried, whole = [], chunks.measure_chunk
 
-    def measure_chunk(logits_fn, variables, draw, directions, size, **options):
+    def measure_chunk(measurement, directions, size):
         tried.append(size)
         if size > most:
             raise error("RESOURCE_EXHAUSTED: Out of memory allocating 64424509440 bytes.")
-        return whole(logits_fn, variables, draw, directions, size, **options)
+        return whole(measurement, directions, size)
 
-    monkeypatch.setattr(chunks, "_measure_chunk", measure_chunk)
+    monkeypatch.setattr(chunks, "measure_chunk", measure_chunk)
     return tried
 
 
@@ -171,7 +172,7 @@ def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatc
     def measure_chunk(*inputs, **options):
         raise jax.errors.JaxRuntimeError("INTERNAL: RESOURCE_EXHAUSTED is not what this is")
 
-    monkeypatch.setattr(chunks, "_measure_chunk", measure_chunk)
+    monkeypatch.setattr(chunks, "measure_chunk", measure_chunk)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         measure()
 
@@ -179,7 +180,7 @@ def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatc
 def test_the_chunks_of_a_measurement_are_as_large_as_the_memory_allows(monkeypatch):
     tried = limited(monkeypatch, 99)
     monkeypatch.setattr(measuring, "chunk_size", lambda wanted, *counts: wanted or 6)
-    monkeypatch.setattr(chunks, "chunk_bytes", lambda *inputs, **options: 10 * inputs[4])
+    monkeypatch.setattr(chunks, "chunk_bytes", lambda measurement, directions, size: 10 * size)
     monkeypatch.setattr(chunks, "free_bytes", lambda: 25)
     matrix = measure(IMAGES, LABELS, directions_per_chunk=None)
     assert tried == [2, 2, 2]
@@ -207,24 +208,24 @@ def sizes_of_chunks(size, *, fit, store=NOTHING_KEPT, directions=NINETY, fits=80
     """The sizes of the chunks of 90 directions where memory has room for 80, and what was asked."""
     tried, asked = [], []
 
-    def measure_chunks(directions, size):
-        for first in range(0, len(directions), size):
-            if size > fits:
-                raise MemoryError
-            tried.append(size)
-            chosen = np.array(directions[first : first + size])
-            ones = np.ones((len(chosen), 1))
-            trigger = Trigger(np.ones((len(chosen), 2)), np.ones((len(chosen), 2)))
-            yield Chunk(chosen, ones, ones, trigger, seconds=1.0)
+    def measure_chunk(measurement, directions, size):
+        if size > fits:
+            raise MemoryError
+        tried.append(size)
+        chosen = np.array(directions)
+        ones = np.ones((len(chosen), 1))
+        trigger = Trigger(np.ones((len(chosen), 2)), np.ones((len(chosen), 2)))
+        return Chunk(chosen, ones, ones, trigger, seconds=1.0)
 
-    def needed(directions, size):
-        assert len(directions) == size
+    def needed(measurement, directions, size):
         asked.append(size)
         return size
 
-    with silent_progress().task("distances", total=len(directions)) as task:
-        by = chunks.Measurer(measure_chunks, needed)
-        found = chunks.measure_all(directions, size, by, store, task, fit=fit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "measure_chunk", measure_chunk)
+        patch.setattr(chunks, "chunk_bytes", needed)
+        with silent_progress().task("distances", total=len(directions)) as task:
+            found = chunks.measure_all(None, directions, size, store, task, fit=fit)
     assert found.directions.tolist() == [list(direction) for direction in directions]
     return tried, asked
 

@@ -26,7 +26,7 @@ def on_four_devices():
 def test_the_program_that_is_asked_for_its_memory_is_the_one_that_measures():
     report = on_four_devices()
     assert report["num_devices"] == 4
-    assert report["in chunks"]["jit(_invert_directions)"] == 1
+    assert report["in chunks"]["jit(invert_with_seeds)"] == 1
 
 
 @pytest.mark.parametrize("together", ["8", "2"])

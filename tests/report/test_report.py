@@ -17,6 +17,7 @@ from moth_jax.report.gallery import png_uri
 from moth_jax.report.headline import verdict
 from moth_jax.storage.files import write_json
 from moth_jax.triggers import Trigger
+from tests.helpers.toys import found_triggers
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 SUMMARY = {
@@ -72,7 +73,7 @@ def _matrix(values, names=None, shape=(8, 8, 3), with_triggers=True):
         values=values,
         success_rate=np.where(np.isfinite(values), 0.93, np.nan).astype(np.float32),
         class_names=tuple(names or [f"c{i}" for i in range(k)]),
-        triggers=Trigger(mask, pattern) if with_triggers else None,
+        triggers=found_triggers(Trigger(mask, pattern), values) if with_triggers else None,
         details={"num_steps": 1000},
     )
 
@@ -195,14 +196,12 @@ def test_class_names_and_titles_are_escaped(tmp_path):
 
 def test_a_run_that_only_measured_has_no_after(tmp_path):
     summary = {"accuracy_before": 0.9152, "distance_seconds": 12.3}
-    page = _report(
-        tmp_path, summary=summary, after=None, history=(), selections=None, num_smallest=3
-    )
+    page = _report(tmp_path, summary=summary, after=None, history=(), selections=None)
     _check(page)
     assert "its test accuracy is 91.5 %" in page.text
     assert "Measuring took" in page.text
     assert not re.search("[Hh]ardening|after|Increase", page.text)
-    assert len(page.attributes("img")) == 3 * 4
+    assert len(page.attributes("img")) == 6 * 4
 
 
 @pytest.mark.parametrize("found_after", [False, True])

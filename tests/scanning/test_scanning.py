@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax import scanning
 from moth_jax.distance import chunks
-from moth_jax.distance.measure import DistanceMatrix
+from moth_jax.distance.matrix import DistanceMatrix
+from moth_jax.distance.subject import Subject
+from moth_jax.distance.universal import ArmImages
 from moth_jax.errors import InputError
-from moth_jax.inversion import NeuralCleanse, advance, begin, invert
+from moth_jax.inversion import Budget, NeuralCleanse, Samples, invert
+from moth_jax.inversion.loop import advance, begin
 from moth_jax.scanning import (
-    SCANNERS,
     Arm,
     Scan,
     ScanOptions,
@@ -21,11 +22,10 @@ from moth_jax.scanning import (
     scan,
     scan_distances,
 )
-from moth_jax.scanning.base import Suspect
 from moth_jax.scanning.k_arm import suspicion
 from moth_jax.scanning.prescreening import prescreen
 from moth_jax.triggers import Trigger, random_trigger
-from tests.helpers.toys import RecordedProgress, StoppedError, numpy_success_rate
+from tests.helpers.toys import RecordedProgress, StoppedError, found_triggers, numpy_success_rate
 
 K, SIDE, TARGET, VICTIM = 6, 8, 2, 4
 NAMES = tuple("abcdef")
@@ -159,13 +159,15 @@ def test_a_target_out_of_reach_is_not_found_and_not_in_the_median():
 
 
 def test_the_images_of_a_universal_trigger_come_from_all_other_classes_alike():
-    indices = suspect(LABELS).sample(K, TARGET, 13, seed=0)
+    indices = dataclasses.replace(suspect(LABELS), num_images=13).indices(K, TARGET)
     counts = np.bincount(LABELS[indices], minlength=K)
     assert counts[TARGET] == 0
     assert sorted(np.delete(counts, TARGET)) == [2, 2, 3, 3, 3]
     assert len(set(indices.tolist())) == 13
     few = np.r_[LABELS[:5], LABELS[10:]]  # the smallest class gives all that it has
-    counts = np.bincount(few[suspect(few).sample(K, TARGET, 40, seed=0)], minlength=K)
+    counts = np.bincount(
+        few[dataclasses.replace(suspect(few), num_images=40).indices(K, TARGET)], minlength=K
+    )
     assert sorted(np.delete(counts, TARGET)) == [5, 8, 9, 9, 9]
 
 
@@ -232,7 +234,7 @@ def test_distances_that_were_measured_can_be_scanned_for_free():
 def test_the_triggers_of_scanned_distances_are_those_of_the_matrix():
     masks = np.arange(9, dtype=np.float32).reshape(3, 3, 1, 1, 1)
     triggers = Trigger(masks, np.zeros((3, 3, 1, 1, 3), np.float32))
-    found = scan_distances(matrix(NATURAL, triggers=triggers))
+    found = scan_distances(matrix(NATURAL, triggers=found_triggers(triggers, NATURAL)))
     assert [(a.victim, a.target) for a in found.arms][:3] == [("a", "b"), ("a", "c"), ("b", "a")]
     assert found.triggers.mask.ravel().tolist() == [1, 2, 3, 5, 6, 0]  # c -> b was not found
     assert found.arms[0].relative_size == 10.0
@@ -267,8 +269,9 @@ def suspect(labels, logits=None, num_classes=K):
     def call(variables, images):
         return jnp.asarray(logits)[jnp.round(1000 * images[:, 0, 0, 0]).astype(jnp.int32)]
 
-    classes = tuple(range(num_classes))
-    return Suspect(call, None, None, images, labels, classes, NAMES[:num_classes], num_classes)
+    classes, probes = tuple(range(num_classes)), np.zeros((1, num_classes), np.float32)
+    subject = Subject(call, None, images, labels, classes, NAMES[:num_classes], probes)
+    return ArmImages(subject, ScanOptions().num_images, seed=0)
 
 
 def test_arms_survive_if_the_target_is_often_enough_among_the_largest_logits():
@@ -337,14 +340,14 @@ def test_an_inversion_in_parts_gives_what_one_in_one_go_does():
     inversion = NeuralCleanse(patience=3, verify_every=5)
     key = jax.random.key(3)
     images, weights = jnp.asarray(IMAGES[LABELS == VICTIM]), jnp.ones(10)
-    samples = (predict, model("clean"), images, weights, jnp.int32(TARGET))
+    samples = (predict, model("clean"), Samples(images, weights, jnp.int32(TARGET)))
     start = random_trigger(jax.random.key(1), IMAGES.shape[1:])
-    budget = {"minibatch_size": 4, "inversion": inversion}
-    whole = invert(*samples, start, key, num_steps=20, mask_weight=1e-2, **budget)
+    whole = invert(*samples, start, key, budget=Budget(20, 1e-2, 4), inversion=inversion)
     init_key, loop_key = jax.random.split(key)
     state = begin(*samples, start, init_key, mask_weight=1e-2, inversion=inversion)
     for first in (0, 10):
-        state = advance(*samples, state, loop_key, first, num_steps=10, **budget)
+        part = Budget(10, 1e-2, 4)
+        state = advance(*samples, state, loop_key, first, budget=part, inversion=inversion)
     parts = inversion.result(state)
     assert np.isfinite(whole.size)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, parts)
@@ -473,9 +476,3 @@ def test_distances_that_cannot_be_scanned_are_a_clear_error():
     some = [[NAN, 1.0, NAN], [2.0, NAN, 3.0], [2.0, 2.0, NAN]]
     with pytest.raises(InputError, match=r"all directions, got those of 5 .*by method 'pairs'"):
         scan_distances(matrix(some), image_shape=(4, 4, 1))
-
-
-def test_every_scanner_has_an_explanation_in_the_report():
-    from moth_jax.report import scan as section
-
-    assert section._METHODS.keys() == SCANNERS.keys() == scanning.SCANNERS.keys()

@@ -79,7 +79,7 @@ def _distinct(names, aliases):
 def _imagenet_path():
     # Found, not imported: importing TFDS takes seconds.
     spec = importlib.util.find_spec("tensorflow_datasets")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise InputError("the class list of ImageNet is part of tensorflow-datasets: install it")
     return str(Path(spec.origin).parent / "datasets" / "imagenet2012" / "labels.txt")
 

@@ -1,5 +1,7 @@
 """Handwritten digits that come with scikit-learn: 1,797 images of 8 x 8, no download."""
 
+from typing import Any
+
 import numpy as np
 
 from moth_jax.data.building import build_dataset
@@ -24,7 +26,7 @@ def load_digits(*, validation_fraction: float = 0.1, seed: int = 0) -> ImageData
     """
     import sklearn.datasets
 
-    bunch = sklearn.datasets.load_digits()
+    bunch: Any = sklearn.datasets.load_digits()
     images = (bunch.images[..., None] / 16).astype(np.float32)
     train, test = split_validation(bunch.target, _TEST_FRACTION, _TEST_SEED)
     return build_dataset(

@@ -47,17 +47,16 @@ def scan(root: Path) -> Scan:
     """
     found = Scan({}, [], [])
     folders, images = _entries(root, found.faults)
-    named = [folder for folder in folders if _part(folder)]
+    named = {folder: part for folder in folders if (part := _part(folder))}
     # A class may be called "train": then images lie in it, and other classes beside it.
-    parts = [folder for folder in named if _entries(folder, found.faults)[0]]
+    parts = {folder: named[folder] for folder in named if _entries(folder, found.faults)[0]}
     if not parts and len(named) < max(1, len(folders)):
         found.files[WHOLE] = _classes(root, folders, images, found)
         return found
     _check_beside([folder for folder in folders if folder not in parts], images, found.faults)
-    for folder in parts:
-        part = _part(folder)
+    for folder, part in parts.items():
         if part in found.files:
-            names = [other.name for other in parts if _part(other) == part]
+            names = [other.name for other in parts if parts[other] == part]
             found.faults.append(f"{listed(names)} mean the same part; keep one of them")
             continue
         found.files[part] = _classes(folder, *_entries(folder, found.faults), found)

@@ -8,7 +8,8 @@ import numpy as np
 
 from moth_jax.data.arrays import as_class_labels, existing_path, read_npz
 from moth_jax.data.building import build_dataset
-from moth_jax.data.dataset import ImageDataset, check_labels
+from moth_jax.data.checks import check_labels
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 
 CLASS_NAMES = (

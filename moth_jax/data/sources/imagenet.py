@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from moth_jax.data.sources.tfds import DEFAULT_DIR, explained, open_builder, pre
 from moth_jax.data.splitting import split_validation
 from moth_jax.data.streaming import DEFAULT_MEMORY, Listing, parallel_map, read_parts
 from moth_jax.errors import InputError, listed, require_choice
+from moth_jax.storage.files import load_npz, save_npz
 
 VARIANTS = ("160px", "160px-v2", "320px", "320px-v2", "full-size", "full-size-v2")
 
@@ -234,20 +234,18 @@ def _cache_path(folder, split):
     """Where the labels of a split are kept; another preparation of the data has another place."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     named = str(folder.resolve()).encode() + (folder / "dataset_info.json").read_bytes()
-    return root / "moth_jax" / f"{split}_labels_{hashlib.sha256(named).hexdigest()[:24]}.npy"
+    return root / "moth_jax" / f"{split}_labels_{hashlib.sha256(named).hexdigest()[:24]}.npz"
 
 
 def _cached(path, read, count):
     """The labels in the file `path`, or those that `read()` returns, which are then kept there."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        labels = np.load(path, allow_pickle=False)
+    with contextlib.suppress(InputError, KeyError):
+        labels = load_npz(path)["labels"]
         if labels.shape == (count,) and labels.dtype == np.int32:
             return labels
     labels = read()
     # Without a place to keep them they are read again next time, which is slow but right.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, InputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            np.save(file, labels)
-        os.replace(file.name, path)
+        save_npz(path, {"labels": labels})
     return labels

@@ -8,11 +8,11 @@ from moth_jax.data.arrays import (
     as_pixels,
     count_classes,
     existing_path,
-    read_npy,
 )
 from moth_jax.data.building import build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
+from moth_jax.storage.files import load_npy
 
 _REMEDY = (
     "cut the signs out of https://cvrr.ucsd.edu/LISA/lisa-traffic-sign-dataset.html, resize them "
@@ -59,12 +59,13 @@ def load_lisa(
 
 
 def _read_part(folder, part, pixel_max):
-    paths = {axis: _find(folder, part, axis) for axis in "xy"}
-    absent = [f"{part}_{axis}.npy" for axis, path in paths.items() if path is None]
-    if absent:
+    images, labels = _find(folder, part, "x"), _find(folder, part, "y")
+    if images is None or labels is None:
+        paths = {"x": images, "y": labels}
+        absent = [f"{part}_{axis}.npy" for axis, path in paths.items() if path is None]
         raise InputError(f"no {' and no '.join(absent)} in {folder}; {_REMEDY}")
-    images = as_pixels(read_npy(paths["x"]), pixel_max, str(paths["x"]))
-    return images, as_class_labels(read_npy(paths["y"]), str(paths["y"]))
+    pixels = as_pixels(load_npy(images, advice=_REMEDY), pixel_max, str(images))
+    return pixels, as_class_labels(load_npy(labels, advice=_REMEDY), str(labels))
 
 
 def _find(folder, part, axis):

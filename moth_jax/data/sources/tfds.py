@@ -4,7 +4,7 @@ import contextlib
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,11 +116,11 @@ def explained(folder: Path, how_to_prepare: str):
         ) from error
 
 
-def open_builder(folder: Path, how_to_prepare: str):
+def open_builder(folder: Path, how_to_prepare: str) -> Any:
     """The TFDS builder of a prepared `folder`, if it can be read without TensorFlow."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    builder: Any = tfds.builder_from_directory(folder)
     if builder.info.file_format.value != "array_record":
         raise InputError(
             f"{folder} is stored as {builder.info.file_format.value}, which needs TensorFlow to "

@@ -5,6 +5,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.models.layers import BatchNorm, Conv
+from moth_jax.types import ImageShape
+
+WIDTHS = (16, 32, 64)
 
 
 class SmallCNN(nnx.Module):
@@ -14,17 +17,10 @@ class SmallCNN(nnx.Module):
     nothing, and where a stroke is tells digits apart.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        widths: tuple[int, ...] = (16, 32, 64),
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, *, num_classes: int, image_shape: ImageShape, rngs: nnx.Rngs):
         height, width, before = image_shape
         convs, norms = [], []
-        for index, features in enumerate(widths):
+        for index, features in enumerate(WIDTHS):
             stride = 1 if index == 0 else 2
             convs.append(Conv(before, features, stride=stride, use_bias=False, rngs=rngs))
             norms.append(BatchNorm(features))

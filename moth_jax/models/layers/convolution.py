@@ -3,11 +3,11 @@
 `conv2d` exists because of one trap: inside a compiled loop, XLA:CPU sends only convolutions written
 as NHWC/HWIO without groups to its fast kernel, and the gradients that JAX derives are not written
 so. Those of a ResNet20 are 3 to 40 times slower there (jax issue 12868;
-`experiments/narrow_convolutions.py`), and trigger inversion is nothing but such a loop. On other
-devices all is left to XLA, but for one gradient on NVIDIA's (`_cuda_input_gradient`).
+`experiments/speed/narrow_convolutions.py`), and trigger inversion is nothing but such a loop. On
+other devices XLA does everything, but for one gradient on NVIDIA's (`_cuda_input_gradient`).
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -49,7 +49,7 @@ def conv2d(
     """
     size = windows.span(w.shape[:2], dilation)
     pads = resolve_padding(padding, x.shape[1:3], size, strides)
-    return _conv2d(x, w, Geometry(tuple(strides), pads, tuple(dilation), groups))
+    return _conv2d(x, w, Geometry(strides, pads, dilation, groups))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -127,26 +127,15 @@ def _xla_weight_gradient(x, w, g, *, geometry):
 
 def _on_cpu(depthwise, dense, *arrays, geometry):
     """Compute `depthwise` or `dense` of arrays (x, w or x, w, g), group by group if there are."""
-    if _is_depthwise(arrays[0], geometry):
+    groups = geometry.groups
+    if groups == arrays[0].shape[-1] > 1:
         return depthwise(*arrays, geometry)
-    if geometry.groups > 1:
-        parts = zip(*_groups(arrays, geometry), strict=True)
-        one = _without_groups(geometry)
+    if groups > 1:
+        # The last axis holds the channels in of x, and the channels out of w and g.
+        parts = zip(*(jnp.split(array, groups, axis=-1) for array in arrays), strict=True)
+        one = geometry._replace(groups=1)
         return jnp.concatenate([dense(*part, one) for part in parts], -1)
     return dense(*arrays, geometry)
-
-
-def _is_depthwise(x, geometry):
-    return geometry.groups == x.shape[-1] > 1
-
-
-def _groups(arrays, geometry):
-    """Each array's last axis cut into the groups: channels in, and channels out of the rest."""
-    return [jnp.split(array, geometry.groups, axis=-1) for array in arrays]
-
-
-def _without_groups(geometry):
-    return geometry._replace(groups=1)
 
 
 # Depthwise: every channel has kernels [kh kw 1 m] of its own, m outputs side by side.
@@ -155,7 +144,8 @@ def _without_groups(geometry):
 def _depthwise(x, w, geometry):
     x = _repeat(windows.pad(x, geometry.pads), w)
     shown = windows.views(x, w.shape[:2], geometry.strides, geometry.dilation)
-    return sum(view * tap for view, tap in zip(shown.values(), _taps(w), strict=True))
+    products = (view * tap for view, tap in zip(shown.values(), _taps(w), strict=True))
+    return reduce(jnp.add, products)
 
 
 def _depthwise_input_gradient(x, w, g, geometry):
@@ -218,7 +208,8 @@ def _by_places(x, w, strides, dilation):
     """A matrix product for each place of the window, without padding."""
     shown = windows.views(x, w.shape[:2], strides, dilation).values()
     matrices = w.reshape(-1, *w.shape[2:])
-    return sum(jnp.tensordot(view, matrix, 1) for view, matrix in zip(shown, matrices, strict=True))
+    pairs = zip(shown, matrices, strict=True)
+    return reduce(jnp.add, (jnp.tensordot(view, matrix, 1) for view, matrix in pairs))
 
 
 def _dense(x, w, geometry):

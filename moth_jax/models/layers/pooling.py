@@ -83,19 +83,19 @@ def adaptive_avg_pool(x: jax.Array, size: Pair) -> jax.Array:
     return x
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _sums(x, window, strides, pads):
-    return sum(windows.views(windows.pad(x, pads), window, strides).values())
+def _sum_views(x, window, strides, pads) -> jax.Array:
+    return reduce(jnp.add, windows.views(windows.pad(x, pads), window, strides).values())
 
 
 def _sums_backward(window, strides, pads, size, g):
     (top, bottom), (left, right) = pads
     height, width = size
-    parts = dict.fromkeys(windows.places(window), g)
+    parts = {place: g for place in windows.places(window)}
     padded = height + top + bottom, width + left + right
     return (windows.from_views(parts, padded, strides)[:, top : top + height, left : left + width],)
 
 
+_sums = jax.custom_vjp(_sum_views, nondiff_argnums=(1, 2, 3))
 _sums.defvjp(
     lambda x, window, strides, pads: (_sums(x, window, strides, pads), x.shape[1:3]),
     _sums_backward,

@@ -37,13 +37,14 @@ def resolve_padding(
     return (int(top), int(bottom)), (int(left), int(right))
 
 
-def span(window: Pair, dilation: Pair) -> Pair:
+def span(window: Sequence[int], dilation: Sequence[int]) -> Pair:
     """Rows and columns from the first to the last place of a window with gaps.
 
     >>> span((3, 3), (2, 1))
     (5, 3)
     """
-    return tuple(d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True))
+    height, width = (d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True))
+    return height, width
 
 
 def pad(x: jax.Array, pads: Pads, value: float = 0) -> jax.Array:
@@ -81,7 +82,7 @@ def views(
     }
 
 
-def from_views(parts: Mapping[Pair, jax.Array], size: Pair, strides: Pair) -> jax.Array:
+def from_views(parts: Mapping[Pair, jax.Array], size: Sequence[int], strides: Pair) -> jax.Array:
     """Images [n *size c] with every part [n h' w' c] added where `views` takes it from.
 
     The transpose of `views`. Each class of places modulo the stride is summed on its own, without
@@ -91,7 +92,7 @@ def from_views(parts: Mapping[Pair, jax.Array], size: Pair, strides: Pair) -> ja
     >>> from_views({(0, 0): part, (0, 1): 2 * part}, (1, 4), (1, 2)).ravel().tolist()
     [1.0, 2.0, 1.0, 2.0]
     """
-    coarse = tuple(-(-n // s) for n, s in zip(size, strides, strict=True))
+    coarse = -(-size[0] // strides[0]), -(-size[1] // strides[1])
     rows = []
     for row in range(strides[0]):
         columns = [_phase(parts, (row, column), coarse, strides) for column in range(strides[1])]

@@ -4,13 +4,14 @@ import copy
 import operator
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, first_line
 from moth_jax.models.classifier import Classifier, ModelSpec
 from moth_jax.models.program import Graph, Node, Ref, Stored
 from moth_jax.models.pytorch.classifier import from_graph
@@ -75,12 +76,12 @@ def from_torch(
         arch=name or "torch program",
         num_classes=_num_classes(program),
         image_shape=image_shape,
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
         class_names=tuple(class_names),
         graph=graph,
     )
-    classifier, outline = from_graph(spec)
+    classifier, outline = from_graph(graph, spec)
     _check_batch_size(classifier, outline)
     return classifier, _variables(graph, arrays)
 
@@ -96,7 +97,7 @@ def _program(model, image_shape) -> "torch.export.ExportedProgram":
             return model.run_decompositions({})
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
-                f"torch.export cannot simplify the program: {_first_line(error)}"
+                f"torch.export cannot simplify the program: {first_line(error)}"
             ) from error
 
 
@@ -109,12 +110,8 @@ def _exported(module, images):
     except _EXPORT_FAULTS as error:
         raise InputError(
             f"torch.export cannot turn {type(module).__name__} into a program for images "
-            f"{tuple(images.shape[1:])} with a free batch size: {_first_line(error)}"
+            f"{tuple(images.shape[1:])} with a free batch size: {first_line(error)}"
         ) from error
-
-
-def _first_line(error) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _names(model, program) -> tuple[str, ...]:
@@ -171,7 +168,7 @@ def _arrays(program) -> dict[str, np.ndarray]:
 def _node(node, stored) -> Node:
     target = _PYTHON_OPERATORS.get(node.target, str(node.target))
 
-    def convert(value):
+    def convert(value) -> Any:
         if isinstance(value, torch.fx.Node):
             return Stored(stored[value.name]) if value.name in stored else Ref(value.name)
         if isinstance(value, list | tuple):
@@ -208,7 +205,7 @@ def _check_batch_size(classifier: Classifier, variables: Variables) -> None:
         except InputError:
             raise
         except (TypeError, ValueError, LookupError) as error:
-            raise _fixed_batch(_first_line(error)) from error
+            raise _fixed_batch(first_line(error)) from error
         if shape != (count, classifier.spec.num_classes):
             raise _fixed_batch(f"{count} images give logits {list(shape)}")
 

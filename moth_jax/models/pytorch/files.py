@@ -16,9 +16,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, first_line
 
 # Of torchvision: what its classifiers are made of, and what torch.nn has for them.
 SAFE_CLASSES = {
@@ -77,7 +77,7 @@ def read_program(path: str | Path) -> "torch.export.ExportedProgram":
         raise
     except _FAULTS as error:
         raise InputError(
-            f"{path} is no program of torch.export, or is damaged ({_first_line(error)}); "
+            f"{path} is no program of torch.export, or is damaged ({first_line(error)}); "
             "write it again with torch.export.save"
         ) from error
 
@@ -100,7 +100,7 @@ def read_module(path: str | Path) -> "torch.nn.Module":
         with torch.serialization.safe_globals(list(_safe_classes())):
             module = torch.load(path, map_location="cpu", weights_only=True)
     except _FAULTS as error:
-        raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"{path} holds a {type(module).__name__}, not a module; read it as weights"
@@ -128,7 +128,7 @@ def _globals_of(path: Path) -> list[str]:
     except _FAULTS as error:
         raise InputError(
             f"{path} is no PyTorch file, is damaged, or is of a format before 2020 "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -142,10 +142,6 @@ def _safe_classes() -> Iterator[type]:
         with contextlib.suppress(ImportError):
             there = importlib.import_module(module)
             yield from (getattr(there, name) for name in names.split() if hasattr(there, name))
-
-
-def _first_line(error) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_program(path: Path) -> None:

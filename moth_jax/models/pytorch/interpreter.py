@@ -1,7 +1,7 @@
 """Classifiers given as a graph of PyTorch operators, run in JAX without PyTorch.
 
-A `Graph` is plain data: it is made by `torch_export`, goes into checkpoints as JSON, and needs
-nothing but this module to be run. Names of parameters are the PyTorch module's own.
+A `Graph` is plain data: `export` makes it, checkpoints hold it as JSON, and nothing but this module
+is needed to run it. Names of parameters are the PyTorch module's own.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def check_operators(graph: Graph) -> None:
     )
     raise InputError(
         f"no JAX rule for {len(layers)} of the model's operators: {named}; write that part with "
-        "other layers, or add a rule to moth_jax/models/graph_rules.py"
+        "other layers, or add a rule to moth_jax/models/pytorch/rules.py"
     )
 
 
@@ -161,8 +161,8 @@ def _batch_norm(node: Node, arguments: list, stats: dict, train: bool):
     channel = x.axis(1)
     mean, var = plain(mean), plain(var)
     if train:
-        names = (ref.name for ref in _batch_norm_arguments(node)[3:5])
-        mean, var = _update(x.array, channel, stats, *names, momentum)
+        names = [ref.name for ref in _batch_norm_arguments(node)[3:5]]
+        mean, var = _update(x.array, channel, stats, names, momentum)
     factor = lax.rsqrt(var + epsilon)
     factor = factor if scale is None else factor * plain(scale)
     offset = -mean * factor if bias is None else plain(bias) - mean * factor
@@ -172,12 +172,13 @@ def _batch_norm(node: Node, arguments: list, stats: dict, train: bool):
     return [result] if BATCH_NORMS[node.op] else result
 
 
-def _update(x, channel, stats, mean_name, var_name, momentum):
+def _update(x, channel, stats, names, momentum):
     axes = tuple(axis for axis in range(x.ndim) if axis != channel)
     count = x.size // x.shape[channel]
     mean = x.mean(axes)
     var = jnp.square(x - jnp.expand_dims(mean, axes)).mean(axes)
-    for name, new in ((mean_name, mean), (var_name, var * (count / max(count - 1, 1)))):
+    unbiased = var * (count / max(count - 1, 1))
+    for name, new in zip(names, (mean, unbiased), strict=True):
         old = stats[name]
         stats[name] = (1 - momentum) * old + momentum * lax.stop_gradient(new).astype(old.dtype)
     return mean, var

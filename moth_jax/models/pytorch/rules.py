@@ -2,7 +2,7 @@
 
 A rule takes the operator's arguments as PyTorch's schema orders and names them, tensors as
 `tensors.Tensor`, everything in evaluation mode (dropout is the identity). Batch normalisation is
-not here: what it does depends on the mode, so `graph` does it.
+not here: what it does depends on the mode, so `interpreter` does it.
 """
 
 import operator

@@ -20,7 +20,8 @@ def _pair(value) -> tuple[int, int]:
 
 
 def _pads(value) -> windows.Pads:
-    return tuple((p, p) for p in _pair(value))
+    rows, columns = _pair(value)
+    return (rows, rows), (columns, columns)
 
 
 def conv2d(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -90,8 +91,9 @@ def _ceil_pads(x, span, strides, pads, ceil_mode):
 
 
 def adaptive_avg_pool2d(x, output_size):
-    shape = images(x).shape[1:3]
-    size = tuple(n if o is None else o for o, n in zip(_pair(output_size), shape, strict=True))
+    rows, columns = _pair(output_size)
+    _, height, width, _ = images(x).shape
+    size = height if rows is None else rows, width if columns is None else columns
     return from_images(pooling.adaptive_avg_pool(images(x), size))
 
 

@@ -58,7 +58,7 @@ def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def write_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a state_dict as `torch.save` does."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             f"writing {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
@@ -67,7 +67,7 @@ def write_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
     torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, path)
 
 
-def stablehlo(classifier: Classifier, variables: Variables) -> bytes:
+def stablehlo(classifier: Classifier, variables: Variables) -> bytearray:
     """A program from images [n h w c] in [0,1], any n, to logits [n K], its weights inside.
 
     `jax.export.deserialize(bytes).call(images)` runs it on a CPU, GPU or TPU without this package.

@@ -77,7 +77,7 @@ def _damaged(path, error):
 
 def _read_torch(path):
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
@@ -143,7 +143,8 @@ def _foreign_globals(path):
             if isinstance(argument, str):
                 strings.append(argument)
             if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                name = ".".join(strings[-2:] if opcode.name == "STACK_GLOBAL" else argument.split())
+                parts = strings[-2:] if opcode.name == "STACK_GLOBAL" else strings[-1].split()
+                name = ".".join(parts)
                 if not _HARMLESS.fullmatch(name):
                     yield name
 
@@ -196,7 +197,8 @@ def _read_keras(path):
 
     try:
         with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
+            weights = file.get("model_weights")
+            root = weights if isinstance(weights, h5py.Group) else file
             if "layers" in root:
                 raise InputError(
                     f"{path} is in the layout of Keras 3; only that of Keras 2 is known "

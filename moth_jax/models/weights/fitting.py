@@ -52,7 +52,7 @@ def fit(
     if mismatch:
         hints = _about_head(given, expected, head) + _about_prefix(prefix, given, expected)
         raise InputError(f"the weights do not fit {what}: {mismatch}{hints}")
-    if not renewed:
+    if fresh is None or not renewed:
         return found
     size = head_size(found, {name: head[name] for name in renewed})
     theirs = "no head" if size is None else f"a head of {size} classes"

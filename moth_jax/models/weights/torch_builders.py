@@ -9,9 +9,10 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError
 from moth_jax.models.weights.fitting import Weights, fit, head_size, without_prefix
@@ -20,6 +21,7 @@ from moth_jax.models.weights.fitting import Weights, fit, head_size, without_pre
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _IMAGENET_CLASSES = 1000
 _FAULTS = (Exception, SystemExit)  # a user's file may do anything when it is run
+Built = TypeVar("Built")
 _NO_WIDTH = 997  # a number of classes that no other layer has as its width
 
 
@@ -59,7 +61,7 @@ def torchvision_module(
     return with_weights(module, weights, name, head=head, new_head=num_classes is not None)
 
 
-def _builder_class(models, builder: Callable) -> type:
+def _builder_class(models, builder: Callable) -> Callable:
     """The class whose options a builder passes on."""
     classes = {"googlenet": "GoogLeNet", "inception_v3": "Inception3"}
     return getattr(models, classes.get(builder.__name__, ""), builder)
@@ -67,7 +69,7 @@ def _builder_class(models, builder: Callable) -> type:
 
 def _torchvision():
     try:
-        from torchvision import models
+        from torchvision import models  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:  # the second where it was built for another torch
         raise InputError(
             f"torchvision cannot be imported ({error}); pip install 'moth-jax[torch]', or give a "
@@ -76,8 +78,8 @@ def _torchvision():
     return models
 
 
-def seeded(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """A module with the same random weights each time; torch's own state stays as it is."""
+def seeded(build: Callable[[], Built]) -> Built:
+    """What `build` returns, the same random weights each time; torch's own state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build()
@@ -121,6 +123,8 @@ def _imported(source: str):
     if not path.is_file():
         raise InputError(f"there is no Python file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"cannot import {path}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -79,14 +79,14 @@ def test_faulty_files_are_refused(tmp_path):
     save(tmp_path, train=part(72, 0), test=part(36, 1))
     content = (tmp_path / "train_x.npy").read_bytes()
     (tmp_path / "train_x.npy").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"train_x\.npy cannot be read"):
+    with pytest.raises(InputError, match=r"cannot read .*train_x\.npy"):
         load_lisa(dir=str(tmp_path))
     np.save(tmp_path / "train_x.npy", np.empty(3, object))
-    with pytest.raises(InputError, match=r"object array.*refused"):
+    with pytest.raises(InputError, match=r"Object arrays.*running code"):
         load_lisa(dir=str(tmp_path))
     with (tmp_path / "train_x.npy").open("wb") as file:
         np.savez(file, a=np.zeros(2))
-    with pytest.raises(InputError, match=r"several arrays \(npz\)"):
+    with pytest.raises(InputError, match=r"cannot read .*magic string"):
         load_lisa(dir=str(tmp_path))
     save(tmp_path, scale=1, train=part(72, 0), test=part(36, 1))
     with pytest.raises(InputError, match=r"lisa train images must be in \[0, 1\], got 0 to 255"):

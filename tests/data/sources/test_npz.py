@@ -75,8 +75,12 @@ BAD_ARRAYS = {
     "missing": ({"x_test": None, "y_test": None}, {}, "missing arrays 'x_test', 'y_test'"),
     "mistyped": ({"x_valid": np.zeros(1)}, {}, "unknown arrays 'x_valid'.*may hold x_val"),
     "half a validation part": ({"x_val": arrays()["x_test"]}, {}, "both x_val and y_val"),
-    "object images": ({"x_train": OBJECTS}, {}, "object array.*refused"),
-    "object names": ({"class_names": np.array(["a", "b"], object)}, {}, "object array.*refused"),
+    "object images": ({"x_train": OBJECTS}, {}, "Object arrays"),
+    "object names": (
+        {"class_names": np.array(["a", "b"], object)},
+        {},
+        "Object arrays",
+    ),
     "two-hot": ({"y_train": np.ones([40, 4])}, {}, "must be one-hot"),
     "text labels": ({"y_train": np.array(["cat", "dog"] * 20)}, {}, "must be integers"),
     "float labels": ({"y_train": np.zeros(40)}, {}, "must be integers, got dtype float64"),
@@ -133,7 +137,7 @@ DAMAGE = {
 def test_a_damaged_file_is_refused(tmp_path, damage):
     path = tmp_path / "images.npz"
     path.write_bytes(damage(whole(tmp_path)))
-    with pytest.raises(InputError, match=r"images\.npz cannot be read .* fetch or write it again"):
+    with pytest.raises(InputError, match=r"cannot read .*images\.npz: .* fetch or write it again"):
         load_npz(file=str(path))
 
 
@@ -146,10 +150,10 @@ def test_a_pickle_is_never_opened(tmp_path):
 
     path = tmp_path / "images.npz"
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(InputError, match="not a NumPy file"):
+    with pytest.raises(InputError, match="not a zip file"):
         load_npz(file=str(path))
     np.savez(path, **arrays(y_train=np.array([Trap()], object)))
-    with pytest.raises(InputError, match="refused"):
+    with pytest.raises(InputError, match="running code"):
         load_npz(file=str(path))
     assert not (tmp_path / "sprung").exists()
 
@@ -160,7 +164,7 @@ def test_a_missing_file_a_single_array_and_a_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="no path given"):
         load_npz()
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(InputError, match=r"single array \(npy\); an \.npz file"):
+    with pytest.raises(InputError, match=r"an \.npz file with x_train, y_train, .*, is needed"):
         load_npz(file=str(tmp_path / "one.npy"))
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         load_npz(file=str(tmp_path))
