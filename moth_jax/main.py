@@ -88,7 +88,7 @@ def _run() -> None:
         at_failure(lambda code: code == EXIT_PREEMPTED or processes.leave(code))
     shown = console_progress if processes.is_main() else silent_progress
     progress = shown(after_advance=preemption.stop_here)
-    workdir = Path(_WORKDIR.value).expanduser()
+    workdir = Path(str(_WORKDIR.value)).expanduser()
     summary = run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value, progress=progress)
     for line in summary.describe():
         progress.note(line)

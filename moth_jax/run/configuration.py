@@ -39,7 +39,9 @@ from moth_jax.run.phases import PHASES, requests
 from moth_jax.run.phases.measure import MeasureOptions
 from moth_jax.training import BATCH_NORM_MODES, Adversary, TrainingConfig
 
-NO_METRICS = NoMetrics()
+# A ConfigDict: its fields are of any type, and the library annotates them as a union of some.
+Config = Any
+_NO_METRICS = NoMetrics()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class MeshOptions:
     devices: int = option(0, NOT_NEGATIVE)
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> Config:
     """Return the published options, for a data set and a model that the file has yet to name.
 
     Fields: those of `RunOptions`, and the sections
@@ -90,7 +92,7 @@ def default_config() -> ml_collections.ConfigDict:
         (`hardening/baselines/`).
       mesh: `MeshOptions`.
     """
-    config = ml_collections.ConfigDict(
+    config: Config = ml_collections.ConfigDict(
         {
             **dataclasses.asdict(RunOptions()),
             "data": {"name": "", "validation_fraction": 0.1, "seed": 0},
@@ -139,9 +141,7 @@ def node_of(method: str) -> str:
 _TRAINED = ("training", *map(node_of, METHODS))  # the sections that train
 
 
-def set_adversary(
-    config: ml_collections.ConfigDict, adversary: Adversary, *, parts: Sequence[str] = ()
-) -> None:
+def set_adversary(config: Config, adversary: Adversary, *, parts: Sequence[str] = ()) -> None:
     """Let an adversary perturb the images in some sections of a configuration.
 
     Without `parts` it does in training and in every method: the model is trained adversarially,
@@ -156,7 +156,7 @@ def set_adversary(
         config[part].adversary.update(dataclasses.asdict(adversary))
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: Config) -> None:
     """Raise `InputError` at the first field whose value is no choice or out of range."""
     require_choice("phase", config.phase, requests())
     require_choice("method", config.method, METHODS)
@@ -179,7 +179,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     method_config(config)
 
 
-def _check_model(config: ml_collections.ConfigDict) -> None:
+def _check_model(config: Config) -> None:
     if not config.model.checkpoint:  # else it may be any of torchvision
         require_choice("model", config.model.name, (AUTO, *MODELS))
     require_choice("model.trust", config.model.trust, TRUST)
@@ -190,7 +190,7 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_backdoor(config: ml_collections.ConfigDict) -> None:
+def _check_backdoor(config: Config) -> None:
     if config.backdoor.kind:
         require_choice("backdoor", config.backdoor.kind, backdoors.ATTACKS)
     elif config.backdoor.target or config.backdoor.victims:
@@ -201,12 +201,12 @@ def _check_backdoor(config: ml_collections.ConfigDict) -> None:
 
 
 def make_job(
-    config: ml_collections.ConfigDict,
+    config: Config,
     dataset: data.ImageDataset,
     workdir: Path,
     *,
     progress: Progress,
-    metrics: MetricWriter | NoMetrics = NO_METRICS,
+    metrics: MetricWriter | NoMetrics = _NO_METRICS,
 ) -> Job:
     """Return the job of a configuration: names of classes become labels, sections dataclasses.
 
@@ -247,7 +247,7 @@ def make_job(
     )
 
 
-def phase_options(config: ml_collections.ConfigDict) -> dict[type, Any]:
+def phase_options(config: Config) -> dict[type, Any]:
     """Return the options of the phases by their types.
 
     Raises:
@@ -256,20 +256,18 @@ def phase_options(config: ml_collections.ConfigDict) -> dict[type, Any]:
     return {of: _options(of, config, name) for name, of in _phase_sections().items()}
 
 
-def training_config(config: ml_collections.ConfigDict) -> TrainingConfig:
+def training_config(config: Config) -> TrainingConfig:
     """Return the options of training."""
     return _options(TrainingConfig, config, "training")
 
 
-def method_config(
-    config: ml_collections.ConfigDict, classes: tuple[int, ...] = ()
-) -> HardeningConfig:
+def method_config(config: Config, classes: tuple[int, ...] = ()) -> HardeningConfig:
     """Return the options of `config.method`; `classes` are the labels of `config.classes`."""
     options = METHODS[config.method].config
     return dataclasses.replace(_options(options, config, node_of(config.method)), classes=classes)
 
 
-def backdoor_options(config: ml_collections.ConfigDict) -> BackdoorOptions:
+def backdoor_options(config: Config) -> BackdoorOptions:
     """Return the options of the backdoor; those of its attack that are None are left out."""
     fields = config.backdoor.to_dict()
     own = {field.name for field in dataclasses.fields(BackdoorOptions)}
@@ -280,7 +278,7 @@ def backdoor_options(config: ml_collections.ConfigDict) -> BackdoorOptions:
     return BackdoorOptions(**given, of_attack=of_attack)
 
 
-def _options(options: type, config: ml_collections.ConfigDict, section: str) -> Any:
+def _options(options: type, config: Config, section: str) -> Any:
     """Return a section as its dataclass, with the run's seed where that has one."""
     fields = config[section].to_dict()
     for field in dataclasses.fields(options):
@@ -291,27 +289,27 @@ def _options(options: type, config: ml_collections.ConfigDict, section: str) -> 
     return options(**fields)
 
 
-def load_data(config: ml_collections.ConfigDict) -> data.ImageDataset:
+def load_data(config: Config) -> data.ImageDataset:
     """Return the data set of a configuration."""
     return data.load(config.data.name, **data_options(config))
 
 
-def data_options(config: ml_collections.ConfigDict) -> dict:
+def data_options(config: Config) -> dict:
     """Return the options of the data set's loader."""
     return {name: value for name, value in config.data.to_dict().items() if name != "name"}
 
 
-def num_devices(config: ml_collections.ConfigDict) -> int:
+def num_devices(config: Config) -> int:
     """Return how many devices of every process compute, 0 for all."""
     return config.mesh.devices
 
 
-def as_json(config: ml_collections.ConfigDict) -> dict:
+def as_json(config: Config) -> dict:
     """Return the configuration as JSON can carry it."""
     return json.loads(config.to_json_best_effort())
 
 
-def field_names(config: ml_collections.ConfigDict, prefix: str = "config") -> list[str]:
+def field_names(config: Config, prefix: str = "config") -> list[str]:
     """Return the full names of all fields, as they are given on the command line."""
     names = []
     for name, value in config.items():

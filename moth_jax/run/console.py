@@ -102,7 +102,7 @@ def keep_compilations() -> None:
     """
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(default_folder()))
 
 

@@ -54,7 +54,7 @@ def _digest(source: str) -> str | None:
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.load_model(path).variables)
     for place, leaf in leaves:
         digest.update(jax.tree_util.keystr(place).encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
 
@@ -68,7 +68,7 @@ def _signature(dataset: ImageDataset) -> dict:
     splits = (dataset.train, dataset.validation, dataset.test)
     digest = hashlib.sha256()
     for split in splits:
-        digest.update(np.asarray(split.labels, np.int64))
+        digest.update(np.asarray(split.labels, np.int64).tobytes())
     probes = [split.batch(np.arange(min(_NUM_PROBES, len(split)))) for split in splits]
     means = [float(image.mean()) for images in probes for image in images]
     return {"labels": digest.hexdigest(), "means": means}

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from moth_jax.errors import InputError
 from moth_jax.run.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED, end_at_once
@@ -195,7 +196,7 @@ class _Watch:
 
 
 _watch: _Watch | None = None
-_until_watched: dict[int, Callable] = {}  # the handlers before `end_until_watched`
+_until_watched: dict[int, Any] = {}  # the handlers before `end_until_watched`
 _safe_points = itertools.count()
 
 

@@ -100,11 +100,11 @@ class Summary:
 
 def summarise(job: Job, models: Models) -> Summary:
     """Write summary.json, and report.html if there is a model."""
-    summary = Summary(_figures(job, models), job.workdir / folder.REPORT)
-    write_json(job.workdir / folder.SUMMARY, summary.figures)
-    if summary.figures["model"] is not None and is_main():
-        _write_report(job, summary)
-    return summary if summary.report.exists() else dataclasses.replace(summary, report=None)
+    figures, report = _figures(job, models), job.workdir / folder.REPORT
+    write_json(job.workdir / folder.SUMMARY, figures)
+    if figures["model"] is not None and is_main():
+        _write_report(job, figures, report)
+    return Summary(figures, report if report.exists() else None)
 
 
 def _figures(job: Job, models: Models) -> dict:
@@ -130,14 +130,14 @@ def _figures(job: Job, models: Models) -> dict:
     }
 
 
-def _write_report(job: Job, summary: Summary) -> None:
+def _write_report(job: Job, figures: dict, path: Path) -> None:
     records = read_metrics(job.workdir / folder.METRICS)
     before, after = (load_distances(job.workdir, when) for when in _WHEN)
     test, counts = job.dataset.test, load_hardening(job.workdir).get("num_selected")
     write_report(
-        job.workdir / folder.REPORT,
-        title=f"{summary.figures['model']} on {job.dataset.name}",
-        summary=summary.figures,
+        path,
+        title=f"{figures['model']} on {job.dataset.name}",
+        summary=figures,
         before=before,
         after=after,
         scan=load_scan(job.workdir),

@@ -1,5 +1,9 @@
 """How often the backdoor of a run works on its models. It is computed for every summary."""
 
+from collections.abc import Iterable
+
+import numpy as np
+
 from moth_jax import backdoors
 from moth_jax.report.backdoor import StampedExample
 from moth_jax.run.job import Job
@@ -27,11 +31,17 @@ def _figures(job: Job, models: Models) -> dict:
         )
         figures[f"attack_success_{when}"] = success.overall
         figures[f"attack_success_per_class_{when}"] = {
-            names[k]: rate for k, rate in success.rates.items() if backdoor.is_victim(k)
+            names[k]: success.rates[k] for k in _victims(backdoor, success.rates)
         }
         if backdoor.label_specific:
             figures[f"attack_success_others_{when}"] = success.others
     return figures
+
+
+def _victims(backdoor: backdoors.Backdoor, labels: Iterable[int]) -> list[int]:
+    """Return those labels whose images are to be misclassified."""
+    labels = np.array(list(labels))
+    return labels[backdoor.is_victim(labels)].tolist()
 
 
 def stamped_examples(job: Job) -> list[StampedExample]:
@@ -39,7 +49,7 @@ def stamped_examples(job: Job) -> list[StampedExample]:
     backdoor, dataset = job.backdoor, job.dataset
     if backdoor is None:
         return []
-    victims = [k for k in dataset.present if backdoor.is_victim(k)][:_MAX_STAMPED]
+    victims = _victims(backdoor, dataset.present)[:_MAX_STAMPED]
     images = dataset.test.batch([dataset.test.of_class(k, 1)[0] for k in victims])
     names = [dataset.class_names[k] for k in victims]
     return list(zip(names, images, backdoor.stamp(images), strict=True))

@@ -45,7 +45,7 @@ def measure_robustness(job: Job, models: Models) -> None:
     asked = {**dataclasses.asdict(options), "num_images": num_images}
     path = job.workdir / _RECORD
     done = read_json(path)
-    figures = done if done.get("asked") == asked else {"asked": asked}
+    figures: dict = done if done.get("asked") == asked else {"asked": asked}
     for when in MODEL_FOLDERS:
         model = models.get(when)
         if when in figures or model is None:
