@@ -20,7 +20,7 @@ from moth_jax.backdoors import attack_success
 from moth_jax.data import ImageDataset
 from moth_jax.distance.matrix import DistanceMatrix, relative_increase
 from moth_jax.errors import InputError, listed, require_choice
-from moth_jax.evaluation import accuracy, pgd_accuracy
+from moth_jax.evaluation import Adversary, accuracy, pgd_accuracy
 from moth_jax.hardening import METHODS
 from moth_jax.models import Classifier, checkpoint
 from moth_jax.models.checkpoint import SavedModel
@@ -283,7 +283,9 @@ def quality(given: Model, *, robust: bool = False) -> dict:
 
     def compute() -> dict:
         images = attacked_images(given.dataset, num_images)
-        return {"robustness": pgd_accuracy(predict, variables, images, **attack)}
+        return {
+            "robustness": pgd_accuracy(predict, variables, images, adversary=Adversary(**attack))
+        }
 
     # Under another attack it is another figure.
     name = "_".join(f"{value:g}" for value in (num_images, *attack.values()))

@@ -7,7 +7,7 @@ import pytest
 
 from moth_jax import data
 from moth_jax.data import ImageSplit
-from moth_jax.evaluation import pgd_accuracy
+from moth_jax.evaluation import Adversary, pgd_accuracy
 from moth_jax.models import checkpoint
 from moth_jax.run.phases import Models, robustness
 from tests.helpers.runs import (
@@ -47,9 +47,9 @@ def test_an_attack_on_a_finished_run_adds_the_robustness_of_both_models(finished
     images = robustness.attacked_images(data.load("digits"), 40)
     for when, folder in (("before", "original"), ("after", "hardened")):
         classifier, variables = checkpoint.load_model(workdir / folder)
-        options = {name: ATTACK[name] for name in ("epsilon", "step_size", "num_steps")}
+        adversary = Adversary(*(ATTACK[name] for name in ("epsilon", "step_size", "num_steps")))
         with compilations_on_disk():
-            expected = pgd_accuracy(classifier.predict, variables, images, **options)
+            expected = pgd_accuracy(classifier.predict, variables, images, adversary=adversary)
         assert summary[f"robustness_{when}"] == expected < summary[f"accuracy_{when}"]
     assert summary["robustness"] == ATTACK
     assert json.loads((workdir / "summary.json").read_text())["robustness"] == ATTACK

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from moth_jax.data import ImageDataset, ImageSplit
-from moth_jax.evaluation import pgd_accuracy
+from moth_jax.evaluation import Adversary, pgd_accuracy
 from moth_jax.options import AT_LEAST_1, POSITIVE, SHARE, option
 from moth_jax.run.job import Job
 from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
@@ -54,9 +54,7 @@ def measure_robustness(job: Job, models: Models) -> None:
             model.classifier.predict,
             model.variables,
             attacked_images(job.dataset, num_images),
-            epsilon=options.epsilon,
-            step_size=options.step_size,
-            num_steps=options.num_steps,
+            adversary=Adversary(options.epsilon, options.step_size, options.num_steps),
             seed=_SEED,
             label=f"robustness {when}",
             progress=job.progress,
