@@ -13,11 +13,11 @@ from moth_jax.errors import InputError
 
 def fault_of_flags(argv: list[str], error: Exception) -> str:
     """Say what is wrong with the command line, or with the configuration file that it names."""
-    fault = fault_in_file(argv, error)
+    fault = _fault_in_file(argv, error)
     if fault is not None:
         return fault
     if isinstance(error, OSError) or "no attribute 'get_config'" in str(error):
-        return no_such_file(argv)
+        return _no_such_file(argv)
     if isinstance(error, (AttributeError, LookupError)):
         return _unknown_field(argv, error)
     if isinstance(error, (flags.Error, TypeError, ValueError)):
@@ -25,7 +25,14 @@ def fault_of_flags(argv: list[str], error: Exception) -> str:
     return f"cannot use --config: {_config_path(argv)}: {type(error).__name__}: {error}"
 
 
-def fault_in_file(argv: list[str], error: BaseException | None) -> str | None:
+def fault_of_unread(argv: list[str], value: object) -> str:
+    """Say why the value of --config is no configuration."""
+    # Where the file could not be read, it is an object with the error.
+    error = vars(value).get("_error") if hasattr(value, "__dict__") else None
+    return _fault_in_file(argv, error) or _no_such_file(argv)
+
+
+def _fault_in_file(argv: list[str], error: BaseException | None) -> str | None:
     """Return what the configuration file raised, if that is behind `error`."""
     given = _config_path(argv)
     path = Path(given.partition(":")[0]).absolute()  # the rest is the argument of get_config
@@ -66,7 +73,7 @@ def _unknown_in_file(name: str, path: str, line: int) -> str:
     return f"unknown field {name} in {path}, line {line}; {advice}"
 
 
-def no_such_file(argv: list[str]) -> str:
+def _no_such_file(argv: list[str]) -> str:
     """Say that --config names no configuration file."""
     return (
         f"there is no configuration file {_config_path(argv)!r} with a function "
@@ -84,7 +91,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
         return f"cannot use --config: {str(error).splitlines()[0]}"
     config = flags.FLAGS["config"].parser.parse(path)
     if not isinstance(config, ConfigDict):
-        return no_such_file(argv)
+        return _no_such_file(argv)
     fields = field_names(config)
     wrong = next((name for name in given if name not in fields), given[0])
     section, field = wrong.rpartition(".")[::2]
