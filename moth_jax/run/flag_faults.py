@@ -33,7 +33,7 @@ def fault_of_unread(argv: list[str], value: object) -> str:
 
 
 def _fault_in_file(argv: list[str], error: BaseException | None) -> str | None:
-    """Return what the configuration file raised, if that is behind `error`."""
+    """Return what the configuration file raised if `error` comes from there, else None."""
     given = _config_path(argv)
     path = Path(given.partition(":")[0]).absolute()  # the rest is the argument of get_config
     while error is not None:
@@ -51,7 +51,7 @@ def _is_path(name: str | None, path: Path) -> bool:
     return name is not None and Path(name).absolute() == path
 
 
-# What a ConfigDict says of a field that it does not have, set or read.
+# How a ConfigDict names a field that it does not have, when that is set or read.
 _NO_FIELD = re.compile(r'Key "(\w+)" does not exist|^\W*(\w+)\W*(?:$|nDid you mean)')
 
 
@@ -82,7 +82,7 @@ def _no_such_file(argv: list[str]) -> str:
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
-    """Say which field of the command line does not exist, and which there are in its place."""
+    """Say which field of the command line does not exist, and which fields there are."""
     from moth_jax.run.configuration import field_names
 
     given = [match[1] for a in argv if (match := re.match(r"--?(config\.[^=]+)", a))]
@@ -110,7 +110,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
 
 
 def _config_path(argv: list[str]) -> str:
-    """Return what --config is on the command line, as it may not have been parsed."""
+    """Return the value of --config on the command line, which may not have been parsed."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         given = re.fullmatch(r"--?config(?:=(.*))?", argument)
         if given is not None:
