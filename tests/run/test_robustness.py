@@ -73,7 +73,7 @@ def test_an_attack_is_not_made_twice_but_anew_with_other_options(finished, tmp_p
     attack(attacked(), workdir)
     assert not attacks
     attack(attacked(num_steps=3), workdir)
-    assert [made["num_steps"] for made in attacks] == [3, 3]
+    assert [made["adversary"].num_steps for made in attacks] == [3, 3]
     assert robustness.load_robustness(workdir) == {
         "robustness": {**ATTACK, "num_steps": 3},
         "robustness_before": 0.25,
