@@ -368,20 +368,14 @@ def test_only_a_step_that_reaches_the_bound_with_a_smaller_trigger_restarts_from
         assert_same(after.theta, before.theta)
 
 
-def test_a_candidate_that_holds_on_all_samples_becomes_the_result():
-    state = after_steps(NeuralCleanse(), state_of(NeuralCleanse()), [1.0])
-    verified = compiled_verify(NeuralCleanse())(state, score(0.9))
-    result = NeuralCleanse().result(verified)
-    assert float(result.success_rate) == pytest.approx(0.9)
-    assert float(result.size) == float(state.candidate_size)
-    assert_same(result.trigger, state.candidate)
-
-
-def test_a_candidate_that_does_not_hold_is_forgotten_and_the_earlier_result_stays():
+def test_a_candidate_that_holds_becomes_the_result_and_one_that_does_not_is_forgotten():
     inversion = NeuralCleanse()
-    state = after_steps(inversion, state_of(inversion, size=8.0), [1.0])
-    state = compiled_verify(inversion)(state, score(1.0))
+    found = after_steps(inversion, state_of(inversion, size=8.0), [1.0])
+    state = compiled_verify(inversion)(found, score(0.9))
     kept = inversion.result(state)
+    assert float(kept.success_rate) == pytest.approx(0.9)
+    assert float(kept.size) == float(found.candidate_size)
+    assert_same(kept.trigger, found.candidate)
     smaller = state_of(inversion, size=4.0)
     state = after_steps(inversion, state.replace(theta=smaller.theta), [1.0])
     assert float(state.candidate_size) < float(kept.size)
