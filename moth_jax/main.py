@@ -16,7 +16,14 @@ from ml_collections import ConfigDict, config_flags
 
 from moth_jax.errors import InputError
 from moth_jax.run import preemption
-from moth_jax.run.console import EXIT_INTERRUPTED, EXIT_PREEMPTED, at_failure, fail, prepare_console
+from moth_jax.run.console import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    at_failure,
+    fail,
+    keep_compilations,
+    prepare_console,
+)
 from moth_jax.run.flag_faults import fault_in_file, fault_of_flags, no_such_file
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -72,20 +79,18 @@ def main(argv: list[str]) -> None:
 def _run() -> None:
     from moth_jax.parallel import devices, processes
     from moth_jax.progress import console_progress, silent_progress
-    from moth_jax.run.compilations import keep_compilations
     from moth_jax.run.runner import run
-    from moth_jax.run.summary import describe
 
     devices.use_all_cores()
     keep_compilations()
     if processes.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
-        # Not where a signal ends them all, at the same safe point.
+        # A signal ends them all at the same safe point.
         at_failure(lambda code: code == EXIT_PREEMPTED or processes.leave(code))
     shown = console_progress if processes.is_main() else silent_progress
     progress = shown(after_advance=preemption.stop_here)
-    workdir = Path(_WORKDIR.value).expanduser()
+    workdir = Path(str(_WORKDIR.value)).expanduser()
     summary = run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value, progress=progress)
-    for line in describe(summary, workdir):
+    for line in summary.describe():
         progress.note(line)
 
 

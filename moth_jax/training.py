@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -11,9 +12,10 @@ import optax
 from jax import Array
 
 from moth_jax.data.augmentation import augment
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import epoch_batches
 from moth_jax.errors import InputError, require_choice
-from moth_jax.evaluation import accuracy, pgd
+from moth_jax.evaluation import Adversary, accuracy, pgd
 from moth_jax.models import Classifier
 from moth_jax.models.classifier import complete
 from moth_jax.options import (
@@ -21,7 +23,7 @@ from moth_jax.options import (
     BELOW_1,
     NOT_NEGATIVE,
     POSITIVE,
-    SHARE,
+    SEED,
     check_options,
     option,
 )
@@ -38,24 +40,15 @@ class TrainState:
 
     Attributes:
       variables: {"params": ..., "batch_stats": ...}.
-      opt_state: of the optimiser, for the parameters.
+      opt_state: the optimiser's state, for the parameters.
     """
 
     variables: Variables
     opt_state: optax.OptState
 
 
-@dataclasses.dataclass(frozen=True)
-class Adversary:
-    """PGD on training images; off where `epsilon` is 0. Units of pixels in [0, 1]."""
-
-    epsilon: float = option(0.0, SHARE)
-    step_size: float = option(2 / 255, POSITIVE)
-    num_steps: int = option(7, AT_LEAST_1)
-
-
 NO_ADVERSARY = Adversary()
-# Of the paper's adversarial training (Section V-A), by the name of the data set.
+# The adversaries of the paper's adversarial training (Section V-A), by the name of the data set.
 PUBLISHED_ADVERSARIES = {
     "cifar10": Adversary(8 / 255, 2 / 255, 7),
     "svhn": Adversary(0.03, 0.005, 8),
@@ -66,19 +59,20 @@ PUBLISHED_ADVERSARIES = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Natural (or, with an adversary, adversarial) training, from scratch or of a given model.
+    """Natural training, or adversarial with an adversary; from scratch or of a given model.
 
     Attributes:
       epochs: passes over the training images.
       batch_size: images per step.
-      learning_rate: the peak; rises over the first twentieth of the steps, then falls as a cosine.
+      learning_rate: its peak. It rises over the first twentieth of the steps, then falls as a
+        cosine.
       momentum: of Nesterov SGD.
-      weight_decay: gradient 2 * weight_decay * kernel; other parameters are left alone.
-      augment: flips and shifts as the data set allows.
-      batch_norm: "update" normalises by each batch; "frozen" by the running statistics, for a given
-        model whose statistics are to stay as they are or cannot be updated.
+      weight_decay: gradient 2 * weight_decay * kernel; other parameters have no decay.
+      augment: flips and shifts, as the data set allows.
+      batch_norm: "update" normalises by each batch. "frozen" normalises by the running statistics,
+        for a given model whose statistics must not or cannot be updated.
       adversary: PGD on every batch.
-      seed: order of the images, augmentation, PGD's start.
+      seed: of the order of the images, of augmentation and of PGD's start.
     """
 
     epochs: int = option(30, AT_LEAST_1)
@@ -89,7 +83,7 @@ class TrainingConfig:
     augment: bool = True
     batch_norm: str = "update"
     adversary: Adversary = NO_ADVERSARY
-    seed: int = 0
+    seed: int = option(0, SEED)
 
     def __post_init__(self):
         check_options(self)
@@ -112,13 +106,13 @@ def sgd(
 def optimiser(config: TrainingConfig, num_images: int) -> optax.GradientTransformation:
     """Return the optimiser of a training on `num_images` images."""
     total = config.epochs * steps_per_epoch(config, num_images)
-    rising = min(max(1, total // 20), total - 1)  # of a single step none
+    rising = min(max(1, total // 20), total - 1)  # a single step does not rise
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, rising, total)
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def steps_per_epoch(config: TrainingConfig, num_images: int) -> int:
-    """Return how many steps an epoch has; what is left over is less than a batch."""
+    """Return the number of steps in an epoch; images left over are fewer than a batch."""
     return max(1, num_images // config.batch_size)
 
 
@@ -180,15 +174,27 @@ def make_update(
     return update
 
 
+class Place(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+      epoch: epochs done.
+      state: the model.
+      losses: of the steps done in the epoch that has begun.
+    """
+
+    epoch: int
+    state: TrainState
+    losses: Sequence[Array] | np.ndarray = ()
+
+
 def train(
     classifier: Classifier,
     variables: Variables,
-    dataset,
+    dataset: ImageDataset,
     config: TrainingConfig,
     *,
-    state: TrainState | None = None,
-    first_epoch: int = 0,
-    first_losses: Sequence[Array] = (),
+    start: Place | None = None,
     on_step: Callable[[int, TrainState, tuple[Array, ...]], None] | None = None,
     on_epoch: Callable[[int, TrainState, dict], None] | None = None,
     progress: bool | Progress = True,
@@ -197,23 +203,22 @@ def train(
 
     Args:
       classifier, variables: the model and where it starts.
-      dataset: an `ImageDataset`.
+      dataset: the images.
       config: the options.
-      state, first_epoch, first_losses: where an interrupted training goes on: what `on_step` was
-        last given, or `on_epoch`, after which there are no losses.
-      on_step: called after each step but an epoch's last with the number of epochs done, the state,
-        and the losses of the steps of this epoch.
+      start: where an interrupted training goes on: what `on_step` was last given, or `on_epoch`.
+      on_step: called after each step but an epoch's last with the fields of its `Place`.
       on_epoch: called with the number of epochs done, the state and its figures (`loss`,
-        `validation_accuracy`).
+        `validation_accuracy`), before the progress advances.
       progress: as in `distance.distance_matrix`.
 
     Returns:
       The trained variables.
     """
     tx = optimiser(config, len(dataset.train))
-    if state is None:
-        state = TrainState(variables, tx.init(variables["params"]))
-    state = replicate(state)
+    if start is None:
+        start = Place(0, TrainState(variables, tx.init(variables["params"])))
+    first_epoch, state, first_losses = start
+    state: TrainState = replicate(state)
     step_fn = _make_train_step(classifier, tx, dataset, config)
     with as_progress(progress).task(
         "training", total=config.epochs, unit="epochs", completed=first_epoch
@@ -237,13 +242,18 @@ def train(
                     classifier.predict, state.variables, dataset.validation
                 ),
             }
-            task.advance(1, **figures)
             if on_epoch is not None:
                 on_epoch(epoch + 1, state, figures)
+            task.advance(1, **figures)
     return state.variables
 
 
-def _make_train_step(classifier, tx, dataset, config: TrainingConfig):
+def _make_train_step(
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+    dataset: ImageDataset,
+    config: TrainingConfig,
+) -> Callable[..., tuple[TrainState, Array]]:
     """Return the jitted step(state, images, labels, key) -> (state, loss)."""
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
     flip, shift = (dataset.flip, dataset.shift) if config.augment else (False, 0)
@@ -266,23 +276,14 @@ def perturb(
     key: Array,
     adversary: Adversary,
 ) -> Array:
-    """Return the adversary's version of a batch, made against the model in inference mode.
+    """Return a batch [n, h, w, c], perturbed by the adversary against the model in inference mode.
 
     Without an adversary (epsilon 0) it is the batch itself.
     """
     images = constrain(images)
     if adversary.epsilon == 0:
         return images
-    return pgd(
-        classifier.predict,
-        variables,
-        images,
-        labels,
-        key,
-        epsilon=adversary.epsilon,
-        step_size=adversary.step_size,
-        num_steps=adversary.num_steps,
-    )
+    return pgd(classifier.predict, variables, images, labels, key, adversary=adversary)
 
 
 def train_state_arrays(state: TrainState) -> dict:
@@ -295,7 +296,10 @@ def train_state_arrays(state: TrainState) -> dict:
 
 
 def train_state_from_arrays(arrays: dict, tx: optax.GradientTransformation) -> TrainState:
-    """Return the `TrainState` whose arrays these are; `tx` is the optimiser they came from."""
+    """Return the `TrainState` that `train_state_arrays` took apart.
+
+    `tx` is an optimiser whose state has the same structure.
+    """
     variables = complete(arrays["variables"])
     structure = jax.tree.structure(jax.eval_shape(tx.init, variables["params"]))
     leaves = [arrays["opt_state"][name] for name in sorted(arrays["opt_state"])]

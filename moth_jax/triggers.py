@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moth_jax.types import ImageShape
+from moth_jax.types import AnyArray, ImageShape
 
 
 @flax.struct.dataclass
@@ -24,8 +24,8 @@ class Trigger:
       pattern: [*d, h, w, c].
     """
 
-    mask: Array
-    pattern: Array
+    mask: AnyArray
+    pattern: AnyArray
 
 
 def stamp(images: Array | np.ndarray, trigger: Trigger) -> Array:

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jax import Array
 
+# An array on a device or on the host.
+AnyArray = Array | np.ndarray
 # The variables of a model: any pytree of arrays that its functions take. Those of a `Classifier`
 # are {"params": ..., "batch_stats": ...}, each a flat dict of arrays by name.
 Variables = Any

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moth_jax.data.dataset import ImageSplit
-from moth_jax.evaluation import accuracy, pgd, pgd_accuracy, predictions
+from moth_jax.evaluation import Adversary, accuracy, pgd, pgd_accuracy, predictions
 from tests.helpers.toys import linear_classifier, row_images, row_split, row_variables
 
 PREDICT = linear_classifier().predict
@@ -35,7 +35,7 @@ def test_accuracy_is_the_share_that_is_classified_as_labelled():
     assert accuracy(PREDICT, VARIABLES, wrong, batch_size=8) == pytest.approx(14 / 17)
 
 
-attack = jax.jit(pgd, static_argnames="logits_fn")
+attack = jax.jit(pgd, static_argnames=("logits_fn", "adversary"))
 
 
 def perturbed(images, epsilon, step_size=0.02, num_steps=8, seed=0, labels=SPLIT.labels):
@@ -46,9 +46,7 @@ def perturbed(images, epsilon, step_size=0.02, num_steps=8, seed=0, labels=SPLIT
             images,
             labels,
             jax.random.key(seed),
-            epsilon=epsilon,
-            step_size=step_size,
-            num_steps=num_steps,
+            adversary=Adversary(epsilon, step_size, num_steps),
         )
     )
 
@@ -87,7 +85,7 @@ def test_robustness_is_measured_on_the_whole_split():
         images[i, SPLIT.labels[i]] = 0.5
     split = ImageSplit(images, SPLIT.labels)
     robust = pgd_accuracy(
-        PREDICT, VARIABLES, split, epsilon=0.1, step_size=0.05, num_steps=6, batch_size=8
+        PREDICT, VARIABLES, split, adversary=Adversary(0.1, 0.05, 6), batch_size=8
     )
     assert accuracy(PREDICT, VARIABLES, split, batch_size=8) == 1
     assert robust == pytest.approx(14 / 17)
@@ -95,11 +93,11 @@ def test_robustness_is_measured_on_the_whole_split():
 
 def test_a_batch_larger_than_the_split_counts_every_image_once():
     robust = pgd_accuracy(
-        PREDICT, VARIABLES, SPLIT, epsilon=0.0, step_size=0.0, num_steps=1, batch_size=64
+        PREDICT, VARIABLES, SPLIT, adversary=Adversary(0.0, 0.0, 1), batch_size=64
     )
     assert robust == 1
     robust = pgd_accuracy(
-        PREDICT, VARIABLES, SPLIT, epsilon=1.0, step_size=0.5, num_steps=6, batch_size=64
+        PREDICT, VARIABLES, SPLIT, adversary=Adversary(1.0, 0.5, 6), batch_size=64
     )
     assert robust == 0
 

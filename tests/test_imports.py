@@ -19,6 +19,10 @@ NEED_TORCH = {
     "moth_jax.models.pytorch.files",
     "moth_jax.models.weights.torch_builders",
 }
+HEAVY = {
+    *("torch", "tensorflow", "tensorflow_datasets", "array_record", "sklearn"),
+    *("orbax", "matplotlib", "tensorboardX"),
+}
 _WITHOUT_TORCH = """
 import importlib, json, sys
 sys.modules["torch"] = None  # an import of it fails, as where it is not installed
@@ -101,7 +105,11 @@ def test_every_module_but_those_for_pytorch_files_is_imported_without_torch():
 @pytest.mark.parametrize(
     ("name", "libraries"),
     [
-        ("distance", {"torch", "tensorflow_datasets", "orbax", "matplotlib"}),
+        ("data", HEAVY | {"grain", "PIL"}),
+        ("distance.measure", HEAVY),
+        ("report", HEAVY | {"PIL"}),
+        ("progress", HEAVY | {"PIL"}),
+        ("run.metrics", HEAVY | {"PIL"}),
         ("run.console", {"jax"}),  # the command must be able to take a signal before it is loaded
         ("run.preemption", {"jax"}),
     ],

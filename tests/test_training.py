@@ -9,6 +9,7 @@ from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.training import (
     Adversary,
+    Place,
     TrainingConfig,
     TrainState,
     make_update,
@@ -160,8 +161,7 @@ def test_a_training_resumed_from_any_epoch_equals_an_uninterrupted_one():
         zero_variables(),
         DATASET,
         config,
-        state=state,
-        first_epoch=epoch,
+        start=Place(epoch, state),
         progress=progress,
     )
     assert progress.advanced == [1]
@@ -193,9 +193,7 @@ def test_a_training_resumed_within_an_epoch_equals_an_uninterrupted_one():
         zero_variables(),
         DATASET,
         config,
-        state=state,
-        first_epoch=epoch,
-        first_losses=np.asarray(losses),
+        start=Place(epoch, state, np.asarray(losses)),
         on_epoch=lambda epoch, state, figures: told_again.append(figures),
         progress=False,
     )

@@ -24,7 +24,6 @@ from lab import (
     problems,
     quality,
     scale,
-    snapshots,
     start,
     success,
 )
@@ -32,11 +31,9 @@ from scales import PROBLEMS
 from tables import ACCURACY, CPU_SECONDS, SECONDS, SUCCESS, Column, Row, write
 
 from moth_jax.errors import require_choice
-from moth_jax.run.configuration import method_config
-from moth_jax.run.phases.harden import clean_part
 
-FINE_TUNED, CLOSED = "moth and fine_tuning", "moth with closing"
-ROWS = ("fine_tuning", "fine_pruning", "nad", "nc", "moth", FINE_TUNED, CLOSED)
+FINE_TUNED = "moth and fine_tuning"
+ROWS = ("fine_tuning", "fine_pruning", "nad", "nc", "moth", FINE_TUNED)
 OTHERS = Column("others", "success on others %", factor=100)
 CLEAN_SHARE = 0.05
 CLEAN_IMAGES = {"cifar10": 229, "gtsrb": 600}  # about so many are that share at scale cpu
@@ -119,7 +116,6 @@ def _few_images(config: ml_collections.ConfigDict) -> None:
     if scale().name == "cpu":  # a pass is 2 to 5 steps: as many for NAD's teacher as for the others
         passes = config.nad.max_steps * size / CLEAN_IMAGES[config.data.name]
         config.nad.teacher_epochs, config.nad.high_epochs = passes, passes / 10
-    config.harden.closing_steps = {"smoke": 6, "cpu": 60, "full": 200}[scale().name]
     if scale().name != "full":
         _look_for_small_triggers(config.harden)
         if config.data.name == "gtsrb":  # 903 pairs, and half of the natural triggers are larger
@@ -157,9 +153,8 @@ def _look_for_small_triggers(options: ml_collections.ConfigDict) -> None:
 def rows_of(problem: str, trigger: str, specific: bool) -> list[Row]:
     """Return the rows of one poisoned model: as it is, and hardened by every method.
 
-    MOTH has three: up to half of its batches are samples of a round's pairs, which costs accuracy.
-    A short fine-tuning on the same clean images brings most of it back, or its own closing steps,
-    which stamp some of them with the triggers that it found.
+    MOTH has two: up to half of its batches are samples of a round's pairs, which costs accuracy.
+    A short fine-tuning on the same clean images brings most of it back.
     """
     given = poisoned(problem, trigger, specific)
     keys = (problem, trigger, BACKDOORS[specific])
@@ -174,34 +169,18 @@ def rows_of(problem: str, trigger: str, specific: bool) -> list[Row]:
 
 
 def by_row(given: Model, name: str, seed: int) -> tuple[Model, dict]:
-    """Return the model hardened as a row says, and the seconds it took.
-
-    The rows of MOTH are of one hardening: its model after the rounds is what it is without closing
-    steps.
-    """
+    """Return the model hardened as a row says, and the seconds it took."""
 
     def change(config: ml_collections.ConfigDict) -> None:
         config.seed = seed
 
-    if name not in ("moth", FINE_TUNED, CLOSED):
-        hardened = harden(given, f"{name}-{seed}", name, change=change)
+    method = "moth" if name == FINE_TUNED else name
+    hardened = harden(given, f"{method}-{seed}", method, change=change)
+    if name != FINE_TUNED:
         return hardened, seconds(hardening_cost(hardened))
-    closed = harden(given, f"moth-{seed}", "moth", change=change, every=steps_in_rounds(given))
-    spent, after_rounds = snapshots(closed)[0]  # there are more where it closes for as long
-    if name == "moth":
-        return after_rounds, seconds(spent)
-    if name == CLOSED:
-        return closed, seconds(hardening_cost(closed))
-    tuned = harden(after_rounds, f"fine_tuning-{seed}", "fine_tuning", change=change)
-    costs = seconds(spent), seconds(hardening_cost(tuned))
+    tuned = harden(hardened, f"fine_tuning-{seed}", "fine_tuning", change=change)
+    costs = seconds(hardening_cost(hardened)), seconds(hardening_cost(tuned))
     return tuned, {name: sum(cost[name] for cost in costs) for name in costs[0]}
-
-
-def steps_in_rounds(given: Model) -> int:
-    """Return how many steps MOTH's rounds take on the clean images."""
-    config = given.config.copy_and_resolve_references()
-    config.method = "moth"
-    return method_config(config).num_steps(len(clean_part(config, given.dataset).train))
 
 
 def seconds(spent: dict) -> dict:

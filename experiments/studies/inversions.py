@@ -36,12 +36,10 @@ from moth_jax.types import Variables
 
 FOUR_CLASSES = {"cifar10": ("bird", "cat", "ship", "deer"), "digits": ("0", "1", "2", "3")}
 REFERENCE = "neural_cleanse"
-SETTLING = "neural_cleanse_settling"  # a direction leaves once it has not improved for a while
 METHODS = {  # name and options
     "trimmed": ("trimmed", {}),
     "trimmed_bfloat16": ("trimmed", {"precision": "bfloat16"}),
     REFERENCE: ("neural_cleanse", {}),
-    SETTLING: ("neural_cleanse", {"settle_after": 200}),
 }
 
 DATA = flags.DEFINE_enum("data", "cifar10", ["cifar10", "digits"], "What the model is for.")

@@ -29,7 +29,6 @@ RUNS = {
     "digits": (),
     "backdoor": (*BACKDOOR, NEAREST),
     "paper's scheduler": BACKDOOR,
-    "closing": (*BACKDOOR, NEAREST, "--config.harden.closing_steps=60"),
     "recovered": (
         *(*BACKDOOR, NEAREST, "--config.method=fine_tuning"),
         "--config.model.checkpoint={}/backdoor/hardened",

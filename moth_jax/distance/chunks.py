@@ -70,8 +70,9 @@ class Measurement(NamedTuple):
 def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
     """Return how many directions to run together: fewer than devices, or a multiple of them.
 
-    On a CPU a few fill a core, and short chunks lose little when interrupted. Where nobody wants a
-    size the chunks are of equal ones, for the last is filled up with repeats.
+    On a CPU a few directions fill a core, and short chunks lose little when they are interrupted.
+    If no size is wanted, all chunks are equally large, because the last one is filled up with
+    repeats.
     """
     devices = num_devices()
     per_device = 2 if jax.default_backend() == "cpu" else 96
@@ -90,10 +91,11 @@ def measure_all(
     *,
     fit: bool,
 ) -> Chunk:
-    """Return the results of all `directions`: stored before, or measured, `size` together.
+    """Return the results of all `directions`, those in the store and those measured here.
 
-    With `fit` the size is made one that the free memory has room for; where memory runs out all the
-    same it is halved. The chunks of what is left are then made equal, and never larger than that.
+    `size` directions run together. With `fit` the size is lowered until the free memory has room
+    for it. If memory runs out all the same, the size is halved. The remaining chunks are then made
+    equal, and never larger than that.
     """
     chunks: list[Chunk] = []
     left = dict.fromkeys(directions)  # an ordered set
@@ -229,7 +231,9 @@ def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix
         class_names=subject.names,
         values_per_seed=per_seed,
         triggers=FoundTriggers(
-            places[found], measured.trigger.mask[found], measured.trigger.pattern[found]
+            places[found],
+            np.asarray(measured.trigger.mask)[found],
+            np.asarray(measured.trigger.pattern)[found],
         ),
         details={**details, "seconds": measured.seconds},
     )

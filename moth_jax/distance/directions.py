@@ -1,8 +1,9 @@
 """Which of K(K-1) directions are measured, and what that says of the others.
 
-Of many classes not all directions can be measured. A random sample estimates the mean of all, with
-a confidence interval; all directions out of some classes or into some are complete in themselves;
-the nearest ones (`nearest.py`) are where a model is weakest, and say nothing of the mean.
+A model of many classes has more directions than can be measured. A random sample estimates the
+mean of all, with a confidence interval. All directions out of some classes, or into some, are
+complete in themselves. The nearest directions (`nearest.py`) show where a model is weakest, and say
+nothing of the mean.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ class DirectionChoice(NamedTuple):
 
     Attributes:
       directions: (victim, target) label numbers.
-      details: as JSON can carry it: `kind` ("all", "sample", "nearest"), `of`: how many there were
-        to choose from, and `victims`, `targets`: the labels that these were restricted to.
+      details: as JSON can carry it: `kind` ("all", "sample" or "nearest"), `of` (the number of
+        directions to choose from), and `victims`, `targets` (the labels that were allowed).
     """
 
     directions: list[tuple[int, int]]
@@ -41,7 +42,7 @@ def choose_directions(
     Args:
       classes: label numbers.
       victims, targets: only directions out of these and into those; () for all.
-      num_directions: so many of them, drawn at random without replacement; 0 for all.
+      num_directions: how many to draw at random, without replacement; 0 for all.
       seed: of the draw.
 
     Raises:
@@ -82,9 +83,9 @@ def choose_directions(
 def mean_interval(values: np.ndarray, sampled: int, population: int) -> tuple[float, float] | None:
     """Return the 95 % confidence interval of the mean of `population` values.
 
-    `values` are those known of `sampled` that were drawn without replacement. By Student's t with
-    the correction for finite populations: none is left to chance when all are drawn. None with
-    fewer than two values.
+    `sampled` of them were drawn without replacement, and `values` are those of the drawn ones that
+    are known. The interval is that of Student's t, with the correction for finite populations:
+    nothing is left to chance when all are drawn. It is None with fewer than two values.
 
     >>> [round(end, 2) for end in mean_interval(np.array([9.0, 10.0, 11.0, 10.0]), 4, 1000)]
     [8.7, 11.3]

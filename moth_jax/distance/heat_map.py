@@ -181,7 +181,7 @@ def _draw_numbers(ax: "Axes", values: np.ndarray, scale: Scale, theme: Theme) ->
         red, green, blue, alpha = colours[row, column]
         dark_ground = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         colour = theme.ink if alpha < 0.6 else "#ffffff" if dark_ground else "#101010"
-        text = written(values[row, column], scale)
+        text = written(float(values[row, column]), scale)
         points = 8 if len(text) < 5 else 7
         ax.text(column, row, text, ha="center", va="center", fontsize=points, color=colour)
 
@@ -209,7 +209,8 @@ def extend(values: np.ndarray, scale: Scale) -> str:
     """Return at which ends of the colour bar `values` go past the scale."""
     finite = values[np.isfinite(values)]
     above, below = (finite > scale.high * (1 + 1e-6)).any(), (finite < scale.low * (1 + 1e-6)).any()
-    return {(0, 0): "neither", (1, 0): "max", (0, 1): "min", (1, 1): "both"}[above, below]
+    ends = {(0, 0): "neither", (1, 0): "max", (0, 1): "min", (1, 1): "both"}
+    return ends[int(above), int(below)]
 
 
 def _short(name: str) -> str:

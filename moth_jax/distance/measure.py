@@ -107,8 +107,7 @@ def distance_matrix(
     budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
     seeds = [int(seed) for seed in seeds]
     _check_counts(num_images, seeds, directions_per_chunk)
-    chosen = _choice(directions)
-    wanted = _checked_directions(chosen.directions, subject)
+    wanted, selection = _checked_directions(directions, subject)
     draw = functools.partial(subject.victims_images, num_images)
     measurement = Measurement.of(subject, draw, seeds, budget, inversion)
     details = {"num_images": int(num_images), **measurement.settings()}
@@ -117,8 +116,8 @@ def distance_matrix(
     with as_progress(progress).task(label, total=len(wanted), unit="directions") as task:
         fit = directions_per_chunk is None
         measured = measure_all(measurement, wanted, size, store, task, fit=fit)
-    if chosen.details:
-        details["selection"] = chosen.details
+    if selection:
+        details["selection"] = selection
     if subject.classes != tuple(range(subject.num_classes)):
         details["classes"] = list(subject.classes)
     return assemble(measured, subject, details)
@@ -126,12 +125,6 @@ def distance_matrix(
 
 def _method(inversion: Inversion | str | None) -> Inversion:
     return inversion if isinstance(inversion, Inversion) else create(inversion or DEFAULT)
-
-
-def _choice(directions: Sequence[tuple[int, int]] | DirectionChoice | None) -> DirectionChoice:
-    return (
-        directions if isinstance(directions, DirectionChoice) else DirectionChoice(directions, {})
-    )
 
 
 def _budget(
@@ -142,14 +135,14 @@ def _budget(
 ) -> Budget:
     """Return the budget that was asked for, checked; the method's own where nothing was."""
     own = inversion.budget
-    steps = own.num_steps if num_steps is None else num_steps
-    size = own.minibatch_size if minibatch_size is None else minibatch_size
-    weight = own.mask_weight if mask_weight is None else mask_weight
+    # Python's numbers, which a file can hold.
+    steps = int(own.num_steps if num_steps is None else num_steps)
+    size = int(own.minibatch_size if minibatch_size is None else minibatch_size)
+    weight = float(own.mask_weight if mask_weight is None else mask_weight)
     check_at_least_one(num_steps=steps, minibatch_size=size)
     if not 0 <= weight < np.inf:
         raise InputError(f"mask_weight must be finite and not negative, got {weight}")
-    # Python's numbers, which a file can hold.
-    return Budget(int(steps), float(weight), int(size))
+    return Budget(steps, weight, size)
 
 
 def _check_counts(num_images: int, seeds: list[int], directions_per_chunk: int | None) -> None:
@@ -162,11 +155,16 @@ def _check_counts(num_images: int, seeds: list[int], directions_per_chunk: int |
 
 
 def _checked_directions(
-    directions: Sequence[tuple[int, int]] | None, subject: Subject
-) -> list[tuple[int, int]]:
-    """Return the directions to measure, pairs of label numbers; every victim must have an image."""
-    classes = subject.classes
-    if directions is None:
+    directions: Sequence[tuple[int, int]] | DirectionChoice | None, subject: Subject
+) -> tuple[list[tuple[int, int]], dict]:
+    """Return the directions to measure, pairs of label numbers, and how they were chosen.
+
+    Every victim must have an image.
+    """
+    classes, selection = subject.classes, {}
+    if isinstance(directions, DirectionChoice):
+        directions, selection = directions
+    elif directions is None:
         directions = [(a, b) for a in classes for b in classes if a != b]
     if not len(directions):
         raise InputError("directions must name at least one (victim, target)")
@@ -182,7 +180,7 @@ def _checked_directions(
             f"no images of {len(empty)} victim classes: {', '.join(missing)}; add images or leave "
             "these directions out"
         )
-    return [(int(a), int(b)) for a, b in directions]
+    return [(int(a), int(b)) for a, b in directions], selection
 
 
 def class_distance(

@@ -37,8 +37,8 @@ class Chunk(NamedTuple):
 class ChunkStore:
     """Chunks in a folder, each a file that is there whole or not at all.
 
-    A file's name is a digest of all that its numbers depend on and of its directions. One that was
-    written with other settings or inputs has another name, and is not found.
+    The name of a file is a digest of its directions and of everything that its numbers depend on. A
+    file that was written with other settings or inputs has another name, and is not found.
 
     Args:
       folder: where the files are; None keeps nothing.
@@ -48,6 +48,7 @@ class ChunkStore:
 
     def __init__(self, folder: str | Path | None, settings: dict, inputs):
         self._folder = None if folder is None else Path(folder)
+        self._digest = ""
         if self._folder is not None:
             on_main(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -55,15 +56,10 @@ class ChunkStore:
                 digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
             self._digest = digest.hexdigest()
 
-    @property
-    def folder(self) -> Path | None:
-        """Where the files are."""
-        return self._folder
-
     def load(self, directions: Directions) -> list[Chunk]:
-        """Return what is known of `directions`, each of them once, in chunks of any size.
+        """Return the known results of `directions`, each once, in chunks of any size.
 
-        They were measured with the same inputs, perhaps together with others.
+        They were measured with the same inputs, perhaps together with other directions.
         """
         return broadcast_from_main(self._load, directions)
 
@@ -72,7 +68,7 @@ class ChunkStore:
         for path in [] if self._folder is None else sorted(self._folder.glob("*.npz")):
             arrays = load_npz(path, advice="remove it, and its directions are measured again")
             stored = list(map(tuple, arrays.get("directions", np.zeros((0, 2))).tolist()))
-            if path != self._path(stored):
+            if path.name != self._name(stored):
                 continue  # of another measurement
             rows = [i for i, direction in enumerate(stored) if direction in missing]
             missing -= set(stored)
@@ -86,13 +82,13 @@ class ChunkStore:
             fields = chunk._asdict()
             trigger = fields.pop("trigger")
             save_npz(
-                self._path(chunk.directions),
+                self._folder / self._name(chunk.directions),
                 {**fields, "mask": trigger.mask, "pattern": trigger.pattern},
             )
 
-    def _path(self, directions: Directions | np.ndarray) -> Path:
+    def _name(self, directions: Directions | np.ndarray) -> str:
         named = hashlib.sha256(f"{self._digest} {np.asarray(directions).tolist()}".encode())
-        return self._folder / f"{named.hexdigest()[:24]}.npz"
+        return f"{named.hexdigest()[:24]}.npz"
 
 
 def _rows(arrays: dict[str, np.ndarray], rows: list[int]) -> Chunk:

@@ -101,10 +101,11 @@ def with_variables(
     logits_fn: LogitsFn | Callable[[Array], Array], variables: Variables | None
 ) -> LogitsFn:
     """Return the caller's function as one of (variables, images)."""
+    function: Callable[..., Array] = logits_fn
     if variables is not None:
-        return logits_fn
+        return function
     # A new function each time: what `logits_fn` closes over may have changed since it was compiled.
-    return lambda variables, images: logits_fn(images)
+    return lambda variables, images: function(images)
 
 
 def probe_logits(logits_fn: LogitsFn, variables: Variables, images: np.ndarray) -> np.ndarray:

@@ -1,18 +1,20 @@
-"""What every method of add-on training has in common: options, progress, and when it ends.
+"""The contract of a method of hardening: its entry, its options, its state, and when it ends.
 
-MOTH and the methods it is compared with (Section V-B) take a trained model, train it a little more
-in some way of their own, and stop when the budget is spent or the accuracy has fallen too far.
+MOTH and the methods it is compared with (Section V-B) take a trained model, train it a little more,
+each in its own way, and stop when the budget is spent or the accuracy has fallen too far.
 """
 
 import dataclasses
 import warnings
-from typing import TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import optax
 from jax import Array
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError, listed, require_choice
 from moth_jax.evaluation import accuracy
 from moth_jax.models import Classifier
@@ -48,20 +50,20 @@ class HardeningConfig:
     Attributes:
       epochs: length of the main training in passes over the training images.
       max_steps: its length in steps instead; 0 means by epochs.
-      max_accuracy_drop: stop when validation accuracy has fallen by more than this share of 1 and
-        return the last state within it; 1 turns the check off.
+      max_accuracy_drop: bound of the fall in validation accuracy, as a share of 1. Past it the
+        method stops and returns the last state within it; 1 turns the check off.
       validate_every: steps between two checks.
       batch_size: images per training step.
       batch_norm: "update" (as the authors' Keras code) or "frozen" (as their PyTorch code).
       learning_rate, momentum, weight_decay: of Nesterov SGD (`training.sgd`).
-      schedule: "constant", as published, or "cosine", which lets the learning rate fall to 0 over
-        the main training and so gives back some of the accuracy.
+      schedule: "constant", as published, or "cosine": the learning rate falls to 0 over the main
+        training, which gives back some of the accuracy.
       augment: flips and shifts, as the data set allows.
       adversary: PGD on the samples that the method does not change, for adversarially trained
         models.
       classes: label numbers of the classes to harden among each other, at least two; () for all
-        there are training images of. The others' images stay in the batches, without triggers.
-      seed: of everything random.
+        that have training images. Images of other classes stay in the batches, without triggers.
+      seed: of all randomness.
     """
 
     epochs: float = option(2.0, POSITIVE)
@@ -80,7 +82,7 @@ class HardeningConfig:
     seed: int = option(0, SEED)
 
     def __post_init__(self):
-        # A list would not be the hashable thing that compiled programs are kept under.
+        # Compiled programs are kept under their options, and a list is not hashable.
         object.__setattr__(self, "classes", tuple(map(int, self.classes)))
         require_choice("schedule", self.schedule, SCHEDULES)
         check_options(self)
@@ -93,11 +95,11 @@ class HardeningConfig:
         """Return the number of main training steps on `num_images` training images."""
         return self.max_steps or max(1, round(self.epochs * num_images / self.batch_size))
 
-    def chosen(self, dataset) -> tuple[int, ...]:
+    def chosen(self, dataset: ImageDataset) -> tuple[int, ...]:
         """Return the label numbers of the classes to harden among each other.
 
         Raises:
-          InputError: `dataset` has no such class, or no training image of one.
+          InputError: `dataset` lacks one of `classes`, or has no training image of it.
         """
         chosen = self.classes or dataset.present
         outside = [k for k in chosen if not 0 <= k < dataset.num_classes]
@@ -128,9 +130,9 @@ class HardeningState:
       kept: variables of the last check within the accuracy bound.
       step: main training steps done.
       initial_accuracy: validation accuracy before the method began.
-      accuracy, accuracy_step: validation accuracy at the last check, and the step of it.
+      accuracy, accuracy_step: validation accuracy at the last check, and its step.
       kept_step: the step of `kept`.
-      stopped: why it ended ("" while it goes on).
+      stopped: why the method ended: "budget" or "accuracy"; "" while it goes on.
     """
 
     train: TrainState
@@ -147,7 +149,7 @@ class HardeningState:
         raise NotImplementedError
 
     def to_arrays(self) -> tuple[dict, dict]:
-        """Return the state as a tree of arrays and a JSON dict; a method adds what is its own."""
+        """Return the state as a tree of arrays and a JSON dict; a method adds its own fields."""
         arrays = {"train": train_state_arrays(self.train), "kept": self.kept}
         return arrays, {name: getattr(self, name) for name in _PLAIN}
 
@@ -155,7 +157,7 @@ class HardeningState:
     def from_arrays(
         cls: type[State], arrays: dict, metadata: dict, tx: optax.GradientTransformation
     ) -> State:
-        """Return the state that `to_arrays` took apart; `tx` is the optimiser it came from."""
+        """Return the state that `to_arrays` took apart; `tx` is as `Method.tx`."""
         train = train_state_from_arrays(arrays["train"], tx)
         plain = {name: metadata[name] for name in _PLAIN}
         own = cls._own_fields(arrays, metadata)
@@ -163,11 +165,11 @@ class HardeningState:
 
     @classmethod
     def _own_fields(cls, arrays: dict, metadata: dict) -> dict:
-        """Return the fields that the method has beside those of every method."""
+        """Return the fields that a method has beside those of every method."""
         return {}
 
 
-def initial_fields(classifier: Classifier, train: TrainState, dataset) -> dict:
+def initial_fields(classifier: Classifier, train: TrainState, dataset: ImageDataset) -> dict:
     """Return the fields of the `HardeningState` of a model that is about to be trained."""
     initial = accuracy(classifier.predict, train.variables, dataset.validation)
     return {
@@ -184,7 +186,7 @@ def initial_fields(classifier: Classifier, train: TrainState, dataset) -> dict:
 
 def check_accuracy(
     classifier: Classifier,
-    dataset,
+    dataset: ImageDataset,
     config: HardeningConfig,
     state: State,
     *,
@@ -193,8 +195,9 @@ def check_accuracy(
 ) -> State:
     """Return `state` after the check of its validation accuracy, where one is due.
 
-    One is due when steps from `since` have passed a multiple of `validate_every`, and at the end.
-    The method ends at `total` steps, or where the accuracy has fallen by more than the bound.
+    A check is due when the steps after `since` have passed a multiple of `validate_every`, and at
+    the end. The method ends at `total` steps, or where the accuracy has fallen by more than the
+    bound.
     """
     finished = state.step >= total
     if state.step // config.validate_every == since // config.validate_every and not finished:
@@ -210,14 +213,14 @@ def check_accuracy(
 
 
 def check_fit(
-    classifier: Classifier, variables: Variables, dataset, config: HardeningConfig
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: HardeningConfig
 ) -> None:
     """Raise `InputError` if model, data and options do not fit, before anything is trained.
 
-    Where no classes are named, those without training images are left out, as of a large head whose
-    user has images of a few; that may be an oversight, and is a warning.
+    Warns of classes without training images where `config.classes` names none. They are left out,
+    which may be an oversight, or meant: a user may have images of a few classes of a large head.
     """
-    del variables  # methods that look into the model have a check of their own
+    del variables  # methods that look into the model check more
     outputs = classifier.spec.num_classes
     if outputs != dataset.num_classes:
         raise InputError(
@@ -240,34 +243,48 @@ def check_fit(
 
 
 def optimiser(
-    config: HardeningConfig,
-    dataset,
-    *,
-    steps_before: int = 0,
-    closing: optax.Schedule | None = None,
+    config: HardeningConfig, dataset: ImageDataset, *, steps_before: int = 0
 ) -> optax.GradientTransformation:
-    """Return the optimiser of a method.
-
-    `steps_before` its main training it takes others; after it `closing`, if given, is the learning
-    rate.
-    """
-    total = config.num_steps(len(dataset.train))
+    """Return the optimiser of a method that takes `steps_before` steps before its main training."""
     schedule = optax.constant_schedule(config.learning_rate)
     if config.schedule == "cosine":
+        total = config.num_steps(len(dataset.train))
         schedule = optax.join_schedules(
             [schedule, optax.cosine_decay_schedule(config.learning_rate, total)],
             boundaries=[steps_before],
         )
-    if closing is not None:
-        schedule = optax.join_schedules([schedule, closing], boundaries=[steps_before + total])
     return sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def rng_of(config: HardeningConfig, purpose: int, step: int) -> np.random.Generator:
-    """Return the generator of one purpose at one step: the same after a resumption."""
+    """Return the generator of one purpose at one step; it is the same after a resumption."""
     return np.random.default_rng([config.seed, purpose, step])
 
 
 def key_of(config: HardeningConfig, purpose: int, step: int) -> Array:
-    """The same for randomness on the device."""
+    """Return the key of one purpose at one step; it is the same after a resumption."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), step)
+
+
+def optimiser_structure() -> optax.GradientTransformation:
+    """Return an optimiser whose state has the structure that the states of all optimisers have."""
+    return sgd(optax.constant_schedule(0.0), momentum=0.9, weight_decay=0.0)
+
+
+class Method(NamedTuple):
+    """The entry of a method in `METHODS`.
+
+    Attributes:
+      harden: the method, with arguments and result as `moth.harden`.
+      config: the type of its options.
+      state: the type of its state.
+      tx: (options, data set) -> an optimiser whose state has the structure of the method's.
+      check: (classifier, variables, data set, options) -> None; raises `InputError` where `harden`
+        would, before anything is trained.
+    """
+
+    harden: Callable[..., HardeningState]
+    config: type[HardeningConfig]
+    state: type[HardeningState]
+    tx: Callable[..., optax.GradientTransformation] = lambda config, dataset: optimiser_structure()
+    check: Callable[..., None] = check_fit

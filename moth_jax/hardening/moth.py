@@ -5,25 +5,22 @@ until the budget is spent or the accuracy has dropped by the bound:
     1 the scheduler selects the most promising pair
     2 both directions' triggers are inverted, stamped, and the model takes a step (3 times)
     3 the scheduler records how the distances changed
-if asked for: close, on random batches with some of the triggers found
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import base, scheduler
-from moth_jax.hardening.base import SCHEDULES, check_accuracy, initial_fields
-from moth_jax.hardening.closing import close
-from moth_jax.hardening.moth_config import SCHEDULERS, MothConfig
+from moth_jax.hardening.base import Method, check_accuracy, initial_fields
+from moth_jax.hardening.moth_config import MothConfig
 from moth_jax.hardening.moth_state import MothState
 from moth_jax.hardening.rounds import Programs, Records, Setting, harden_round, warm_up_class
 from moth_jax.hardening.step import StepConfig, make_harden_step, make_stamped_update
@@ -36,12 +33,10 @@ from moth_jax.training import TrainState
 from moth_jax.types import Variables
 
 __all__ = [
-    "SCHEDULERS",
-    "SCHEDULES",
+    "METHOD",
     "MothConfig",
     "MothState",
     "OnRound",
-    "Records",
     "check_fit",
     "harden",
     "optimiser",
@@ -54,64 +49,46 @@ _MEGABYTE = 2**20
 def harden(
     classifier: Classifier,
     variables: Variables,
-    dataset,
+    dataset: ImageDataset,
     config: MothConfig,
     *,
     state: MothState | None = None,
     on_round: OnRound | None = None,
     progress: bool | Progress = True,
-    scratch_dir: Path | None = None,
 ) -> MothState:
     """Enlarge the class distances of a trained classifier.
 
     Args:
       classifier, variables: the model.
-      dataset: an `ImageDataset`; `train` is hardened on, `validation` watches the accuracy, `test`
-        is not touched.
+      dataset: the images: `train` to harden on, `validation` to watch the accuracy; `test` is not
+        used.
       config: the options; `config.classes` chooses the classes that are hardened among each other.
-      state: where an interrupted hardening goes on (what `on_round` was last given).
+      state: where an interrupted hardening goes on: the state that `on_round` was last given.
       on_round: called after each class of the warm-up and each round with the state and one record
-        (a dict of figures) for each training step it made. The state it is given is not changed
-        later.
+        (a dict of figures) for each training step. The state is not changed later. It is called
+        before the progress advances, so whatever `progress` raises finds the state reported.
       progress: as in `distance.distance_matrix`.
-      scratch_dir: a folder of this hardening's own, for triggers that do not fit in memory; it has
-        to be there when it goes on. A temporary one if not given.
 
     Returns:
-      The final state; its `kept` are the hardened variables: those of the last check within the
+      The final state. Its `kept` are the hardened variables: those of the last check within the
       accuracy bound.
 
     Raises:
       InputError: model, data and options do not fit, or `state` is of a hardening among another
         number of classes.
 
-    Note: Progress is watched on validation data. The published code watches the test set. The
-      warm-up trains, too, one step for each class; the accuracy is first checked after it.
+    Note: The accuracy is watched on validation data; the published code watches the test set. The
+      warm-up trains too, one step for each class, and the accuracy is first checked after it.
     """
     check_fit(classifier, variables, dataset, config)
     setting = _setting(classifier, dataset, config)
     state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
     max_bytes = config.trigger_memory_mb * _MEGABYTE
-    state = dataclasses.replace(state, bank=state.bank.copy(max_bytes, scratch_dir))
+    state = dataclasses.replace(state, bank=state.bank.copy(max_bytes))
     report = (lambda state, records: None) if on_round is None else on_round
     progress = as_progress(progress)
     state = _warm_up(setting, state, progress, report)
-    parts = (
-        _Part("hardening", harden_round, 0, setting.in_rounds),
-        _Part("closing", close, setting.in_rounds, setting.total),
-    )
-    for part in parts:
-        state = _train(classifier, setting, part, state, progress, report)
-    return state
-
-
-class _Part(NamedTuple):
-    """A part of the main training: `advance` takes a state from step `begin` on towards `end`."""
-
-    name: str
-    advance: Callable[[Setting, MothState], tuple[MothState, Records]]
-    begin: int
-    end: int
+    return _harden_rounds(classifier, setting, state, progress, report)
 
 
 def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnRound) -> MothState:
@@ -122,45 +99,36 @@ def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnR
     with progress.task("warm-up", total=total, unit="classes", completed=state.warmed_up) as task:
         while state.warmed_up < total:
             state, record = warm_up_class(setting, state)
-            task.advance(1, target=record["target"], size=record["size"])
             report(state, [record])
+            task.advance(1, target=record["target"], size=record["size"])
     return state
 
 
-def _train(
+def _harden_rounds(
     classifier: Classifier,
     setting: Setting,
-    part: _Part,
     state: MothState,
     progress: Progress,
     report: OnRound,
 ) -> MothState:
-    """Do what is left of a part of the main training."""
-    if state.stopped or state.step >= part.end:
+    """Do the rounds that are left."""
+    dataset, config, total = setting.dataset, setting.config, setting.total
+    if state.stopped or state.step >= total:
         return state
-    length, done = part.end - part.begin, state.step - part.begin
-    with progress.task(part.name, total=length, unit="steps", completed=done) as task:
-        while not state.stopped and state.step < part.end:
+    with progress.task("hardening", total=total, unit="steps", completed=state.step) as task:
+        while not state.stopped:
             since = state.step
-            state, records = part.advance(setting, state)
-            state = check_accuracy(
-                classifier,
-                setting.dataset,
-                setting.config,
-                state,
-                since=since,
-                total=setting.total,
-            )
+            state, records = harden_round(setting, state)
+            state = check_accuracy(classifier, dataset, config, state, since=since, total=total)
             if state.accuracy_step == state.step:
                 records[-1]["validation_accuracy"] = state.accuracy
-            task.advance(state.step - since, **_figures(state, records))
             report(state, records)
+            task.advance(state.step - since, **_figures(state, records))
     return state
 
 
-def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
+def _setting(classifier: Classifier, dataset: ImageDataset, config: MothConfig) -> Setting:
     """Return what all rounds share."""
-    in_rounds = config.num_steps(len(dataset.train))
     return Setting(
         # No program depends on the seed.
         programs=_compile(classifier, dataset, dataclasses.replace(config, seed=0)),
@@ -168,13 +136,14 @@ def _setting(classifier: Classifier, dataset, config: MothConfig) -> Setting:
         config=config,
         classes=config.chosen(dataset),
         members=class_indices(dataset.train.labels, dataset.num_classes),
-        in_rounds=in_rounds,
-        total=in_rounds + config.closing_steps,
+        total=config.num_steps(len(dataset.train)),
         sums=scheduler.PairSums(),
     )
 
 
-def check_fit(classifier: Classifier, variables: Variables, dataset, config: MothConfig) -> None:
+def check_fit(
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: MothConfig
+) -> None:
     """Raise `InputError` if model, data and options do not fit, before anything is computed."""
     base.check_fit(classifier, variables, dataset, config)
     num_classes = len(config.chosen(dataset))
@@ -186,23 +155,19 @@ def check_fit(classifier: Classifier, variables: Variables, dataset, config: Mot
         )
 
 
-def optimiser(config: MothConfig, dataset) -> optax.GradientTransformation:
+def optimiser(config: MothConfig, dataset: ImageDataset) -> optax.GradientTransformation:
     """Return the optimiser of the hardening of a model on `dataset`."""
-    closing = None
-    if config.closing_steps:
-        closing = optax.cosine_decay_schedule(config.closing_learning_rate, config.closing_steps)
-    before = num_warmups(config, dataset)
-    return base.optimiser(config, dataset, steps_before=before, closing=closing)
+    return base.optimiser(config, dataset, steps_before=num_warmups(config, dataset))
 
 
-def num_warmups(config: MothConfig, dataset) -> int:
-    """Return how many targets are warmed up: all classes, or none where no prior is needed."""
+def num_warmups(config: MothConfig, dataset: ImageDataset) -> int:
+    """Return how many targets are warmed up: all chosen classes, or none if no prior is needed."""
     return 0 if config.scheduler == "sweep" else len(config.chosen(dataset))
 
 
-# The next hardening of a model need not trace and compile again. One, for it keeps the data alive.
+# So that the next hardening of a model does not compile again. Only one: it keeps the data alive.
 @functools.lru_cache(maxsize=1)
-def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
+def _compile(classifier: Classifier, dataset: ImageDataset, config: MothConfig) -> Programs:
     tx = optimiser(config, dataset)
     step_config = StepConfig(
         stamp_share=config.stamp_share,
@@ -230,15 +195,15 @@ def _compile(classifier: Classifier, dataset, config: MothConfig) -> Programs:
 
 
 def _start(setting: Setting, classifier: Classifier, variables: Variables) -> MothState:
+    """Return the state before the warm-up."""
     dataset, num_classes = setting.dataset, len(setting.classes)
     variables = replicate(variables)
     train = replicate(TrainState(variables, setting.programs.tx.init(variables["params"])))
     sizes = np.full((num_classes, num_classes), np.inf, np.float32)
     prior = np.zeros((num_classes, num_classes), np.float32)
-    warms_up = num_warmups(setting.config, dataset) > 0
     return MothState(
         **initial_fields(classifier, train, dataset),
-        scheduler=None if warms_up else scheduler.init_state(prior, sizes),
+        scheduler=scheduler.init_state(prior, sizes),
         bank=TriggerBank(),
         warmed_up=0,
         warmup_sizes=sizes,
@@ -248,6 +213,7 @@ def _start(setting: Setting, classifier: Classifier, variables: Variables) -> Mo
 
 
 def _resume(setting: Setting, state: MothState) -> MothState:
+    """Return `state` on this process's devices; raise `InputError` if it is of other classes."""
     theirs, ours = len(state.warmup_sizes), len(setting.classes)
     if theirs != ours:
         raise InputError(
@@ -258,9 +224,14 @@ def _resume(setting: Setting, state: MothState) -> MothState:
 
 
 def _figures(state: MothState, records: Records) -> dict:
-    """Return what a person watches."""
-    last, figures = records[-1], {}
-    if "directions" in last:  # a closing step has none
-        figures["pair"] = " & ".join(" -> ".join(direction) for direction in last["directions"][:1])
-        figures["sizes"] = "/".join(f"{size:.0f}" for size in last["sizes"])
-    return {**figures, "accuracy": state.accuracy, "loss": last["loss"]}
+    """Return the figures that the progress shows."""
+    last = records[-1]
+    return {
+        "pair": " -> ".join(last["directions"][0]),
+        "sizes": "/".join(f"{size:.0f}" for size in last["sizes"]),
+        "accuracy": state.accuracy,
+        "loss": last["loss"],
+    }
+
+
+METHOD = Method(harden, MothConfig, MothState, optimiser, check_fit)

@@ -1,13 +1,12 @@
-"""The options of hardening."""
+"""The options of MOTH."""
 
 import dataclasses
 
 from moth_jax.errors import InputError, require_choice
 from moth_jax.hardening.base import HardeningConfig
-from moth_jax.inversion import Inversion, create
+from moth_jax.inversion import Budget, Inversion, create
 from moth_jax.options import (
     AT_LEAST_1,
-    NOT_NEGATIVE,
     POSITIVE,
     POSITIVE_SHARE,
     SHARE,
@@ -29,43 +28,39 @@ class MothConfig(HardeningConfig):
       random_share: probability of a random pair.
       inversion: how triggers are searched (`inversion.INVERSIONS`).
       success_bound: of the pairwise inversions.
-      first_steps, first_mask_weight: budget and λ of a round's first inversion and after a failure.
-      next_steps, next_mask_weight: of the others.
+      first_steps, first_mask_weight: steps and first λ of a round's first inversion, and of the
+        next one after a failure.
+      next_steps, next_mask_weight: the same of the other inversions.
       warmup_steps, warmup_mask_weight, warmup_success_bound, warmup_images_per_class: of the
         warm-up's inversions.
-      warmup_max_images: of one of them, of all classes together, but at least one of each: where
-        there are more than a hundred classes, fewer of each are used. The paper has no limit, and
-        its warm-up grows with the square of the number of classes.
+      warmup_max_images: the most images of one inversion of the warm-up, all classes together, but
+        at least one of each class: with more than a hundred classes it uses fewer of each. The
+        paper has no limit, and its warm-up grows with the square of the number of classes.
       minibatch_size: of all inversions.
-      patience: steps before λ changes, of inversions that have one (`inversion.neural_cleanse`);
-        None for the inversion's own, which is the published 10.
-      stamp_share, max_trigger_share: `hardening.StepConfig`; the limit holds in the warm-up, too,
-        where the published code has none.
-      augment_stamped: flip and shift images again once they are stamped, as planted triggers were
-        where poisoned images were augmented: what is unlearned in one place is so beside it, too.
-        An extension; the paper stamps augmented images.
+      patience: steps before λ changes, for inversions that have this option
+        (`inversion.neural_cleanse`); None for the inversion's default, which is the published 10.
+      stamp_share, max_trigger_share: see `step.StepConfig`. The limit on the size also holds in the
+        warm-up, where the published code has none.
+      augment_stamped: flip and shift images once more after they are stamped. The trigger is then
+        unlearned in neighbouring places as well, as planted triggers are found where poisoned
+        images were augmented. An extension; the paper stamps augmented images.
       symmetric: harden both directions of a pair in one step; False takes one direction, drawn at
         random each round ("w/o symmetric").
       dynamic: start from triggers found before, with the smaller budgets; False starts every
         inversion from a random trigger with the first budget ("w/o dynamic adjustment").
       approximate_warmup: universal triggers; False inverts every direction in the warm-up.
-      universal_too: where every direction is inverted, invert the targets' universal triggers as
-        well, and count those that are unusually small among them: to look for backdoors of one
-        victim and of all (`warmup.unusual_universals`). An extension.
-      scheduler: "k_arm"; "nearest" for the pair with the smallest trigger, of all or for what its
-        victim, or its victim and target, usually have, above all where the opposite one is large:
-        it finds a planted backdoor early (`nearness`);
-        "uniform" for random pairs after the warm-up ("w/o scheduler"); or "sweep" for all pairs in
-        random order, again and again, without a warm-up (`baselines.pairwise`).
-      closing_steps: after the rounds, training steps on random batches, with `closing_share` of the
-        samples stamped: the rounds train on what a few classes have, which costs accuracy that a
-        fine-tuning brings back, and planted backdoors with it; this brings back less of them
-        (`closing`). None where the accuracy has ended the rounds. An extension; the paper has 0.
-      closing_share: of a closing step's samples; each is stamped with the bank's trigger of its own
-        class as the victim, of a pair that a round has hardened, and keeps its label.
-      closing_learning_rate: of the first closing step; it falls to 0 as a cosine.
-      trigger_memory_mb: megabytes of triggers in memory; past that those used longest ago are on
-        disk (`TriggerBank`), which changes no number.
+      universal_too: where the warm-up inverts every direction, invert the universal triggers as
+        well, and count those that are unusually small among them: this finds backdoors of one
+        victim and backdoors of all (`warmup.unusual_universals`). An extension.
+      scheduler: which pair comes next.
+        "k_arm": the paper's.
+        "nearest": the pair that looks most like a planted backdoor (`scheduler.pair_ranks`), to
+          find one early. An extension.
+        "uniform": random pairs after the warm-up ("w/o scheduler").
+        "sweep": all pairs in random order, again and again, without a warm-up
+          (`baselines.pairwise`).
+      trigger_memory_mb: megabytes of triggers that are kept as warm starts; past that the one used
+        longest ago is forgotten (`TriggerBank`).
     """
 
     victims_per_class: int = option(16, AT_LEAST_1)
@@ -93,9 +88,6 @@ class MothConfig(HardeningConfig):
     approximate_warmup: bool = True
     universal_too: bool = False
     scheduler: str = "k_arm"
-    closing_steps: int = option(0, NOT_NEGATIVE)
-    closing_share: float = option(0.1, SHARE)
-    closing_learning_rate: float = option(5e-3, POSITIVE)
     trigger_memory_mb: int = option(512, AT_LEAST_1)
 
     def __post_init__(self):
@@ -119,7 +111,7 @@ class MothConfig(HardeningConfig):
             )
 
     def warmup_images(self, num_classes: int) -> int:
-        """Return how many images of each other class a warm-up uses, of so many classes.
+        """Return how many images of each class the warm-up uses among `num_classes` classes.
 
         >>> [MothConfig().warmup_images(k) for k in (10, 43, 200, 1000)]
         [10, 10, 5, 1]
@@ -130,3 +122,19 @@ class MothConfig(HardeningConfig):
     def inversion_at(self, success_bound: float) -> Inversion:
         """Return the method of inversion for this success bound."""
         return create(self.inversion, success_bound=success_bound, patience=self.patience)
+
+    @property
+    def warmup_budget(self) -> Budget:
+        """The budget of a warm-up's inversion."""
+        return Budget(self.warmup_steps, self.warmup_mask_weight, self.minibatch_size)
+
+    @property
+    def first_budget(self) -> Budget:
+        """The budget of a round's first inversion, and of the next one after a failure."""
+        return Budget(self.first_steps, self.first_mask_weight, self.minibatch_size)
+
+    @property
+    def next_budget(self) -> Budget:
+        """The budget of the other inversions, which go on from a trigger that was just found."""
+        before = max(0, self.first_steps - self.next_steps)
+        return Budget(self.next_steps, self.next_mask_weight, self.minibatch_size, before)

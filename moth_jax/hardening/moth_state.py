@@ -1,4 +1,4 @@
-"""What a hardening is between two rounds."""
+"""The state of MOTH between two rounds."""
 
 import dataclasses
 
@@ -11,22 +11,22 @@ from moth_jax.hardening.trigger_bank import TriggerBank
 
 @dataclasses.dataclass
 class MothState(HardeningState):
-    """All that a hardening is between two rounds, beside what every method knows.
+    """What MOTH knows between two rounds, beside what every method knows.
 
-    Scheduler, bank and warm-up know the K classes that are hardened among each other by their
+    Scheduler, bank and warm-up number the K classes that are hardened among each other by their
     positions in `MothConfig.chosen`, not by their labels. Randomness is derived from the seed and
     the step, so there is no generator to save.
 
     Attributes:
-      scheduler: the arms; None before the warm-up is done.
+      scheduler: the arms; they know nothing before the warm-up is done.
       bank: triggers to start from.
       warmed_up: how many of the classes have been warmed up as the target.
-      warmup_sizes, warmup_prior: [K, K] what the warm-up found so far.
-      universal_sizes: [K], of the universal triggers beside the directions' own
+      warmup_sizes, warmup_prior: [K, K], what the warm-up found so far.
+      universal_sizes: [K], sizes of the universal triggers beside the directions' own
         (`MothConfig.universal_too`); inf where there is none.
     """
 
-    scheduler: KArmState | None
+    scheduler: KArmState
     bank: TriggerBank
     warmed_up: int
     warmup_sizes: np.ndarray
@@ -46,16 +46,15 @@ class MothState(HardeningState):
             "prior": self.warmup_prior,
             "universal_sizes": self.universal_sizes,
         }
-        if self.scheduler is not None:
-            arrays["scheduler"] = self.scheduler._asdict()
+        arrays["scheduler"] = self.scheduler._asdict()
         return arrays, {**metadata, "warmed_up": self.warmed_up}
 
     @classmethod
     def _own_fields(cls, arrays: dict, metadata: dict) -> dict:
         warmup = arrays["warmup"]
         return {
-            "scheduler": KArmState(**arrays["scheduler"]) if "scheduler" in arrays else None,
-            "bank": TriggerBank.from_arrays(arrays["bank"]),
+            "scheduler": KArmState(**arrays["scheduler"]),
+            "bank": TriggerBank.from_arrays(arrays.get("bank", {})),
             "warmed_up": metadata["warmed_up"],
             "warmup_sizes": warmup["sizes"],
             "warmup_prior": warmup["prior"],

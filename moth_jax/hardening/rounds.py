@@ -1,7 +1,7 @@
 """The rounds of a hardening: a class is warmed up as the target, or selected pairs are hardened.
 
-Either takes a `MothState` to the next one and says in records what it did. The scheduler and the
-bank of triggers number the chosen classes by position; batches, targets and names by label.
+A round takes a `MothState` to the next one and returns records of what it did. Scheduler and
+trigger bank number the chosen classes by position. Batches, targets and names go by label.
 """
 
 import dataclasses
@@ -13,12 +13,13 @@ import numpy as np
 import optax
 from jax import Array
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import batch_for_classes, pair_batch
 from moth_jax.hardening import scheduler
 from moth_jax.hardening.base import key_of, rng_of
 from moth_jax.hardening.moth_config import MothConfig
 from moth_jax.hardening.moth_state import MothState
-from moth_jax.hardening.step import HardenInfo
+from moth_jax.hardening.step import HardenInfo, StepBatch
 from moth_jax.hardening.trigger_bank import TriggerBank
 from moth_jax.hardening.warmup import WarmUpResult, draw_samples, unusual_universals
 from moth_jax.inversion import Budget, start_triggers
@@ -34,7 +35,15 @@ WARM_UP, BATCH, SELECT = 1, 2, 3  # purposes of randomness
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled computations of a hardening; `invert_universal` is that of `universal_too`."""
+    """The compiled computations of a hardening, and its optimiser.
+
+    Attributes:
+      tx: the optimiser.
+      invert_towards: `warmup.invert_towards`, of the warm-up.
+      invert_universal: the same for one universal trigger (`MothConfig.universal_too`).
+      stamped_update: `step.make_stamped_update`'s, the training step of the warm-up.
+      step: `step.make_harden_step`'s.
+    """
 
     tx: optax.GradientTransformation
     invert_towards: Callable[..., WarmUpResult]
@@ -48,21 +57,19 @@ class Setting(NamedTuple):
 
     Attributes:
       programs: the compiled computations.
-      dataset: an `ImageDataset`.
+      dataset: the images.
       config: the options.
       classes: labels of the K classes that are hardened among each other.
       members: indices of the training images of each label.
-      in_rounds: steps of the main training that are in rounds.
-      total: all of them, with the closing ones.
-      sums: of the scheduler, kept between rounds to save time.
+      total: steps of the main training.
+      sums: of the scheduler's matrices, kept between rounds to save time.
     """
 
     programs: Programs
-    dataset: object
+    dataset: ImageDataset
     config: MothConfig
     classes: tuple[int, ...]
     members: list[np.ndarray]
-    in_rounds: int
     total: int
     sums: scheduler.PairSums
 
@@ -85,8 +92,7 @@ def warm_up_class(setting: Setting, state: MothState) -> tuple[MothState, dict]:
         classes=setting.classes,
     )
     invert_key, update_key = jax.random.split(key_of(config, WARM_UP, position))
-    inputs = (state.train.variables, samples, target)
-    budget = Budget(config.warmup_steps, config.warmup_mask_weight, config.minibatch_size)
+    inputs, budget = (state.train.variables, samples, target), config.warmup_budget
     result = fetch(setting.programs.invert_towards(*inputs, invert_key, budget=budget))
     universal = None
     if config.universal_too:
@@ -118,13 +124,12 @@ def _train_on_warm_up(
 ) -> tuple[TrainState, Array]:
     """Train on a random batch with the triggers found on half of the victims' samples.
 
-    Note: Where some of many classes are hardened among each other, half of the batch is drawn from
-    them: of a random batch few or no samples would be theirs, and none could be stamped. The
-    published code always hardens all classes.
+    Note: Where a few of many classes are hardened among each other, half of the batch is drawn from
+      them: a random batch would have few or no samples of them to stamp. The published code always
+      hardens all classes.
     """
     dataset, config = setting.dataset, setting.config
-    # Of each label: the row of its trigger (0 for all where it is universal), and whether it is
-    # there to stamp.
+    # The row of each label's trigger (0 for all if it is universal), and whether it can be stamped.
     row = np.zeros(dataset.num_classes, np.int64)
     row[victims] = np.arange(len(victims)) % len(result.trigger.mask)
     limit = config.max_trigger_share * np.prod(dataset.image_shape)
@@ -149,12 +154,13 @@ def _after_warm_up(
 ) -> MothState:
     """Return the state that keeps what the warm-up of its next class found.
 
-    `universal` is the target's universal trigger beside the directions' own. What it stands for in
-    the end has its size and starts from it; the prior and what is trained on are the own ones'.
+    `universal` is the target's universal trigger beside the directions' own triggers. Directions
+    that it stands for in the end (`unusual_universals`) have its size and start from it. The prior
+    and the training of the warm-up take the directions' own triggers all the same.
 
-    Note: Where every direction is inverted, a pair's first sizes in a round are compared with the
-      warm-up's, which are of the same kind but reach another bound (`warmup_success_bound`, 0.99
-      for 0.9) and so are somewhat larger: the first growth comes out smaller than it is.
+    Note: Where every direction is inverted, the first sizes of a pair in a round are compared with
+      the warm-up's. Those reach another bound (`warmup_success_bound`, 0.99 instead of 0.9) and are
+      somewhat larger, so the first growth comes out smaller than it is.
     """
     position, num_classes = state.warmed_up, len(setting.classes)
     victims = np.flatnonzero(np.arange(num_classes) != position)
@@ -187,18 +193,22 @@ def _after_warm_up(
     )
 
 
-def _keep_warm_up(bank: TriggerBank, victims, target: int, result: WarmUpResult) -> None:
+def _keep_warm_up(
+    bank: TriggerBank, victims: np.ndarray, target: int, result: WarmUpResult
+) -> None:
+    """Keep the triggers that were found towards `target`: one universal, or one for each victim."""
     universal = len(result.trigger.mask) == 1
-    for i, victim in enumerate(victims):
-        if np.isfinite(result.sizes[i]) and not universal:
+    for i in range(len(result.trigger.mask)):
+        if np.isfinite(result.sizes[i]):
             trigger = jax.tree.map(lambda v, i=i: v[i], result.trigger)
-            bank.keep(int(victim), target, trigger, float(result.sizes[i]))
-    if universal and np.isfinite(result.sizes[0]):
-        bank.keep_universal(target, jax.tree.map(lambda v: v[0], result.trigger))
+            if universal:
+                bank.keep_universal(target, trigger)
+            else:
+                bank.keep(int(victims[i]), target, trigger, float(result.sizes[i]))
 
 
 def _forget(bank: TriggerBank, directions: np.ndarray) -> None:
-    """Let `directions` [K, K] bool start from the universal triggers of their targets."""
+    """Forget the own triggers of `directions` [K, K] bool: they start from the universal ones."""
     for victim, target in np.argwhere(directions).tolist():
         bank.forget(victim, target)
 
@@ -206,52 +216,37 @@ def _forget(bank: TriggerBank, directions: np.ndarray) -> None:
 def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records]:
     """Select pairs and harden them for a round.
 
-    A later step of a round starts from the triggers just found, with the smaller budget.
+    Later steps of a round start from the triggers just found, with the smaller budget.
 
-    Note: Where one of them was not found, the next step has the first budget again, as in the
-      paper, and all directions start from the bank, also those that had one: it holds the largest
-      that was found, which is what the first budget is for.
+    Note: If one of the triggers was not found, the next step has the first budget again, as in the
+      paper, and all directions start from the bank, also those whose trigger was found: the first
+      budget is made for the largest trigger that was found, and that is in the bank.
     """
     config = setting.config
     pairs, directions = _select(setting, state)
     labels = [setting.classes[k] for pair in pairs for k in pair]
-    bank, train, found_trigger, records = state.bank.copy(), state.train, None, []
-    sizes: dict[Direction, list[float]] = {direction: [] for direction in directions}
-    steps = range(state.step, min(state.step + config.steps_per_round, setting.in_rounds))
+    targets = np.asarray([setting.classes[target] for _, target in directions])
+    bank, train, records = state.bank.copy(), state.train, []
+    start: Trigger | None = None
+    steps = range(state.step, min(state.step + config.steps_per_round, setting.total))
     batch = _draw(setting, labels, steps[0])
     for step in steps:
         key, start_key = jax.random.split(key_of(config, BATCH, step))
-        afresh = found_trigger is None or not config.dynamic
-        start = found_trigger
-        if afresh:  # the bank of the writer is the one that is kept
+        budget = config.next_budget
+        if start is None or not config.dynamic:
+            # The bank of the main process is the one that is kept.
             start = broadcast_from_main(_start_triggers, setting, bank, directions, start_key)
-        num_steps = config.first_steps if afresh else config.next_steps
-        train, info = setting.programs.step(
-            train,
-            *batch,
-            np.asarray([setting.classes[target] for _, target in directions]),
-            start,
-            key,
-            budget=Budget(
-                num_steps,
-                config.first_mask_weight if afresh else config.next_mask_weight,
-                config.minibatch_size,
-                steps_before=max(0, config.first_steps - num_steps),
-            ),
-        )
+            budget = config.first_budget
+        train, info = setting.programs.step(train, batch, targets, start, key, budget=budget)
         if step + 1 in steps:  # while the device is at this step
             batch = _draw(setting, labels, step + 1)
         info = fetch(info)
-        for i, direction in enumerate(directions):
-            sizes[direction].append(float(info.sizes[i]))
-            if np.isfinite(info.sizes[i]):
-                trigger = jax.tree.map(lambda v, i=i: v[i], info.trigger)
-                on_main(bank.keep, *direction, trigger, float(info.sizes[i]))
-        found_trigger = info.trigger if np.isfinite(info.sizes).all() else None
-        records.append(_record(setting, step, directions, info, num_steps))
+        on_main(_keep_found, bank, directions, info)
+        start = info.trigger if np.isfinite(info.sizes).all() else None
+        records.append(_record(setting, step, directions, info, budget))
     arms = scheduler.record(
         state.scheduler,
-        sizes,
+        {d: [record["sizes"][i] for record in records] for i, d in enumerate(directions)},
         pairs,
         forget_failed=config.scheduler == "nearest",
         sums=setting.sums,
@@ -260,8 +255,8 @@ def harden_round(setting: Setting, state: MothState) -> tuple[MothState, Records
     return dataclasses.replace(state, train=train, bank=bank, scheduler=arms, step=step), records
 
 
-def _draw(setting: Setting, labels: list[int], step: int) -> tuple[Array, np.ndarray, np.ndarray]:
-    """Return the batch of a step: images, labels, and the weights of `labels`' slots."""
+def _draw(setting: Setting, labels: list[int], step: int) -> StepBatch:
+    """Return the batch of a step on the classes `labels`."""
     config, train = setting.config, setting.dataset.train
     batch = pair_batch(
         setting.members,
@@ -270,11 +265,19 @@ def _draw(setting: Setting, labels: list[int], step: int) -> tuple[Array, np.nda
         batch_size=config.batch_size,
         rng=rng_of(config, BATCH, step),
     )
-    return read_batch(train, batch.indices), train.labels[batch.indices], batch.weights
+    return StepBatch(read_batch(train, batch.indices), train.labels[batch.indices], batch.weights)
+
+
+def _keep_found(bank: TriggerBank, directions: list[Direction], info: HardenInfo) -> None:
+    """Keep the triggers that a step found."""
+    for i, direction in enumerate(directions):
+        if np.isfinite(info.sizes[i]):
+            trigger = jax.tree.map(lambda v, i=i: v[i], info.trigger)
+            bank.keep(*direction, trigger, float(info.sizes[i]))
 
 
 def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[Direction]]:
-    """Return the pairs of a round, and the directions that are hardened."""
+    """Return the pairs of a round, and their directions that are hardened."""
     config = setting.config
     rng = rng_of(config, SELECT, state.step)
     if config.scheduler == "sweep":
@@ -292,14 +295,14 @@ def _select(setting: Setting, state: MothState) -> tuple[list[Direction], list[D
         )
     if config.symmetric:
         return pairs, [direction for a, b in pairs for direction in ((a, b), (b, a))]
-    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
+    pairs = [(a, b) if rng.random() < 0.5 else (b, a) for a, b in pairs]
     return pairs, pairs
 
 
 def _start_triggers(
     setting: Setting, bank: TriggerBank, directions: list[Direction], key: Array
 ) -> Trigger:
-    """Return where the inversions of a round start: from the bank, or from random triggers."""
+    """Return the start of each direction's inversion: from the bank, or a random trigger."""
     inversion = setting.config.inversion_at(setting.config.success_bound)
     triggers = start_triggers(key, len(directions), setting.dataset.image_shape, inversion)
     triggers = jax.tree.map(np.array, triggers)
@@ -313,8 +316,9 @@ def _start_triggers(
 
 
 def _record(
-    setting: Setting, step: int, directions: list[Direction], info: HardenInfo, num_steps: int
+    setting: Setting, step: int, directions: list[Direction], info: HardenInfo, budget: Budget
 ) -> dict:
+    """Return the figures of a step."""
     return {
         "phase": "hardening",
         "step": step,
@@ -323,6 +327,6 @@ def _record(
         "success_rates": info.success_rates.tolist(),
         "num_victims": info.num_victims.tolist(),
         "num_stamped": info.num_stamped.tolist(),
-        "inversion_steps": num_steps,
+        "inversion_steps": budget.num_steps,
         "loss": float(info.loss),
     }

@@ -1,8 +1,8 @@
 """One step of symmetric hardening (Section IV-B, Algorithm 1): invert, stamp, update.
 
 The triggers of all directions of the step (both of a pair) are inverted in one vectorised
-computation, each with its own λ, counters and best; stamped on a share of their victims, which keep
-their true labels; and the model takes one step on the whole, partly stamped batch.
+computation, each with its own λ, counters and best. They are stamped on a share of their victims,
+which keep their true labels. Then the model takes one step on the whole, partly stamped batch.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -27,8 +28,8 @@ class StepConfig:
     """What is compiled into a hardening step.
 
     Attributes:
-      stamp_share: share of the victims in the batch that are stamped, on both sides of a pair as
-        many as of its class with the fewer, at least one.
+      stamp_share: share of the victims in the batch that are stamped: of a pair's class with the
+        fewer samples, at least one, and as many of the other class.
       max_trigger_share: a trigger larger than this share of h*w*c is not stamped.
       symmetric: both directions of a pair; False inverts and stamps the first only.
       batch_norm: "update" or "frozen" (`training.make_update`).
@@ -51,14 +52,30 @@ class StepConfig:
         return augment(images, key, flip=self.flip, shift=self.shift, fill="zero")
 
     def stamped(self, images: Array, trigger: Trigger, key: Array) -> Array:
-        """Return `images` [n, h, w, c] with the trigger, or with one each [n, ...]."""
+        """Return `images` [n, h, w, c] with one trigger, or with a trigger for each [n, ...]."""
         images = stamp(images, trigger)
         return self.augmented(images, key) if self.augment_stamped else images
 
 
 @flax.struct.dataclass
+class StepBatch:
+    """The samples of a step; those of the pairs' classes are in known places.
+
+    Attributes:
+      images, labels: [n, h, w, c] in [0, 1] and [n]; the first slots are for samples of the pairs'
+        classes, class after class (`data.sampling.pair_batch`).
+      weights: [C, V], for the V slots of each of the C classes: 1 for a sample of the class, 0
+        where the class had too few and another sample fills the slot.
+    """
+
+    images: Array
+    labels: Array | np.ndarray
+    weights: Array | np.ndarray
+
+
+@flax.struct.dataclass
 class HardenInfo:
-    """What one step did, per direction (D of them).
+    """What one step did to each of its D directions.
 
     Attributes:
       trigger: [D, ...], what the inversions found.
@@ -85,31 +102,25 @@ def make_harden_step(
 ) -> Callable[..., tuple[TrainState, HardenInfo]]:
     """Return the compiled step.
 
-        step(state, images, labels, weights, targets, start, key, *, budget)
+        step(state, batch, targets, start, key, *, budget) -> (state, info)
 
     Its arguments:
       state: a `TrainState`.
-      images, labels: a batch [n, h, w, c] in [0, 1] and [n]; the first slots are the samples of the
-        pairs' classes, class after class (`data.sampling.pair_batch`).
-      weights: [C, V], for the V slots of each of the C classes: 1 for a sample of the class, 0
-        where the class had too few and something else stands in the slot.
-      targets: [D], the direction's target; D = C if symmetric, else C / 2.
+      batch: a `StepBatch` of C classes.
+      targets: [D], the directions' targets; D = C if symmetric, else C / 2.
       start: the triggers [D, ...] to start from.
       key: randomness of the step.
       budget: of the inversions.
 
     Note: Each direction's loss is the weighted mean over its own victims, so that one λ means the
       same for one direction and for two. The published two-sided code takes the sum.
-    Note: As many samples are stamped on both sides of a pair: the share of its smaller class.
     """
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
 
     @jax.jit
     def step(
         state: TrainState,
-        images: Array,
-        labels: Array,
-        weights: Array,
+        batch: StepBatch,
         targets: Array,
         start: Trigger,
         key: Array,
@@ -117,9 +128,9 @@ def make_harden_step(
         budget: Budget,
     ) -> tuple[TrainState, HardenInfo]:
         augment_key, invert_key, attack_key = jax.random.split(key, 3)
-        images = constrain(config.augmented(images, augment_key))
-        num_classes, capacity = weights.shape
-        slots = jnp.arange(num_classes * capacity).reshape(num_classes, capacity)
+        images = constrain(config.augmented(batch.images, augment_key))
+        labels, weights = map(jnp.asarray, (batch.labels, batch.weights))
+        slots = jnp.arange(weights.size).reshape(weights.shape)
         if not config.symmetric:
             slots, weights = slots[::2], weights[::2]
         result = invert_directions(
@@ -135,10 +146,8 @@ def make_harden_step(
         others = perturb(classifier, state.variables, images, labels, attack_key, config.adversary)
         keys = jax.random.split(jax.random.fold_in(augment_key, 1), len(slots))
         stamped = jax.vmap(config.stamped)(images[slots], result.trigger, keys)
-        batch = others.at[slots].set(
-            jnp.where(chosen[:, :, None, None, None], stamped, others[slots])
-        )
-        state, loss = update(state, batch, labels)
+        chosen_only = jnp.where(chosen[:, :, None, None, None], stamped, others[slots])
+        state, loss = update(state, others.at[slots].set(chosen_only), labels)
         info = HardenInfo(
             trigger=result.trigger,
             sizes=result.size,
@@ -159,8 +168,8 @@ def make_stamped_update(
 
         update(state, images, labels, trigger, stamped, key) -> (state, mean cross-entropy)
 
-    `trigger` [n, ...] holds each sample's own, `stamped` [n] whether it is stamped; all keep their
-    true labels, and the adversary perturbs those that are not.
+    `trigger` [n, ...] holds a trigger for each sample, and `stamped` [n] says whether the sample is
+    stamped. All keep their true labels. The adversary perturbs those that are not stamped.
     """
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
 
@@ -180,7 +189,7 @@ def make_stamped_update(
 def _choose_stamped(result: InversionResult, weights: Array, config: StepConfig) -> Array:
     """Return [D, V] bool, the victims to stamp: as many on both sides, none with a bad trigger.
 
-    The slots of a class are a random draw, so its first ones are too.
+    The first slots of a class are taken; its samples are in random order.
     """
     sides = 2 if config.symmetric else 1
     fewest = jnp.repeat(weights.sum(1).reshape(-1, sides).min(1), sides)[:, None]

@@ -1,9 +1,9 @@
 """The warm-up: one universal trigger per target class, and the prior of every pair (Section IV-C).
 
-A universal trigger sends samples of every other class to the target. How far it lowers the loss of
-each class is the prior of that direction, and it is where the direction's own inversions start.
-Without the approximation (Table III) every direction is inverted by itself, and universal triggers
-count where they are unusually small, if at all.
+A universal trigger sends samples of every other class to the target. The prior of a direction is
+how far that trigger lowers the loss of its victim, and later inversions of the direction start from
+it. Without the approximation (Table III) every direction is inverted by itself. Universal triggers
+then count only where they are unusually small, if at all.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from moth_jax.anomaly import anomaly_indices
+from moth_jax.data.dataset import ImageSplit
 from moth_jax.inversion import (
     Budget,
     Inversion,
@@ -27,8 +28,8 @@ from moth_jax.parallel.devices import constrain_replicated
 from moth_jax.triggers import Trigger
 from moth_jax.types import LogitsFn, Variables
 
-# The anomaly index above which a target is one of a universal backdoor. Neural Cleanse takes 2,
-# above which is one of 43 clean targets by chance; above 3 it is one of 740.
+# The anomaly index above which a target looks like that of a universal backdoor. Neural Cleanse
+# takes 2. By chance one of 43 clean targets is above 2, and one of 740 above 3.
 UNUSUAL = 3.0
 
 
@@ -51,7 +52,7 @@ class WarmUpResult(NamedTuple):
 
     Attributes:
       trigger: [T, ...]: one universal trigger (T = 1), or one for each victim (T = K - 1).
-      sizes: [K - 1], of each victim's trigger; inf where none was found.
+      sizes: [K - 1], size of each victim's trigger; inf where none was found.
       prior: [K - 1], mean relative fall of each victim's loss; 0 where none was found.
     """
 
@@ -61,7 +62,7 @@ class WarmUpResult(NamedTuple):
 
 
 def draw_samples(
-    split,
+    split: ImageSplit,
     class_indices: list[np.ndarray],
     target: int,
     per_class: int,
@@ -69,9 +70,15 @@ def draw_samples(
     *,
     classes: Sequence[int] | None = None,
 ) -> WarmUpSamples:
-    """Draw up to `per_class` samples of every class but `target` from an `ImageSplit`.
+    """Draw up to `per_class` samples of every class but `target`.
 
-    `class_indices` are those of each label; only `classes` (labels) are drawn from, all if None.
+    Args:
+      split: where they are drawn from.
+      class_indices: of the samples of each label.
+      target: a label.
+      per_class: samples of each class.
+      rng: randomness.
+      classes: labels that are drawn from; all if None.
     """
     classes = range(len(class_indices)) if classes is None else classes
     victims = np.asarray([k for k in classes if k != target])
@@ -88,7 +95,7 @@ def invert_towards(
     logits_fn: LogitsFn,
     variables: Variables,
     samples: WarmUpSamples,
-    target: Array,
+    target: Array | int,
     key: Array,
     *,
     budget: Budget,
@@ -96,9 +103,9 @@ def invert_towards(
     universal: bool,
     start: Trigger | None = None,
 ) -> WarmUpResult:
-    """Invert the trigger(s) towards `target` and measure the prior.
+    """Invert one universal trigger towards `target`, or one for each victim; measure the prior.
 
-    They start from `start` [T, ...], or from random ones if it is None.
+    They start from `start` [T, ...], or from random triggers if it is None.
 
     Note: Every target starts from a fresh random trigger; the published code starts all targets
       after the first from class 0's.
@@ -108,17 +115,16 @@ def invert_towards(
     count = 1 if universal else num_victims
     grouped = (count, num_victims * per_class // count)
     start_key, key = jax.random.split(key)
-    if start is None:
-        start = start_triggers(start_key, count, image_shape, inversion)
+    weights = jnp.asarray(samples.weights)
     result = invert_directions(
         logits_fn,
         variables,
         Samples(
             jnp.asarray(samples.images).reshape(*grouped, *image_shape),
-            jnp.asarray(samples.weights).reshape(grouped),
+            weights.reshape(grouped),
             jnp.full(count, target),
         ),
-        start,
+        start_triggers(start_key, count, image_shape, inversion) if start is None else start,
         jax.random.split(key, count),
         budget=budget,
         inversion=inversion,
@@ -126,7 +132,7 @@ def invert_towards(
     found = WarmUpResult(
         trigger=result.trigger,
         sizes=jnp.broadcast_to(result.size, num_victims),
-        prior=loss_fall(result, samples.weights),
+        prior=loss_fall(result, weights),
     )
     return constrain_replicated(found)
 
@@ -134,8 +140,8 @@ def invert_towards(
 def loss_fall(result: InversionResult, weights: Array) -> Array:
     """Return the prior [K - 1]: each victim's mean of (loss before - loss after) / loss before.
 
-    Note: A sample's ratio is kept within [-1, 1], so that one that was sent to the target from the
-      beginning (loss near 0) does not decide its class's mean. A failed inversion has equal losses
+    Note: The ratio of a sample is kept within [-1, 1], so that a sample whose loss is near 0 from
+      the beginning does not decide the mean of its class. A failed inversion has equal losses
       before and after, and so gives 0. The published PyTorch code gives 1 everywhere.
     """
     before = result.losses_before.reshape(weights.shape)
@@ -145,20 +151,21 @@ def loss_fall(result: InversionResult, weights: Array) -> Array:
 
 
 def unusual_universals(own: np.ndarray, universal: np.ndarray) -> np.ndarray:
-    """Return [K, K] bool, row victim: where a target's universal trigger stands for the direction.
+    """Return [K, K] bool, row victim: directions that the target's universal trigger stands for.
 
-    That is where the target's is unusually small among the universal ones, by Neural Cleanse's
-    anomaly index (above 3), and smaller than the direction's own.
+    It stands for a direction if it is unusually small among the universal ones, by Neural Cleanse's
+    anomaly index (above 3), and smaller than the direction's own trigger.
 
     Args:
       own: [K, K] sizes of the directions' own triggers; inf where none was found.
       universal: [K] sizes of the targets' universal ones; inf where none was found.
 
-    Note: An extension. One class has too few samples to show a backdoor of all, and stops at a
-      natural trigger; all classes' samples together show it, but not one of a single victim. Were
-      every universal trigger counted that is smaller, it would change what is usual for a victim,
-      which the backdoor of a single victim stands out by (`nearness`).
+    Note: An extension. The samples of one class are too few to show a backdoor of all victims: its
+      inversion stops at a natural trigger. The samples of all classes together show it, but not a
+      backdoor of a single victim. If every smaller universal trigger counted, it would change the
+      usual size of a victim, by which the backdoor of a single victim stands out
+      (`scheduler.pair_ranks`).
     """
-    unusual = anomaly_indices(universal) > UNUSUAL  # an index that is undefined is none
+    unusual = anomaly_indices(universal) > UNUSUAL  # an undefined index (NaN) is not unusual
     shared = unusual[None, :] & (universal[None, :] < own)
     return shared & ~np.eye(len(own), dtype=bool)

@@ -16,7 +16,7 @@ from jax import Array
 from moth_jax.errors import require_choice
 from moth_jax.options import AT_LEAST_1, check_options, option
 from moth_jax.triggers import Trigger, random_trigger
-from moth_jax.types import ImageShape
+from moth_jax.types import AnyArray, ImageShape
 
 PRECISIONS = ("float32", "bfloat16")
 # A dataclass of arrays (`flax.struct.dataclass`), of a method's own.
@@ -33,9 +33,15 @@ class Samples:
       target: [*d], the target class.
     """
 
-    images: Array
-    weights: Array
-    target: Array
+    images: AnyArray
+    weights: AnyArray
+    target: AnyArray
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(h, w, c)."""
+        height, width, channels = self.images.shape[-3:]
+        return height, width, channels
 
 
 @flax.struct.dataclass
@@ -70,7 +76,7 @@ class Score(NamedTuple):
 
     losses: Array
     hits: Array
-    weights: Array
+    weights: AnyArray
     margins: Array
     indices: Array
 

@@ -5,6 +5,8 @@ only a candidate until its own success rate is measured on all samples. The stat
 functions take have the fields of `no_candidate`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -43,7 +45,8 @@ def nominate(state: State, trigger: Trigger, reached: Array) -> tuple[State, Arr
     """Return the state with `trigger` as its candidate if it is smaller, and whether it is."""
     size = trigger_size(trigger)
     better = reached & (size < state.candidate_size)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         candidate=where(better, trigger, state.candidate),
         candidate_size=jnp.where(better, size, state.candidate_size),
     ), better
@@ -54,7 +57,8 @@ def verify(success_bound: float, state: State, objective: Objective) -> State:
     score = objective(state.candidate)
     rate = score.mean(score.hits)
     holds = (rate >= least_rate(success_bound)) & (state.candidate_size < state.result.size)
-    verified = state.result.replace(
+    verified = dataclasses.replace(
+        state.result,
         trigger=state.candidate,
         size=state.candidate_size,
         success_rate=rate,
@@ -62,7 +66,9 @@ def verify(success_bound: float, state: State, objective: Objective) -> State:
     )
     result = where(holds, verified, state.result)
     # A candidate that failed is forgotten, so that the next one need not be smaller than it.
-    return state.replace(result=result, candidate=result.trigger, candidate_size=result.size)
+    return dataclasses.replace(
+        state, result=result, candidate=result.trigger, candidate_size=result.size
+    )
 
 
 def where(condition: Array, chosen, other):

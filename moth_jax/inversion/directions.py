@@ -16,7 +16,7 @@ from moth_jax.inversion.base import Budget, Inversion, InversionResult, Samples,
 from moth_jax.inversion.loop import advance, begin, invert
 from moth_jax.parallel.devices import over_samples, over_seeds
 from moth_jax.triggers import Trigger
-from moth_jax.types import ImageShape, LogitsFn, Variables
+from moth_jax.types import AnyArray, ImageShape, LogitsFn, Variables
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ def invert_with_seeds(
 
     def one(logits_fn, variables, samples: Samples, run: tuple[Array, Array]) -> InversionResult:
         start_key, key = _keys(*run, samples.target)
-        start = inversion.start(start_key, samples.images.shape[1:])
+        start = inversion.start(start_key, samples.image_shape)
         model = logits_fn, variables, samples
         return invert(*model, start, key, budget=budget, inversion=inversion)
 
@@ -109,7 +109,7 @@ def begin_directions(
             logits_fn,
             variables,
             samples,
-            inversion.start(start_key, samples.images.shape[1:]),
+            inversion.start(start_key, samples.image_shape),
             jax.random.split(key)[0],
             mask_weight=mask_weight,
             inversion=inversion,
@@ -148,7 +148,7 @@ def advance_directions(
     return jax.tree.map(lambda leaf: leaf[:, 0], states)
 
 
-def _keys(seed: Array, victim: Array, target: Array) -> tuple[Array, Array]:
+def _keys(seed: Array, victim: Array, target: AnyArray) -> tuple[Array, Array]:
     """Return the keys of a direction's start, and of its inversion.
 
     They are named by seed and classes, not by position: a direction's number does not depend on

@@ -102,7 +102,7 @@ class NeuralCleanse(Inversion):
         zero = jnp.zeros((), score.losses.dtype)
         return NeuralCleanseState(
             theta=theta,
-            opt_state=self._adam.init(theta),
+            opt_state=self._adam.init(theta),  # pyright: ignore[reportArgumentType]
             mask_weight=mask_weight,
             above=jnp.zeros((), jnp.int32),
             below=jnp.zeros((), jnp.int32),
@@ -124,8 +124,9 @@ class NeuralCleanse(Inversion):
 
         gradient, score = jax.grad(loss_fn, has_aux=True)(state.theta)
         updates, opt_state = self._adam.update(gradient, state.opt_state)
-        return state.replace(
-            theta=optax.apply_updates(state.theta, updates),
+        return dataclasses.replace(
+            state,
+            theta=jax.tree.map(jnp.add, state.theta, updates),
             opt_state=opt_state,
             hits=state.hits + jnp.sum(score.hits * score.weights),
             count=state.count + jnp.sum(score.weights),
@@ -142,7 +143,8 @@ class NeuralCleanse(Inversion):
         trigger = to_trigger(state.theta)
         state, better = nominate(state, trigger, reached)
         restarted = to_theta(jitter(trigger, key, self.jitter_scale))
-        return state.replace(
+        return dataclasses.replace(
+            state,
             theta=where(better, restarted, state.theta),
             mask_weight=state.mask_weight * factor,
             above=jnp.where(grow, 0, above),

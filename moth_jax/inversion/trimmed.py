@@ -26,7 +26,7 @@ from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objectiv
 from moth_jax.inversion.candidates import least_rate, no_candidate, verify, where
 from moth_jax.options import ABOVE_1, AT_LEAST_1, POSITIVE_SHARE, option
 from moth_jax.triggers import Trigger, random_trigger, trigger_size
-from moth_jax.types import ImageShape
+from moth_jax.types import AnyArray, ImageShape
 
 LAST_PART = 0.1  # of a pass: what λ moves by at most with a minibatch at the end of the budget
 
@@ -49,7 +49,7 @@ class TrimmedState:
     opt_state: optax.OptState
     mask_weight: Array
     margins: Array
-    weights: Array
+    weights: AnyArray
     candidate: Trigger
     candidate_size: Array
     result: InversionResult
@@ -117,14 +117,14 @@ class Trimmed(Inversion):
     def start(self, key: Array, image_shape: ImageShape) -> Trigger:
         """Return a random trigger with a faint mask."""
         trigger = random_trigger(key, image_shape)
-        return trigger.replace(mask=self.start_mask * trigger.mask)
+        return dataclasses.replace(trigger, mask=self.start_mask * trigger.mask)
 
     def init(self, start: Trigger, mask_weight: Array, score: Score, key: Array) -> TrimmedState:
         """Return the first state: at `start`."""
         del key  # nothing is random: a trigger at exactly 0 or 1 can move
         return TrimmedState(
             trigger=start,
-            opt_state=self._adam.init(start),
+            opt_state=self._adam.init(start),  # pyright: ignore[reportArgumentType]
             mask_weight=mask_weight,
             margins=score.margins,
             weights=score.weights,
@@ -148,11 +148,11 @@ class Trimmed(Inversion):
         margins = state.margins.at[score.indices].set(score.margins, mode="drop")
         part = jnp.sum(score.weights) / jnp.maximum(jnp.sum(state.weights), 1.0)
         trigger = jax.tree.map(lambda v, u: jnp.clip(v + u, 0.0, 1.0), state.trigger, updates)
-        state = state.replace(trigger=trigger, opt_state=opt_state, margins=margins)
+        state = dataclasses.replace(state, trigger=trigger, opt_state=opt_state, margins=margins)
         factor = jnp.where(self._reached(state), self.increase, 1 / self.decrease)
         # Few minibatches would leave λ, and with it the size, swinging at the end.
         part = jnp.minimum(part, jnp.maximum(self._rate(progress), LAST_PART))
-        return state.replace(mask_weight=state.mask_weight * factor**part)
+        return dataclasses.replace(state, mask_weight=state.mask_weight * factor**part)
 
     def observe(self, state: TrimmedState, key: Array) -> TrimmedState:
         """Return the state after a step, with the latest trigger that reached the bound nominated.
@@ -163,7 +163,8 @@ class Trimmed(Inversion):
         del key  # no restarts
         smaller = trigger_size(state.trigger) < state.result.size
         nominated = self._reached(state) & smaller
-        return state.replace(
+        return dataclasses.replace(
+            state,
             candidate=where(nominated, state.trigger, state.candidate),
             candidate_size=jnp.where(nominated, trigger_size(state.trigger), state.candidate_size),
         )

@@ -37,7 +37,8 @@ def use_all_cores() -> None:
     A library does not decide this: the command line does, and a notebook may. It has no effect
     where an accelerator is the default, or where the number was set before.
     """
-    if jax.config.jax_num_cpu_devices in (None, -1, 0):
+    given = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    if given in (None, -1, 0):
         linux = hasattr(os, "sched_getaffinity")  # which knows how many cores we may use
         cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", cores)

@@ -1,7 +1,7 @@
 """How much work fits in a device's memory, and what to do when it does not.
 
-XLA plans all buffers of a compiled program, so what it will need is known before it runs. Where it
-runs out all the same (another process took the memory, say) the work is halved and goes on.
+XLA plans all buffers of a compiled program, so its need is known before it runs. If memory runs out
+all the same, because another process took it, the work is halved and goes on.
 """
 
 import gc

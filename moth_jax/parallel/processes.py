@@ -67,7 +67,7 @@ def initialise(
             "--coordinator=HOST:PORT, --num_processes and --process_id go together; not given: "
             f"{', '.join(missing)}"
         )
-    if not missing:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         _check(coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
@@ -149,8 +149,9 @@ def check_same(what: str, *values) -> None:
     """Raise `InputError` in every process unless all have the same `values` (arrays, or text)."""
     digest = hashlib.sha256()
     for value in values:
-        value = value.encode() if isinstance(value, str) else np.ascontiguousarray(value)
-        digest.update(value)
+        digest.update(
+            value.encode() if isinstance(value, str) else np.ascontiguousarray(value).data
+        )
     digests = _gathered(np.frombuffer(digest.digest(), np.uint8))
     others = np.flatnonzero((digests != digests[0]).any(1)).tolist()
     if others:

@@ -100,6 +100,8 @@ def _display(stream: TextIO | None) -> Display:
     if stream is None and _in_notebook():
         return Bars(NotebookScreen())
     stream = stream or sys.stderr
+    if stream is None:  # a process may have none
+        return Nothing()
     if stream.isatty():
         from rich.console import Console
 

@@ -1,8 +1,13 @@
-"""What the commands say, and keep libraries from saying, on the console."""
+"""What both commands do before they work: the console, exit codes, compiled programs on disk.
+
+JAX is not imported here: the command must be able to take a signal before JAX is loaded.
+"""
 
 import _thread
+import hashlib
 import logging
 import os
+import platform
 import sys
 import threading
 import warnings
@@ -16,8 +21,9 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 # EX_TEMPFAIL of sysexits.h, "try again later": no fault, and not what a kill (137, 143) gives.
 EXIT_PREEMPTED = 75
 _SHOW_CURSOR = "\x1b[?25h"
-_PACKAGE = Path(__file__).parent
-_leave: list[Callable[[int], None]] = []
+_PACKAGE = Path(__file__).parents[1]
+_CPUINFO = Path("/proc/cpuinfo")
+_leave: list[Callable[[int], object]] = []
 
 
 def fail(message: str, *, code: int = EXIT_BAD_INPUT) -> NoReturn:
@@ -28,7 +34,7 @@ def fail(message: str, *, code: int = EXIT_BAD_INPUT) -> NoReturn:
     sys.exit(code)
 
 
-def at_failure(leave: Callable[[int], None]) -> None:
+def at_failure(leave: Callable[[int], object]) -> None:
     """Have `leave(exit code)` called when `fail` ends the process."""
     _leave.append(leave)
 
@@ -85,3 +91,33 @@ def _keep_libraries_quiet() -> None:
             report(fault)
 
     sys.unraisablehook = report_others
+
+
+def keep_compilations() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was told where or not to.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    JAX finds by itself which programs fit (model, budgets, devices, versions). A command decides
+    this, not the library: a notebook sets JAX's own options.
+    """
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(default_folder()))
+
+
+def default_folder(cpuinfo: Path = _CPUINFO) -> Path:
+    """Return ~/.cache/moth_jax/PROCESSOR, or the same below XDG_CACHE_HOME.
+
+    One folder for each kind of processor: where machines share a home, code for instructions that
+    one of them lacks would end the process there.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "moth_jax" / f"{platform.machine()}-{_instructions(cpuinfo)}"
+
+
+def _instructions(cpuinfo: Path) -> str:
+    """Return a short name of the processor's instruction set."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return hashlib.sha256(flags.encode()).hexdigest()[:8]

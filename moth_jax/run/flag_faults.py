@@ -33,7 +33,7 @@ def fault_in_file(argv: list[str], error: BaseException | None) -> str | None:
         if isinstance(error, SyntaxError) and _is_path(error.filename, path):
             return f"cannot use --config: {given}, line {error.lineno}: {error.msg}"
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if _is_path(frame.filename, path)]
+        lines = [frame.lineno or 0 for frame in frames if _is_path(frame.filename, path)]
         if lines:
             return _in_words(error, given, lines[-1])
         error = error.__cause__ or error.__context__

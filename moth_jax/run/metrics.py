@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from moth_jax.errors import InputError
 from moth_jax.storage.files import _cannot_write, strict_json, write_atomically
@@ -138,13 +139,14 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     records = list(map(_record, lines))
     if records and records[-1] is None:
         del records[-1]
-    if None in records:
+    whole = [record for record in records if record is not None]
+    if len(whole) < len(records):
         raise InputError(
             f"line {records.index(None) + 1} of {path} is no JSON object with a phase and a step; "
             "remove the line, or the file, which is only the log that curves are drawn from, and "
             "run the same command again"
         )
-    return records
+    return whole
 
 
 def _record(line: bytes) -> dict | None:
@@ -157,7 +159,7 @@ def _record(line: bytes) -> dict | None:
     return _with_infinities(record) if is_record else None
 
 
-def _with_infinities(value):
+def _with_infinities(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _with_infinities(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -203,8 +205,10 @@ def _new_events(folder: Path, records: list[dict]):
 
 
 def _event(record: dict):
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.proto.summary_pb2 import (
+        Summary,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     scalars = {
         f"{record['phase']}/{name}": float(value)

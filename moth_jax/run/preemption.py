@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from moth_jax.errors import InputError
 from moth_jax.run.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED, end_at_once
@@ -43,8 +44,12 @@ class Preempted(BaseException):
     """
 
     def __init__(self, saved: Path | None = None):
-        super().__init__(_said(saved))
+        super().__init__(saved)
         self.saved = saved
+
+    def __str__(self) -> str:
+        """Return what is said to the user."""
+        return _said(self.saved)
 
 
 def _said(saved: Path | None) -> str:
@@ -68,6 +73,16 @@ def stop_here(saved: Path | None = None) -> None:
     """Raise `Preempted` if the process is to end; what is done is `saved`."""
     if requested():
         raise Preempted(saved)
+
+
+@contextmanager
+def saved_in(folder: Path) -> Iterator[None]:
+    """Let a `Preempted` that leaves the block say that what is done is in `folder`."""
+    try:
+        yield
+    except Preempted as end:
+        end.saved = end.saved or folder
+        raise
 
 
 def save_before_giving_up(save: SaveNow | None) -> None:
@@ -181,7 +196,7 @@ class _Watch:
 
 
 _watch: _Watch | None = None
-_until_watched: dict[int, Callable] = {}  # the handlers before `end_until_watched`
+_until_watched: dict[int, Any] = {}  # the handlers before `end_until_watched`
 _safe_points = itertools.count()
 
 

@@ -148,7 +148,7 @@ class Bandit:
                 *shared, mask_weight=options.mask_weight, inversion=self._inversion
             )
             self._keep([arm for arm in chosen if arm not in self._states], chosen, fresh)
-        arms = [tuple(arm) for arm in filled.tolist()]
+        arms = [(victim, target) for victim, target in filled.tolist()]
         states = jax.tree.map(lambda *leaves: np.stack(leaves), *(self._states[a] for a in arms))
         steps = np.array([self._steps[arm] for arm in arms], np.int32)
         before = {arm: self.size(arm) for arm in chosen}

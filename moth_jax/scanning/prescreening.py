@@ -48,7 +48,7 @@ def prescreen(images: ArmImages, options: ScanOptions) -> list[tuple[int, int]]:
     kept += _survivors(
         pairs, leans, options.pair_share, options.min_pairs, options.victims_per_target
     )
-    return sorted(kept, key=leans.get, reverse=True)
+    return sorted(kept, key=leans.__getitem__, reverse=True)
 
 
 def _survivors(
@@ -60,7 +60,7 @@ def _survivors(
 ) -> list[tuple[int, int]]:
     """Return those of `arms` with a share of `needed`, and in any case the `least` best ones."""
     kept, taken = [], Counter()
-    for arm in sorted(arms, key=leans.get, reverse=True):
+    for arm in sorted(arms, key=leans.__getitem__, reverse=True):
         if (leans[arm][0] >= needed or len(kept) < least) and taken[arm[1]] < per_target:
             kept.append(arm)
             taken[arm[1]] += 1

@@ -145,8 +145,8 @@ class Scan:
         """Write an npz file, whole or not at all."""
         arrays = {"scan": np.asarray(json.dumps(self.to_json()))}
         if self.triggers is not None:
-            arrays["masks"] = self.triggers.mask
-            arrays["patterns"] = self.triggers.pattern
+            arrays["masks"] = np.asarray(self.triggers.mask)
+            arrays["patterns"] = np.asarray(self.triggers.pattern)
         save_npz(path, arrays)
 
     @classmethod

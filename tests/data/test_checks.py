@@ -26,11 +26,7 @@ def test_images_in_range_are_accepted(images):
 
 
 BAD_IMAGES = {
-    "0-255 floats": (
-        grey(255.0),
-        {},
-        r"got 255 to 255.*divide by 255 or store them as uint8",
-    ),
+    "0-255 floats": (grey(255.0), {}, "got 255 to 255.*divide by 255 or store them as uint8"),
     "normalised": (with_pixel(-1.8), {}, r"got -1\.8.*give the images before normalisation"),
     "rounding": (with_pixel(1.0001), {}, r"numpy\.clip\(images, 0, 1\)"),
     "far out": (with_pixel(4096.0), {}, r"got 0\.5 to 4096: .*stands for white"),

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -31,17 +28,6 @@ def test_an_unknown_option_is_answered_with_the_choices(name):
 def test_a_missing_folder_is_answered_with_how_to_get_it(name, folder):
     with pytest.raises(InputError, match=r"(?s)(get|cut|prepare|give) .* as the option dir"):
         data.load(name, dir=folder)
-
-
-def test_importing_the_package_loads_no_reader():
-    code = (
-        "import sys, moth_jax.data; "
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'array_record', 'torch', "
-        "'sklearn', 'PIL', 'matplotlib'}; "
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_digits_are_exact_sixteenths_in_ten_classes():

@@ -95,19 +95,12 @@ def test_doubles_are_stored_as_float32():
 @pytest.mark.parametrize(
     ("part", "fields", "message"),
     [
-        (
-            "test",
-            {"images": pixels(9, (8, 8, 3))},
-            r"pets test images must have shape \[n, 4, 4, 3",
-        ),
-        ("test", {"images": pixels(9, (4, 4, 1))}, r"pets test images must have shape"),
+        ("test", {"images": pixels(9, (8, 8, 3))}, r"pets test images .* shape \[n, 4, 4, 3"),
         ("validation", {"images": np.full([3, 4, 4, 3], 9.0)}, r"pets validation images.*0-255"),
-        ("train", {"labels": np.full(27, 3)}, r"pets train labels.*in \[0, 3\), got 3"),
         ("train", {"labels": np.zeros(27, int)}, r"pets train: no samples of 2.*'dog', 'ship'"),
         ("validation", {"labels": np.array([0, 1, 1])}, "validation: no samples.*'ship'.*fraction"),
         ("test", {"labels": np.arange(9) % 2}, "pets test: no samples of 1 of 3 classes: 'ship'"),
         ("test", {"labels": np.arange(8) % 3}, "one per image: 8 for 9 images"),
-        ("test", {"labels": np.zeros(9)}, "pets test labels must be integers, got dtype float64"),
     ],
 )
 def test_a_faulty_part_is_refused_by_name(part, fields, message):

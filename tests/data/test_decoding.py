@@ -40,8 +40,7 @@ SIZES = [(300, 200), (200, 301), (31, 97), (256, 256), (256, 400), (1000, 33), (
     "options", [{}, {"image_size": 64}, {"image_size": 64, "resize": 67}], ids=str
 )
 def test_pixels_are_those_of_the_preset_of_torchvision_weights(size, options):
-    pytest.importorskip("torch")
-    pytest.importorskip("torchvision_shim")
+    pytest.importorskip("tests.helpers.torchvision_shim")
     presets = pytest.importorskip("torchvision.transforms._presets")
     framing, image = make_framing(**options), picture(*size)
     preset = presets.ImageClassification(
@@ -56,8 +55,7 @@ def test_pixels_are_those_of_the_preset_of_torchvision_weights(size, options):
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
 def test_other_interpolations_are_those_of_torchvision_too(interpolation):
-    pytest.importorskip("torch")
-    pytest.importorskip("torchvision_shim")
+    pytest.importorskip("tests.helpers.torchvision_shim")
     transforms = pytest.importorskip("torchvision.transforms")
     mode = transforms.InterpolationMode(interpolation)
     image = picture(91, 120)
@@ -86,18 +84,8 @@ def test_stretching_keeps_the_margin_and_the_crop_does_not():
 SIXTEEN_BITS = Image.fromarray(np.full([8, 8], 257 * 90, np.uint16))
 KINDS = {
     "grey": (flat("L", 90), "PNG", {}, (90, 90, 90)),
-    "grey of 16 bits": (
-        Image.fromarray(np.full([8, 8], 257 * 90, np.uint16)),
-        "PNG",
-        {},
-        (90,) * 3,
-    ),
-    "grey of 16 bits in PPM": (
-        Image.fromarray(np.full([8, 8], 257 * 90, np.uint16)),
-        "PPM",
-        {},
-        (90,) * 3,
-    ),
+    "grey of 16 bits": (SIXTEEN_BITS, "PNG", {}, (90, 90, 90)),
+    "grey of 16 bits in PPM": (SIXTEEN_BITS, "PPM", {}, (90, 90, 90)),
     "black and white": (flat("1", 1), "PNG", {}, (255, 255, 255)),
     "palette": (flat("RGB", (0, 64, 128)).quantize(4), "PNG", {}, (0, 64, 128)),
     "opaque": (flat("RGBA", (10, 20, 30, 255)), "PNG", {}, (10, 20, 30)),

@@ -39,24 +39,17 @@ def test_streamed_images_are_bit_for_bit_those_of_the_array(indices):
     np.testing.assert_array_equal(images[indices], ARRAY[indices])
 
 
-def test_a_streamed_split_gives_the_batches_of_the_split_in_memory():
-    splits = [ImageSplit(images, LABELS) for images in (streamed(), ARRAY)]
+def test_a_streamed_split_gives_the_batches_of_the_split_in_memory_one_by_one():
+    streams, holds = (ImageSplit(images, LABELS) for images in (streamed(), ARRAY))
     batches = [np.array([8, 2, 2]), np.array([31]), np.arange(20)]
-    for one, other in zip(*(split.batches(batches) for split in splits), strict=True):
-        assert one.dtype == np.float32
-        np.testing.assert_array_equal(one, other)
-    first, second = (split.batch([3, 1]) for split in splits)
-    np.testing.assert_array_equal(first, second)
-    assert splits[0].image_shape == splits[1].image_shape == SHAPE
-    assert splits[0].of_class(2).tolist() == splits[1].of_class(2).tolist()
-
-
-def test_batches_of_a_split_are_its_batch_one_by_one():
-    split = ImageSplit(streamed(), LABELS)
-    batches = [[1, 2], [3]]
-    for indices, images in zip(batches, split.batches(batches), strict=True):
-        np.testing.assert_array_equal(images, split.batch(indices))
-    assert list(split.batches([])) == []
+    for split in (streams, holds):
+        for indices, images in zip(batches, split.batches(batches), strict=True):
+            assert images.dtype == np.float32
+            np.testing.assert_array_equal(images, holds.batch(indices))
+            np.testing.assert_array_equal(images, streams.batch(indices))
+        assert list(split.batches([])) == []
+        assert split.image_shape == SHAPE
+        assert split.of_class(2).tolist() == list(range(2, 40, 4))
 
 
 def test_the_next_batch_is_decoded_while_the_last_one_is_used():

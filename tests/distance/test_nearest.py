@@ -8,7 +8,6 @@ import pytest
 from moth_jax.distance import measure, nearest
 from moth_jax.errors import InputError
 from moth_jax.progress import silent_progress
-from moth_jax.triggers import Trigger
 from tests.helpers.toys import (
     RecordedProgress,
     StoppedError,
@@ -30,10 +29,10 @@ def variables():
     return {**tree, "params": {**tree["params"], "bias": bias}}
 
 
-def choose(num_directions, **options):
+def choose(num_directions, images=IMAGES, labels=LABELS, **options):
     defaults = {"variables": variables(), "num_steps": 30, "num_images": 12, "progress": False}
     return nearest.nearest_directions(
-        CLASSIFIER.predict, IMAGES, LABELS, num_directions, **{**defaults, **options}
+        CLASSIFIER.predict, images, labels, num_directions, **{**defaults, **options}
     )
 
 
@@ -105,38 +104,10 @@ def test_targets_that_are_done_are_not_tried_again_after_an_interruption(tmp_pat
     assert len(computed) == 8
 
 
-@pytest.fixture(scope="module")
-def tried():
-    """Images [4, 5, ...] of the classes, weights, a trigger, and its parts' success by NumPy."""
-    images = IMAGES.reshape(4, 8, *IMAGES.shape[1:])[:, :5]
-    weights = np.ones((4, 5), np.float32)
-    weights[2, 3:] = 0
-    mask = np.linspace(0.2, 1, 16, dtype=np.float32).reshape(4, 4, 1)
-    pattern = np.zeros((4, 4, 1), np.float32)
-    pattern[3] = 1
-    expected = np.zeros((16, 4))
-    for i, share in enumerate(np.arange(1, 17) / 16):
-        for k in range(4):
-            own = images[k][weights[k] > 0]
-            stamped = (1 - share * mask) * own + share * mask * pattern
-            logits = np.asarray(CLASSIFIER.predict(variables(), jnp.asarray(stamped)))
-            expected[i, k] = (logits.argmax(-1) == 3).mean()
-    return images, weights, Trigger(mask, pattern), expected
-
-
 @pytest.mark.parametrize("images_together", [1, 15, 256])
-def test_parts_of_a_trigger_do_as_well_as_they_do_stamped_in_numpy(
-    monkeypatch, tried, images_together
-):
-    images, weights, trigger, expected = tried
-    assert 0 < expected[:, :3].mean() < 1
+def test_bounds_are_sizes_of_parts_that_succeed_stamped_in_numpy(monkeypatch, images_together):
     monkeypatch.setattr(nearest, "_IMAGES_TOGETHER", images_together)
     jax.clear_caches()
-    rates = nearest._rates(CLASSIFIER.predict, variables(), images, weights, 3, trigger)
-    np.testing.assert_allclose(rates, expected, atol=1e-6)
-
-
-def test_bounds_are_sizes_of_parts_that_succeed_stamped_in_numpy(monkeypatch):
     seen = []
 
     def watch(module, name, whole):
@@ -148,13 +119,14 @@ def test_bounds_are_sizes_of_parts_that_succeed_stamped_in_numpy(monkeypatch):
 
     watch(nearest, "universal_triggers", nearest.universal_triggers)
     watch(nearest, "distance_bounds", nearest.distance_bounds)
-    choose(12, num_steps=60, images_per_class=8)
+    kept = np.r_[:19, 24:32]  # fewer images of class 2
+    choose(12, IMAGES[kept], LABELS[kept], num_steps=60, images_per_class=8)
     found, bounds = seen
     checked = 0
     for target in range(4):
         mask, pattern = found.trigger.mask[target], found.trigger.pattern[target]
         for victim in set(range(4)) - {target}:
-            own = IMAGES[victim == LABELS]
+            own = IMAGES[kept][victim == LABELS[kept]]
             rates = []
             for share in np.arange(1, 17) / 16:
                 stamped = (1 - share * mask) * own + share * mask * pattern

@@ -1,15 +1,12 @@
-import io
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax.distance import chunks, measure
+from moth_jax.distance import measure
 from moth_jax.distance.store import Chunk, ChunkStore
 from moth_jax.errors import InputError
 from moth_jax.inversion import NeuralCleanse
-from moth_jax.progress import console_progress, silent_progress
 from moth_jax.triggers import Trigger
 
 IMAGES = (np.arange(6 * 4 * 4, dtype=np.float32) / 128).reshape(6, 4, 4, 1)
@@ -101,16 +98,6 @@ def test_a_direction_that_is_in_two_chunks_is_loaded_once(tmp_path):
     assert sum(len(part.directions) for part in loaded) == 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "inputs"),
-    [({"num_steps": 4}, IMAGES), ({"num_steps": 3}, IMAGES[::-1])],
-    ids=["other settings", "other inputs"],
-)
-def test_a_chunk_of_another_measurement_is_not_found(tmp_path, settings, inputs):
-    ChunkStore(tmp_path, {"num_steps": 3}, IMAGES).save(a_chunk())
-    assert ChunkStore(tmp_path, settings, inputs).load([(0, 1), (2, 0)]) == []
-
-
 def test_a_damaged_chunk_is_reported_and_measured_again_once_it_is_removed(tmp_path):
     store = ChunkStore(tmp_path, {}, IMAGES)
     store.save(a_chunk())
@@ -138,31 +125,3 @@ def test_a_model_in_bfloat16_has_a_digest_too(tmp_path):
     assert len(first) == 1
     assert folders_file(1.0) == first
     assert len(folders_file(2.0)) == 2
-
-
-def measured(monkeypatch, store, directions, size, progress):
-    """Measure directions one after another, each of `size`; return the task's end."""
-
-    def measure_chunk(measurement, directions, _):
-        ones = np.ones((1, 2))
-        sizes = np.full((1, 1), size)
-        return Chunk(np.array(directions), sizes, ones, Trigger(ones, ones), seconds=1.0)
-
-    monkeypatch.setattr(chunks, "measure_chunk", measure_chunk)
-    with progress.task("distances", total=len(directions), unit="directions") as task:
-        chunks.measure_all(None, directions, 1, store, task, fit=False)
-    return task
-
-
-@pytest.mark.parametrize(("size", "average"), [(2.0, 2.0), (np.inf, "none found")])
-def test_the_average_of_no_trigger_is_shown_as_none_found(monkeypatch, size, average):
-    task = measured(monkeypatch, ChunkStore(None, {}, IMAGES), DIRECTIONS, size, silent_progress())
-    assert task.figures == {"average": average, "failures": 0 if size == 2 else 3}
-
-
-def test_a_resumed_measurement_says_what_is_done(monkeypatch, tmp_path):
-    store, stream = ChunkStore(tmp_path, {}, IMAGES), io.StringIO()
-    measured(monkeypatch, store, DIRECTIONS[:2], 2.0, silent_progress())
-    measured(monkeypatch, store, DIRECTIONS, 2.0, console_progress(stream))
-    assert "distances: 2 of 3 directions done, continuing" in stream.getvalue()
-    assert "distances: 3/3 directions, 100 %" in stream.getvalue()

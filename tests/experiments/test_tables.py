@@ -18,7 +18,7 @@ TABLES = {
     "table2_adversarial": ("table2_adversarial", 7),
     "table3_ablation": ("table3_ablation", 6),
     "table4_false_positives": ("table4_false_positives", 9),
-    "table5_removal": ("table5_removal", 16),
+    "table5_removal": ("table5_removal", 14),
     "figure6_symmetric": ("figure6_symmetric", 6),
     "figure7_heatmaps": ("figure7_heatmaps", 4),
 }

@@ -10,7 +10,7 @@ from moth_jax.evaluation import accuracy
 from moth_jax.hardening import base, moth, moth_config, rounds, scheduler
 from moth_jax.hardening.moth import MothConfig, harden
 from moth_jax.hardening.trigger_bank import TriggerBank
-from moth_jax.inversion import NeuralCleanse, Trimmed
+from moth_jax.inversion import Budget, NeuralCleanse, Trimmed
 from moth_jax.training import Adversary, make_update
 from tests.helpers.toys import (
     RecordedProgress,
@@ -175,26 +175,13 @@ def test_a_run_resumed_from_any_round_equals_an_uninterrupted_one(index):
     assert [records for _, records in more] == [records for _, records in rounds[index + 1 :]]
 
 
-def test_a_run_whose_triggers_went_to_disk_and_that_was_resumed_equals_one_in_memory(
-    tmp_path, monkeypatch
-):
-    final, _ = whole_run()
+def test_a_run_that_forgets_triggers_and_is_resumed_equals_one_that_is_not(monkeypatch):
     monkeypatch.setattr(moth, "_MEGABYTE", 300 / CONFIG.trigger_memory_mb)  # two triggers
-    interrupted = Rounds(stop_after=K + 2)
-    options = {"on_round": interrupted, "progress": False, "scratch_dir": tmp_path}
-    with pytest.raises(StoppedError):
-        harden(CLASSIFIER, VARIABLES, DATASET, CONFIG, **options)
-    state, _ = interrupted[-1]
-    assert state.bank.num_held == 2
-    assert len(list(tmp_path.iterdir())) > K
-    options["on_round"] = None
+    final, rounds = run()
+    assert len(final.bank.arrays["direction"]) == 2
+    state = rounds[K][0]
     saved = dataclasses.replace(state, bank=TriggerBank.from_arrays(state.bank.arrays))
-    resumed = harden(CLASSIFIER, VARIABLES, DATASET, CONFIG, state=saved, **options)
-    for a in range(K):
-        for b in set(range(K)) - {a}:
-            one, other = resumed.bank.copy().start(a, b), final.bank.copy().start(a, b)
-            np.testing.assert_array_equal(one.pattern, other.pattern)
-    assert_same_state(dataclasses.replace(resumed, bank=final.bank), final)
+    assert_same_state(run(state=saved)[0], final)
 
 
 def test_a_state_that_was_handed_out_does_not_change_later():
@@ -263,7 +250,7 @@ def test_the_warm_up_gives_every_direction_its_targets_universal_trigger_size_an
 def test_every_target_is_warmed_up_with_the_warm_up_budget_from_a_start_of_its_own(calls):
     run(stop_after=K)
     inversions = calls.of("invert_towards")
-    assert [(o["num_steps"], o["mask_weight"]) for _, o, _ in inversions] == [(15, 1e-3)] * K
+    assert [o["budget"] for _, o, _ in inversions] == [Budget(15, 1e-3, 8)] * K
     keys = {np.asarray(jax.random.key_data(args[3])).tobytes() for args, _, _ in inversions}
     assert len(keys) == K
 
@@ -379,11 +366,8 @@ def test_a_target_whose_warm_up_fails_has_no_prior_no_size_and_no_trigger():
 
 
 def steps_of(calls):
-    """(start, num_steps, mask_weight, info) of each main training step."""
-    return [
-        (args[5], options["num_steps"], options["mask_weight"], result[1])
-        for args, options, result in calls.of("step")
-    ]
+    """(start, budget, info) of each main training step."""
+    return [(args[3], options["budget"], result[1]) for args, options, result in calls.of("step")]
 
 
 def assert_same_trigger(one, other):
@@ -395,13 +379,12 @@ def test_a_round_starts_from_the_stored_triggers_and_goes_on_from_those_just_fou
     calls.clear()
     _, rounds = run(state=state)
     steps = steps_of(calls)
-    full, short = (15, CONFIG.first_mask_weight), (6, CONFIG.next_mask_weight)
-    assert [step[1:3] for step in steps] == [full, short, short] * 2
-    assert [r["inversion_steps"] for r in rounds.steps] == [15, 6, 6] * 2
     # The short ones are the last part of a full one.
-    assert [options["done"] for _, options, _ in calls.of("step")] == [0, 9, 9] * 2
+    full, short = Budget(15, 1e-3, 8), Budget(6, 1e-2, 8, steps_before=9)
+    assert [budget for _, budget, _ in steps] == [full, short, short] * 2
+    assert [r["inversion_steps"] for r in rounds.steps] == [15, 6, 6] * 2
     before = [warmed_up(), rounds[0][0]]
-    for i, (start, *_, info) in enumerate(steps):
+    for i, (start, _, info) in enumerate(steps):
         if i % 3 == 0:
             directions = rounds.steps[i]["directions"]
             for j, names in enumerate(directions):
@@ -426,14 +409,14 @@ def test_after_a_failure_in_either_direction_the_full_budget_is_given_again(call
             assert failed == bool(np.isinf(record["sizes"]).any())
             assert sorted(record["num_stamped"]) == ([0, 1] if failed else [1, 1])
     assert kinds == {True, False}
-    weights = {step[1:3] for step in steps_of(calls)}
-    assert weights == {(15, 1e-3), (6, 1e-2)}
+    budgets = [budget for _, budget, _ in steps_of(calls)]
+    assert {(b.num_steps, b.mask_weight) for b in budgets} == {(15, 1e-3), (6, 1e-2)}
 
 
 def test_without_dynamic_adjustment_every_inversion_starts_at_random_with_the_full_budget(calls):
     run(state=warmed_up(), dynamic=False)
     steps = steps_of(calls)
-    assert {step[1:3] for step in steps} == {(15, 1e-3)}
+    assert all(budget == Budget(15, 1e-3, 8) for _, budget, _ in steps)
     starts = {np.asarray(step[0].mask[i]).tobytes() for step in steps for i in (0, 1)}
     assert len(starts) == 12
     for start, *_ in steps:
@@ -583,7 +566,6 @@ def test_hardening_stops_past_the_bound_and_returns_the_last_state_within_it(
 @pytest.mark.parametrize(
     ("option", "value", "where"),
     [
-        ("minibatch_size", 5, "minibatch_size"),
         ("stamp_share", 0.2, "stamp_share"),
         ("max_trigger_share", 0.4, "max_trigger_share"),
         ("symmetric", False, "symmetric"),
@@ -652,8 +634,8 @@ def test_the_inversions_have_the_bounds_and_the_patience_that_were_asked_for(mon
 
 def test_another_inversion_can_be_chosen_and_has_no_patience():
     config = dataclasses.replace(CONFIG, inversion="trimmed", patience=None)
-    assert config.inversion_at(0.8) is Trimmed(success_bound=0.8)
-    assert MothConfig().inversion_at(0.8) is NeuralCleanse(success_bound=0.8, patience=10)
+    assert config.inversion_at(0.8) == Trimmed(success_bound=0.8)
+    assert MothConfig().inversion_at(0.8) == NeuralCleanse(success_bound=0.8, patience=10)
     with pytest.raises(InputError, match="the inversion 'trimmed' has no option 'patience'"):
         dataclasses.replace(CONFIG, inversion="trimmed", patience=4)
     with pytest.raises(InputError, match=r"unknown inversion 'guess'.*neural_cleanse, trimmed"):

@@ -176,13 +176,13 @@ def test_a_step_gets_the_victims_and_targets_of_its_pair_by_label_and_images_of_
     records = [record for _, records in subset_run()[1][3:] for record in records]
     others = 0
     for record, (args, _) in zip(records, calls_of("step"), strict=True):
-        _, images, labels, weights, targets, *_ = args
+        _, batch, targets, *_ = args
         a, b = (names.index(name) for name in record["directions"][0])
         assert targets.tolist() == [b, a]
-        assert labels[:8].tolist() == [a] * 4 + [b] * 4
-        assert weights.all()
-        np.testing.assert_array_equal(label_of(images), labels)
-        others += (labels == OTHER).sum()
+        assert batch.labels[:8].tolist() == [a] * 4 + [b] * 4
+        assert batch.weights.all()
+        np.testing.assert_array_equal(label_of(batch.images), batch.labels)
+        others += (batch.labels == OTHER).sum()
     assert others > 10
 
 

@@ -222,7 +222,7 @@ def test_a_pair_that_is_near_one_way_only_comes_before_one_that_is_near_both_way
     state = state_with(size=matrix(planted | natural, rest=90.0))
     rng = np.random.default_rng(0)
     assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
-    # A way back that was not found is far.
+    # An opposite direction that was not found is far.
     state = state_with(size=matrix({(0, 1): 16.0, (1, 0): np.inf} | natural, rest=90.0))
     assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
 
@@ -257,7 +257,7 @@ def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
     assert np.exp(grown.own_share[0] / grown.own_share[1]) == pytest.approx(0.5)
 
 
-def test_a_near_pair_that_does_not_move_makes_way_for_others():
+def test_a_near_pair_that_is_idle_makes_way_for_others():
     near = {(0, 1): 10.0, (1, 0): 10.0, (2, 3): 25.0, (3, 2): 25.0}
     state = scheduler.init_state(np.zeros((K, K)), matrix(near, rest=90.0), pairwise=True)
     chosen = []
@@ -331,3 +331,118 @@ def test_recording_does_not_change_the_state_it_is_given():
     scheduler.select_pairs(state, 10, np.random.default_rng(0), num_pairs=2)
     for field, copied in zip(state, copies, strict=True):
         np.testing.assert_array_equal(field, copied)
+
+
+# The ranks of pairs by how planted they look.
+
+N = 12
+NOT_DIAGONAL = ~np.eye(N, dtype=bool)
+FIRST = np.triu_indices(N, 1)
+NEVER = np.zeros((N, N), int)
+
+
+def natural(seed=0, spread=0.1):
+    """Sizes of a model: some classes are left easily, some are reached easily, pairs differ."""
+    rng = np.random.default_rng(seed)
+    alike = rng.normal(0, spread, (N, N))
+    leave, reach = rng.normal(0, 0.6, (2, N))
+    return 60 * np.exp(leave[:, None] + reach + (alike + alike.T) / 2)
+
+
+def rank_of(sizes, a, b, num_idle=NEVER):
+    ranks = scheduler.pair_ranks(np.where(NOT_DIAGONAL, sizes, np.inf), num_idle)
+    return ranks[(FIRST[0] == min(a, b)) & (FIRST[1] == max(a, b))][0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_label_specific_trigger_is_first_though_others_are_smaller(seed):
+    sizes = natural(seed)
+    # Between a class that is left with difficulty and one that is reached with difficulty.
+    victim, target = np.unravel_index(np.where(NOT_DIAGONAL, sizes, 0).argmax(), sizes.shape)
+    sizes[victim, target] /= 2.5
+    assert np.sum(sizes[NOT_DIAGONAL] < sizes[victim, target]) > 20
+    assert rank_of(sizes, victim, target) <= 1
+
+
+def test_the_pairs_of_a_universal_trigger_are_the_nearest_though_others_are_smaller():
+    """It is a third of whatever each victim is sent elsewhere with."""
+    sizes = np.tile(20 * 1.25 ** np.arange(N)[:, None], (1, N))
+    sizes[:, 7] /= 3
+    assert np.sum(sizes[NOT_DIAGONAL] < sizes[11, 7]) > 50
+    ranks = scheduler.pair_ranks(np.where(NOT_DIAGONAL, sizes, np.inf), NEVER)
+    assert ranks[(FIRST[0] == 7) | (FIRST[1] == 7)].max() < N - 1
+
+
+def test_the_smallest_of_all_is_first_though_its_classes_have_small_ones():
+    sizes = np.full((N, N), 60.0)
+    sizes[1, :] = sizes[:, 2] = 20.0
+    sizes[1, 2] = 10.0
+    for k in range(3, N - 1):  # all smaller for what their classes have
+        sizes[k, k + 1] = 25.0
+    assert rank_of(sizes, 1, 2) == 0
+
+
+def test_of_two_equally_small_ones_the_one_that_works_one_way_only_is_nearer():
+    sizes = np.full((N, N), 60.0)
+    sizes[1, 2] = sizes[3, 4] = sizes[4, 3] = 20.0
+    assert rank_of(sizes, 1, 2) == 0
+    assert rank_of(sizes, 3, 4) == 1
+
+
+def test_an_opposite_direction_that_was_not_found_is_as_far_as_the_farthest():
+    sizes = np.full((N, N), 60.0)
+    sizes[1, 2] = sizes[3, 4] = 20.0
+    sizes[5, 6], sizes[4, 3] = 90.0, np.inf
+    assert rank_of(sizes, 3, 4) == 0
+    assert rank_of(sizes, 1, 2) == 1
+
+
+def test_a_pair_without_a_known_size_is_last_and_one_size_is_enough():
+    sizes = np.full((N, N), np.inf)
+    sizes[7, 2] = 1000.0
+    ranks = scheduler.pair_ranks(sizes, NEVER)
+    assert rank_of(sizes, 2, 7) == 0
+    assert (np.delete(ranks, ranks.argmin()) == len(ranks) - 1).all()
+    assert (scheduler.pair_ranks(np.full((N, N), np.inf), NEVER) == len(ranks) - 1).all()
+
+
+def test_an_idle_pair_makes_way():
+    sizes = np.full((N, N), 60.0)
+    sizes[1, 2], sizes[3, 4] = 10.0, 16.0
+    idle = NEVER.copy()
+    assert rank_of(sizes, 1, 2) == 0
+    idle[1, 2] = idle[2, 1] = 3  # log 4 is more than twice log 16 / 10
+    assert rank_of(sizes, 1, 2, idle) == 1
+    assert rank_of(sizes, 3, 4, idle) == 0
+
+
+def test_universal_triggers_alone_are_ordered_by_their_targets():
+    """No direction differs from what its target usually has, so that measure says nothing."""
+    universal = np.linspace(90, 20, N)
+    ranks = scheduler.pair_ranks(np.where(NOT_DIAGONAL, universal[None, :], np.inf), NEVER)
+    assert (N - 1 in (FIRST[0][ranks == ranks.min()])) or (FIRST[1][ranks.argmin()] == N - 1)
+    assert ranks.max() == len(ranks) - 1
+    assert len(np.unique(ranks)) > N
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(np.float64, (5, 5), elements=st.sampled_from([0.0, 3.0, 40.0, 55.5, 3000.0, np.inf])),
+    arrays(np.int64, (5, 5), elements=st.integers(0, 3)),
+    st.permutations(range(5)),
+)
+def test_ranks_are_whole_and_do_not_depend_on_the_order_of_classes(sizes, idle, order):
+    idle = idle + idle.T
+    np.fill_diagonal(sizes, np.inf)
+    upper = np.triu_indices(5, 1)
+
+    def square(ranks):
+        values = np.zeros((5, 5), int)
+        values[upper] = ranks
+        return values + values.T
+
+    ranks = scheduler.pair_ranks(sizes, idle)
+    assert ranks.shape == (10,)
+    assert ((ranks >= 0) & (ranks < 10)).all()
+    moved = np.ix_(order, order)
+    assert (square(scheduler.pair_ranks(sizes[moved], idle[moved])) == square(ranks)[moved]).all()

@@ -5,9 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax.hardening.step import StepConfig, _choose_stamped, make_harden_step
-from moth_jax.inversion import InversionResult, NeuralCleanse, invert
-from moth_jax.inversion.directions import random_triggers
+from moth_jax.hardening.step import StepBatch, StepConfig, _choose_stamped, make_harden_step
+from moth_jax.inversion import (
+    Budget,
+    InversionResult,
+    NeuralCleanse,
+    Samples,
+    invert,
+    start_triggers,
+)
 from moth_jax.training import Adversary, TrainState, make_update, perturb, sgd
 from moth_jax.triggers import Trigger
 from tests.helpers.toys import SHAPE, linear_classifier, row_images, row_variables
@@ -18,9 +24,9 @@ INVERSION = NeuralCleanse(patience=3, verify_every=5)
 TX = sgd(0.1, momentum=0.9, weight_decay=0.01)
 ADVERSARY = Adversary(epsilon=0.1, step_size=0.05, num_steps=3)
 # Room for 4 victims of a class; half of them are stamped; triggers of any size are.
-OPTIONS = {"minibatch_size": 2, "stamp_share": 0.5, "max_trigger_share": 1.0}
+OPTIONS = {"stamp_share": 0.5, "max_trigger_share": 1.0}
 KEY = jax.random.key(7)
-BUDGET = {"num_steps": 20, "mask_weight": 1e-3}
+BUDGET = Budget(20, 1e-3, 2)
 
 
 @functools.cache
@@ -33,9 +39,7 @@ def compiled_update(batch_norm="update"):
     return jax.jit(make_update(CLASSIFIER, TX, batch_norm=batch_norm))
 
 
-single = jax.jit(
-    functools.partial(invert, CLASSIFIER.predict, minibatch_size=2, inversion=INVERSION)
-)
+single = jax.jit(functools.partial(invert, CLASSIFIER.predict, inversion=INVERSION))
 
 
 def fresh_state(never=None):
@@ -48,7 +52,7 @@ def fresh_state(never=None):
 
 
 def batch_of(classes, missing=0, size=20):
-    """Images, labels and weights: 4 slots for each of `classes`, then others.
+    """A batch of 4 slots for each of `classes`, then others.
 
     The last `missing` slots of the last class hold samples of another class.
     """
@@ -58,24 +62,24 @@ def batch_of(classes, missing=0, size=20):
         labels[-missing:] = 3
         weights[-1, -missing:] = 0
     labels = np.concatenate([labels, np.resize([2, 3], size - len(labels))]).astype(np.int32)
-    return row_images(labels, seed=4), labels, weights
+    return StepBatch(row_images(labels, seed=4), labels, weights)
 
 
 def start_for(count):
-    return random_triggers(jax.random.key(1), count, SHAPE)
+    return start_triggers(jax.random.key(1), count, SHAPE, INVERSION)
 
 
 def harden(pair=(0, 1), missing=0, never=None, key=KEY, budget=BUDGET, **options):
     """One step on a pair (or two), and what went in."""
-    images, labels, weights = batch_of(pair, missing)
+    batch = batch_of(pair, missing)
     symmetric = options.get("symmetric", True)
     targets = np.asarray(pair).reshape(-1, 2)[:, ::-1]
     targets = targets.reshape(-1) if symmetric else targets[:, 0]
     state = fresh_state(never)
     start = start_for(len(targets))
     step = compiled(**options)
-    after, info = step(state, images, labels, weights, targets, start, key, **budget)
-    return state, (images, labels, weights, targets, start), after, info
+    after, info = step(state, batch, targets, start, key, budget=budget)
+    return state, batch, after, info
 
 
 def step_keys(key=KEY):
@@ -106,18 +110,16 @@ def assert_updated_on(state, batch, labels, after, batch_norm="update"):
 
 @pytest.mark.parametrize("pair", [(0, 1), (0, 1, 2, 3)], ids=["one pair", "two pairs"])
 def test_the_directions_of_a_step_are_inverted_as_each_would_be_alone(pair):
-    state, (images, _, _, targets, start), _, info = harden(pair)
-    assert targets.tolist() == [1, 0, 3, 2][: len(pair)]
+    state, batch, _, info = harden(pair)
+    targets, start = [1, 0, 3, 2][: len(pair)], start_for(len(pair))
     keys = jax.random.split(step_keys()[1], len(pair))
     for i, target in enumerate(targets):
         alone = single(
             state.variables,
-            images[4 * i : 4 * i + 4],
-            np.ones(4, np.float32),
-            target,
+            Samples(batch.images[4 * i : 4 * i + 4], np.ones(4, np.float32), target),
             jax.tree.map(lambda v, i=i: v[i], start),
             keys[i],
-            **BUDGET,
+            budget=BUDGET,
         )
         assert alone.found
         np.testing.assert_allclose(info.sizes[i], alone.size, rtol=2e-3)
@@ -127,33 +129,34 @@ def test_the_directions_of_a_step_are_inverted_as_each_would_be_alone(pair):
 
 
 def test_the_model_takes_one_step_on_the_partly_stamped_batch_with_true_labels():
-    state, (images, labels, _, _, _), after, info = harden()
+    state, batch, after, info = harden()
     assert np.isfinite(info.sizes).all()
     assert info.num_stamped.tolist() == [2, 2]
-    batch = stamped_by_hand(images, info, {0: [0, 1], 1: [4, 5]})
-    assert_updated_on(state, batch, labels, after)
+    stamped = stamped_by_hand(batch.images, info, {0: [0, 1], 1: [4, 5]})
+    assert_updated_on(state, stamped, batch.labels, after)
     before = state.variables["batch_stats"]["mean"]
     assert not np.array_equal(after.variables["batch_stats"]["mean"], before)
-    _, loss = compiled_update()(state, batch, labels)
+    _, loss = compiled_update()(state, stamped, batch.labels)
     assert float(info.loss) == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_a_failed_direction_is_not_stamped_and_does_not_hold_back_its_partner():
-    state, (images, labels, _, targets, _), after, info = harden(never=0)
-    assert targets.tolist() == [1, 0]
+    state, batch, after, info = harden(never=0)
     assert np.isfinite(info.sizes[0])
     assert np.isposinf(info.sizes[1])
     assert info.num_stamped.tolist() == [2, 0]
     assert info.success_rates[1] == 0
-    assert_updated_on(state, stamped_by_hand(images, info, {0: [0, 1]}), labels, after)
+    stamped = stamped_by_hand(batch.images, info, {0: [0, 1]})
+    assert_updated_on(state, stamped, batch.labels, after)
 
 
 def test_slots_of_other_classes_neither_enter_the_inversion_nor_are_stamped():
-    state, (images, labels, weights, _, _), after, info = harden(missing=3)
-    assert weights.sum(1).tolist() == info.num_victims.tolist() == [4, 1]
+    state, batch, after, info = harden(missing=3)
+    assert batch.weights.sum(1).tolist() == info.num_victims.tolist() == [4, 1]
     # Half of the smaller side would be none; at least one is stamped on each side.
     assert info.num_stamped.tolist() == [1, 1]
-    assert_updated_on(state, stamped_by_hand(images, info, {0: [0], 1: [4]}), labels, after)
+    stamped = stamped_by_hand(batch.images, info, {0: [0], 1: [4]})
+    assert_updated_on(state, stamped, batch.labels, after)
     assert info.success_rates[1] == 1
 
 
@@ -165,10 +168,11 @@ def test_without_any_sample_of_a_class_its_direction_fails_and_the_other_is_stam
 
 
 def test_one_direction_at_a_time_inverts_and_stamps_the_first_class_only():
-    state, (images, labels, *_), after, info = harden(symmetric=False)
+    state, batch, after, info = harden(symmetric=False)
     assert info.sizes.shape == (1,)
     assert info.num_stamped.tolist() == [2]
-    assert_updated_on(state, stamped_by_hand(images, info, {0: [0, 1]}), labels, after)
+    stamped = stamped_by_hand(batch.images, info, {0: [0, 1]})
+    assert_updated_on(state, stamped, batch.labels, after)
     *_, both = harden()
     keys = [jax.random.split(step_keys()[1], n)[0] for n in (1, 2)]
     assert (keys[0] == keys[1]).all()
@@ -178,14 +182,14 @@ def test_one_direction_at_a_time_inverts_and_stamps_the_first_class_only():
 @pytest.mark.parametrize(("never", "slots"), [(None, {0: [0, 1], 1: [4, 5]}), (0, {0: [0, 1]})])
 def test_the_rest_of_an_adversarially_trained_models_batch_is_perturbed(never, slots):
     options = {"adversary": ADVERSARY, "batch_norm": "frozen"}
-    state, (images, labels, *_), after, info = harden(never=never, **options)
+    state, batch, after, info = harden(never=never, **options)
     attacked = jax.jit(perturb, static_argnames=("classifier", "adversary"))(
-        CLASSIFIER, state.variables, images, labels, step_keys()[2], ADVERSARY
+        CLASSIFIER, state.variables, batch.images, batch.labels, step_keys()[2], ADVERSARY
     )
-    assert np.abs(attacked - images).max() > 0.09
+    assert np.abs(attacked - batch.images).max() > 0.09
     assert info.num_stamped.tolist() == [2, 2 if never is None else 0]
-    batch = stamped_by_hand(images, info, slots, attacked)
-    assert_updated_on(state, batch, labels, after, "frozen")
+    stamped = stamped_by_hand(batch.images, info, slots, attacked)
+    assert_updated_on(state, stamped, batch.labels, after, "frozen")
     jax.tree.map(
         np.testing.assert_array_equal,
         after.variables["batch_stats"],
@@ -196,7 +200,7 @@ def test_the_rest_of_an_adversarially_trained_models_batch_is_perturbed(never, s
 def test_one_compilation_serves_every_budget_pair_and_batch():
     harden()
     count = compiled()._cache_size()
-    harden(pair=(2, 0), budget={"num_steps": 3, "mask_weight": 0.5}, missing=1)
+    harden(pair=(2, 0), budget=Budget(3, 0.5, 2), missing=1)
     assert compiled()._cache_size() == count
 
 
@@ -282,9 +286,3 @@ def test_what_is_stamped_moves_with_the_image_if_asked_for(augment_stamped, plac
     seen = np.argwhere(stamped.any(0)[..., 0])
     assert len(seen) == places
     assert np.abs(seen - 3).max() == (2 if augment_stamped else 0)
-
-
-def test_random_triggers_differ():
-    masks = np.asarray(random_triggers(jax.random.key(0), 3, SHAPE).mask)
-    assert masks.shape == (3, 4, 4, 1)
-    assert len({mask.tobytes() for mask in masks}) == 3

@@ -6,7 +6,7 @@ import pytest
 
 from moth_jax.data.sampling import class_indices
 from moth_jax.hardening.warmup import draw_samples, invert_towards, loss_fall, unusual_universals
-from moth_jax.inversion import InversionResult, NeuralCleanse
+from moth_jax.inversion import Budget, InversionResult, NeuralCleanse
 from moth_jax.triggers import Trigger
 from tests.helpers.toys import (
     SHAPE,
@@ -114,7 +114,6 @@ def compiled(universal):
         functools.partial(
             invert_towards,
             CLASSIFIER.predict,
-            minibatch_size=5,
             inversion=NeuralCleanse(success_bound=0.99, patience=3, verify_every=5),
             universal=universal,
         )
@@ -127,9 +126,8 @@ def towards(target=0, seed=0, universal=True, never=None, num_steps=25):
         variables["params"]["bias"] = variables["params"]["bias"].at[never].set(-1000.0)
     samples = draw(target)
     key = jax.random.key(seed)
-    result = compiled(universal)(
-        variables, samples, target, key, num_steps=num_steps, mask_weight=1e-3
-    )
+    budget = Budget(num_steps, 1e-3, 5)
+    result = compiled(universal)(variables, samples, target, key, budget=budget)
     return samples, jax.device_get(result)
 
 

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from moth_jax.distance.measure import class_distance
-from moth_jax.hardening.step import StepConfig, make_harden_step
-from moth_jax.inversion import NeuralCleanse
-from moth_jax.inversion.base import Budget
-from moth_jax.inversion.directions import start_triggers
+from moth_jax.hardening.step import StepBatch, StepConfig, make_harden_step
+from moth_jax.inversion import Budget, NeuralCleanse, start_triggers
 from moth_jax.models.weights import exporting, importing
 from moth_jax.training import TrainState, sgd
 from tests.helpers.structures import (
@@ -117,9 +115,14 @@ def test_a_class_distance_is_measured_and_a_step_hardens(case):
     classifier, variables = CONVERT[structure.how](structure, module, structure.small)
     images, labels = random_images(6, structure.small), np.array([0, 0, 1, 1, 2, 2])
     inversion = NeuralCleanse(verify_every=2)
-    budget = {"num_steps": 4, "mask_weight": 1e-3}
     found = class_distance(
-        classifier.predict, images[:2], 1, variables=variables, inversion=inversion, **budget
+        classifier.predict,
+        images[:2],
+        1,
+        variables=variables,
+        inversion=inversion,
+        num_steps=4,
+        mask_weight=1e-3,
     )
     assert found.trigger.mask.shape == (structure.small, structure.small, 1)
     assert found.success_rate in (0, 0.5, 1)
@@ -128,8 +131,8 @@ def test_a_class_distance_is_measured_and_a_step_hardens(case):
     step = make_harden_step(classifier, inversion, tx, config)
     start = start_triggers(key, 2, classifier.spec.image_shape, inversion)
     state = TrainState(variables, tx.init(variables["params"]))
-    weights, targets = np.ones((2, 2), np.float32), np.array([1, 0])
-    after, info = step(state, images, labels, weights, targets, start, key, budget=Budget(**budget, minibatch_size=2))
+    batch, targets = StepBatch(images, labels, np.ones((2, 2), np.float32)), np.array([1, 0])
+    after, info = step(state, batch, targets, start, key, budget=Budget(4, 1e-3, 2))
     assert np.isfinite(info.loss)
     for name, value in after.variables["params"].items():
         assert np.isfinite(value).all()

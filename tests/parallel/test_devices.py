@@ -15,9 +15,8 @@ import pytest
 
 from moth_jax.errors import InputError
 from moth_jax.evaluation import pgd_accuracy, predictions
-from moth_jax.hardening.step import StepConfig, make_harden_step
-from moth_jax.inversion import NeuralCleanse
-from moth_jax.inversion.directions import random_triggers
+from moth_jax.hardening.step import StepBatch, StepConfig, make_harden_step
+from moth_jax.inversion import Budget, NeuralCleanse, start_triggers
 from moth_jax.parallel.devices import (
     constrain,
     fetch,
@@ -77,19 +76,17 @@ def harden_step():
         CLASSIFIER,
         INVERSION,
         tx,
-        StepConfig(minibatch_size=12, max_trigger_share=1.0, adversary=Adversary(0.02, 0.01, 2)),
+        StepConfig(max_trigger_share=1.0, adversary=Adversary(0.02, 0.01, 2)),
     )
     labels = np.repeat([0, 1, 2], 12)
     arguments = (
         TrainState(variables, tx.init(variables["params"])),
-        row_images(labels),
-        labels,
-        np.ones((2, 12), np.float32),
+        StepBatch(row_images(labels), labels, np.ones((2, 12), np.float32)),
         np.asarray([1, 0]),
-        random_triggers(jax.random.key(0), 2, (4, 4, 1)),
+        start_triggers(jax.random.key(0), 2, (4, 4, 1), INVERSION),
         jax.random.key(1),
     )
-    return step, arguments, {"num_steps": 20, "mask_weight": 1e-3}
+    return step, arguments, {"budget": Budget(20, 1e-3, 12)}
 
 
 def hardened():
@@ -111,11 +108,11 @@ def trained():
     dataset = row_dataset((14, 14, 14))
     config = TrainingConfig(epochs=2, batch_size=10, adversary=Adversary(0.02, 0.01, 2))
     variables = train(CLASSIFIER, row_variables(K), dataset, config, progress=False)
-    attack = {"epsilon": 0.3, "step_size": 0.1, "num_steps": 3}
+    attack = Adversary(0.3, 0.1, 3)
     return {
         "trained kernel": fetch(variables["params"]["kernel"]),
         "predictions": predictions(CLASSIFIER.predict, variables, dataset.test),
-        "robustness": pgd_accuracy(CLASSIFIER.predict, variables, dataset.test, **attack),
+        "robustness": pgd_accuracy(CLASSIFIER.predict, variables, dataset.test, adversary=attack),
     }
 
 

@@ -16,7 +16,6 @@ import pytest
 
 from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError, require_choice
-from moth_jax.hardening.trigger_bank import TriggerBank
 from moth_jax.parallel import processes
 from moth_jax.parallel.devices import my_rows, num_devices, read_batch
 from moth_jax.parallel.processes import (
@@ -28,7 +27,6 @@ from moth_jax.parallel.processes import (
     smallest,
 )
 from moth_jax.storage.orbax_process import Helper
-from moth_jax.triggers import Trigger
 from tests.helpers.runs import FLAGS, ROOT, do, figures, tiny_config
 from tests.helpers.toys import row_split
 from tests.parallel.test_devices import measured
@@ -38,8 +36,6 @@ SECONDS = 600
 FEW = {
     "classes": ("0", "1", "2"),
     "harden.max_steps": 6,
-    "harden.closing_steps": 3,
-    "harden.closing_share": 0.5,
     "harden.max_trigger_share": 1.0,
     "harden.success_bound": 0.5,
 }
@@ -116,10 +112,6 @@ def main(folder):
     batch = read_batch(split, np.arange(11, 3, -1))
     check_same("what is the same", "x", np.arange(3))
     large = broadcast_from_main(lambda: np.arange(70_000))
-    bank = TriggerBank(max_bytes=0, folder=Path(folder, "triggers"))  # all but the last on disk
-    for victim in range(2):
-        trigger = Trigger(np.full((1, 1, 1), 0.25 + victim), np.zeros((1, 1, 1)))
-        on_main(bank.keep, victim, 2, trigger, 1.0)
     report = {
         "num_devices": num_devices(),
         "is_main": is_main(),
@@ -127,7 +119,6 @@ def main(folder):
         "told_much": large.tolist() == list(range(70_000)),
         "told_of_file": load_if_exists(Path.read_text, file),
         "told_of_no_file": load_if_exists(Path.read_text, Path(folder, "none")),
-        "told_of_trigger": broadcast_from_main(lambda: float(bank.start(0, 2).mask.max())),
         "told_of_fault": complaint(
             broadcast_from_main, require_choice, "colour", process, ("red",)
         ),
@@ -161,13 +152,12 @@ def test_a_matrix_of_two_processes_equals_that_of_one(two):
 def test_only_process_0_writes_and_all_are_told_what_it_reads(two):
     reports, folder = two
     assert [report["is_main"] for report in reports] == [True, False]
-    assert sorted(path.name for path in folder.iterdir()) == ["0.txt", "triggers"]
+    assert sorted(path.name for path in folder.iterdir()) == ["0.txt"]
     for report in reports:
         assert report["told"] == "by process 0"
         assert report["told_much"]
         assert report["told_of_file"] == "of the writer"
         assert report["told_of_no_file"] is None
-        assert report["told_of_trigger"] == 0.25
         assert "colour 0" in report["told_of_fault"] or "'colour'" in report["told_of_fault"]
         assert report["smallest"] == 9
 
@@ -257,15 +247,8 @@ def alone(tmp_path_factory):
     return workdir
 
 
-def stamped_in_closing(workdir):
-    """How many samples of each closing step carried a trigger."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    hardening = [r for r in map(json.loads, lines) if r["phase"] == "hardening"]
-    return [r["num_stamped"] for r in hardening if "directions" not in r]
-
-
 def assert_same_run(workdir, expected):
-    """Two runs' matrices, accuracies and closing steps are the same."""
+    """Two runs' matrices and accuracies are the same."""
     for when in ("before", "after"):
         ours, theirs = (
             DistanceMatrix.load(folder / f"distance_{when}.npz") for folder in (workdir, expected)
@@ -274,9 +257,6 @@ def assert_same_run(workdir, expected):
     ours, theirs = figures(workdir), figures(expected)
     for name in ("accuracy_before", "accuracy_after", "harden_steps"):
         assert ours[name] == theirs[name]
-    assert len(stamped_in_closing(workdir)) == 3
-    assert stamped_in_closing(workdir) == stamped_in_closing(expected)
-    assert max(stamped_in_closing(workdir)) > 0
 
 
 @pytest.mark.slow

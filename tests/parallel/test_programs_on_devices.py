@@ -6,9 +6,7 @@ import json
 
 import jax
 import numpy as np
-import pytest
 
-from moth_jax.distance import lanes
 from moth_jax.inversion import NeuralCleanse
 from moth_jax.parallel.devices import num_devices
 from tests.helpers.toys import compilations, row_distances
@@ -29,15 +27,6 @@ def test_the_program_that_is_asked_for_its_memory_is_the_one_that_measures():
     assert report["in chunks"]["jit(invert_with_seeds)"] == 1
 
 
-@pytest.mark.parametrize("together", ["8", "2"])
-def test_lanes_are_compiled_once_for_each_width(together):
-    report = on_four_devices()[f"in lanes of {together}"]
-    assert len(report["widths"]) > (together == "8")
-    assert report["programs"]["jit(_advance_lanes)"] == len(report["widths"])
-    assert report["programs"]["jit(_begin_lanes)"] == 1
-    assert report["programs"]["jit(_renewed)"] == 1
-
-
 def measure(inversion, together):
     """Count the programs that a measurement compiles."""
     jax.clear_caches()
@@ -52,25 +41,10 @@ def measure(inversion, together):
     return collections.Counter(names)
 
 
-def in_lanes(together):
-    """Count the programs, and the widths that lanes had."""
-    widths, whole = [], lanes._advance_lanes
-
-    def advance_lanes(*arguments, **options):
-        widths.append(len(arguments[6]))
-        return whole(*arguments, **options)
-
-    lanes._advance_lanes = advance_lanes
-    programs = measure(NeuralCleanse(patience=3, verify_every=5, settle_after=20), together)
-    lanes._advance_lanes = whole
-    return {"programs": programs, "widths": sorted(set(widths)), "calls": widths}
-
-
 def main():
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
     report = {"in chunks": measure(NeuralCleanse(patience=3, verify_every=5), None)}
-    report |= {f"in lanes of {together}": in_lanes(together) for together in (8, 2)}
     print(json.dumps({"num_devices": num_devices(), **report}))
 
 

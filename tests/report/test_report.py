@@ -1,8 +1,6 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -519,17 +517,6 @@ def test_writing_a_report_leaves_no_pyplot_figure_behind(tmp_path):
 
     _report(tmp_path)
     assert pyplot.get_fignums() == []
-
-
-def test_importing_the_package_loads_neither_matplotlib_nor_tensorboard():
-    program = (
-        "import sys, moth_jax.report, moth_jax.progress, moth_jax.run.metrics\n"
-        "print({'matplotlib', 'PIL', 'tensorboardX', 'torch'} & set(sys.modules))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "set()"
 
 
 def test_the_mean_of_a_sample_is_shown_with_its_interval_and_what_it_is_of(tmp_path):

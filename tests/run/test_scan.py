@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from moth_jax import data, run
+from moth_jax import data
 from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError
 from moth_jax.report import write_report
@@ -141,7 +141,7 @@ def test_a_split_without_images_of_a_class_is_refused(tmp_path, monkeypatch):
     dataset = data.load("digits")
     labels = np.where(dataset.test.labels == 7, 1, dataset.test.labels)
     dataset = dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, labels=labels))
-    monkeypatch.setattr(run.data, "load", lambda name, **options: dataset)
+    monkeypatch.setattr(data, "load", lambda name, **options: dataset)
     with pytest.raises(InputError, match="no images of 1 classes: '7'"):
         do(tiny_config(phase="scan"), tmp_path / "scan")
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
-from moth_jax.hardening.base import HardeningConfig
-from moth_jax.hardening.baselines.stages import Stages, as_method, plain_stages
+from moth_jax.hardening.base import HardeningConfig, Method
+from moth_jax.hardening.baselines.stages import BaselineState, Stages, as_method, plain_stages
 from moth_jax.models import Classifier
 from moth_jax.options import POSITIVE, SHARE, option
 from moth_jax.training import PUBLISHED_ADVERSARIES, Adversary
@@ -13,9 +14,9 @@ from moth_jax.types import Variables
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig(HardeningConfig):
-    """Options of adversarial training; the adversary is CIFAR-10's in the paper.
+    """Options of adversarial training; the adversary is the paper's for CIFAR-10.
 
-    Those of its other data sets are in `training.PUBLISHED_ADVERSARIES`.
+    The paper's adversaries for other data sets are in `training.PUBLISHED_ADVERSARIES`.
     """
 
     learning_rate: float = option(1e-2, POSITIVE)
@@ -33,12 +34,15 @@ class AdversarialConfig(HardeningConfig):
 
 @as_method
 def harden(
-    classifier: Classifier, variables: Variables, dataset, config: AdversarialConfig
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: AdversarialConfig
 ) -> Stages:
     """Train on perturbed images; arguments and result as in `moth.harden`.
 
-    Note: The accuracy bound is off by default: robustness costs more accuracy than any other method
-      may lose, and the untouched model would be returned.
+    Note: The accuracy bound is off by default. Robustness costs more accuracy than other methods
+      may lose, so within their bound the untouched model would be returned.
     """
     del variables
     return plain_stages(classifier, dataset, config)
+
+
+METHOD = Method(harden, AdversarialConfig, BaselineState)

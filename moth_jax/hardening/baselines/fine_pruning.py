@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 from moth_jax.hardening import base
-from moth_jax.hardening.base import HardeningConfig
+from moth_jax.hardening.base import HardeningConfig, Method
 from moth_jax.hardening.baselines.stages import (
     BaselineState,
     Stages,
@@ -35,7 +36,8 @@ class FinePruningConfig(HardeningConfig):
     """Options of fine-pruning.
 
     Attributes:
-      max_prune_drop: channels are cut until validation accuracy has fallen by more than this.
+      max_prune_drop: bound of the fall in validation accuracy, as a share of 1, while channels are
+        cut.
     """
 
     learning_rate: float = option(1e-2, POSITIVE)
@@ -44,7 +46,7 @@ class FinePruningConfig(HardeningConfig):
 
 
 def check_fit(
-    classifier: Classifier, variables: Variables, dataset, config: FinePruningConfig
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: FinePruningConfig
 ) -> None:
     """Raise `InputError` if model, data and options do not fit, or no channels can be cut."""
     base.check_fit(classifier, variables, dataset, config)
@@ -57,7 +59,7 @@ def check_fit(
 
 @functools.partial(as_method, check=check_fit)
 def harden(
-    classifier: Classifier, variables: Variables, dataset, config: FinePruningConfig
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: FinePruningConfig
 ) -> Stages:
     """Cut the channels of the last stage that are least active, then train; as `moth.harden`.
 
@@ -67,21 +69,22 @@ def harden(
       InputError: also where the model marks no feature maps (`models.features`), or its channels
         cannot be cut by weights alone.
 
-    Note: The accuracy bound is off by default, for pruning has a bound of its own.
+    Note: The accuracy bound is off by default: pruning has a bound of its own.
     """
+    del variables
     tx = base.optimiser(config, dataset)
     plain_update = make_plain_update(classifier, dataset, config, tx)
 
     @jax.jit
     def update(train: TrainState, keep: dict, batch) -> tuple[TrainState, Array]:
         train, loss = plain_update(train, batch)
-        return train.replace(variables=_cut(train.variables, keep)), loss
+        return dataclasses.replace(train, variables=_cut(train.variables, keep)), loss
 
     def prepare(state: BaselineState, index: int) -> tuple[BaselineState, dict]:
         given = state.train.variables
         cut = channels_to_cut(classifier, given, dataset, config)
         keep = weights_to_keep(classifier, given, dataset, cut)
-        train = state.train.replace(variables=_cut(given, keep))
+        train = dataclasses.replace(state.train, variables=_cut(given, keep))
         figures = {"num_cut": int(cut.sum()), "num_channels": len(cut)}
         return dataclasses.replace(state, train=train, memory=keep), figures
 
@@ -101,19 +104,20 @@ def _cut(variables: Variables, keep: dict[str, Array]) -> Variables:
 
 
 def channels_to_cut(
-    classifier: Classifier, variables: Variables, dataset, config: FinePruningConfig
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: FinePruningConfig
 ) -> np.ndarray:
     """Return [C] bool, which channels of the last stage are cut.
 
-    They are cut one after the other, the one that clean training images activate least first, for
-    as long as validation accuracy falls by no more than `max_prune_drop`.
+    Channels are cut one after the other, the ones that clean training images activate least first,
+    while validation accuracy has fallen by at most `max_prune_drop`.
     """
     stage = feature_stages(classifier, variables)[-1]
     maps_of = jax.jit(lambda v, x: with_features(classifier.predict)(v, x)[1][stage])
-    total = sum(
+    activities = (
         np.asarray(maps_of(variables, images)).mean((1, 2)).sum(0)
         for images in dataset.train.batches(_parts(len(dataset.train)))
     )
+    total = functools.reduce(np.add, activities)
     validation = [
         (images, np.asarray(maps_of(variables, images)))
         for images in dataset.validation.batches(_parts(len(dataset.validation)))
@@ -129,7 +133,7 @@ def channels_to_cut(
 
     order, keep = np.argsort(total, kind="stable"), np.ones(len(total), np.float32)
     lowest = accuracy(keep) - config.max_prune_drop - 1e-9
-    for channel in order[:-1]:  # the last one stays: a model without channels is none
+    for channel in order[:-1]:  # the last one stays: a model needs a channel
         keep[channel] = 0
         if accuracy(keep) < lowest:
             keep[channel] = 1
@@ -144,7 +148,7 @@ def _parts(count: int) -> list[np.ndarray]:
 def _reader(classifier: Classifier, stage: str) -> Callable[..., Array]:
     """Return (params, variables, images, maps of `stage` [n, h, w, c]) -> logits.
 
-    Compiled, nothing of the images is computed but what goes past the stage.
+    Compiled, it computes of the images only what bypasses the stage.
     """
 
     @jax.jit
@@ -156,20 +160,20 @@ def _reader(classifier: Classifier, stage: str) -> Callable[..., Array]:
 
 
 def weights_to_keep(
-    classifier: Classifier, variables: Variables, dataset, cut: np.ndarray
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, cut: np.ndarray
 ) -> dict[str, Array]:
     """Return, for every parameter that reads a channel in `cut` [C]: 0 where it does, else 1.
 
-    Which weights read a channel shows in their gradient: it vanishes when the channel is 0. Random
-    feature maps are used, because those of real images may never activate the channel.
+    A weight reads a channel if its gradient vanishes when the channel is 0. Random feature maps
+    are used, because the maps of real images may never activate the channel.
 
     Raises:
-      InputError: the model with those weights at 0 is another one than the model with the channels
-        at 0.
+      InputError: the model with those weights at 0 gives other logits than the model with the
+        channels at 0.
     """
     stage = feature_stages(classifier, variables)[-1]
     read = _reader(classifier, stage)
-    images = dataset.train.batch(np.arange(min(_PROBES, len(dataset.train))))
+    images = jnp.asarray(dataset.train.batch(np.arange(min(_PROBES, len(dataset.train)))))
     maps = with_features(classifier.predict)(variables, images)[1][stage]
     probe_key, weight_key = jax.random.split(jax.random.key(0))
     probes = jax.random.normal(probe_key, (_PROBES, *maps.shape[1:]))
@@ -192,3 +196,6 @@ def weights_to_keep(
             "to 0; mark another feature map as the last one (moth_jax.models.features)"
         )
     return keep
+
+
+METHOD = Method(harden, FinePruningConfig, BaselineState, check=check_fit)

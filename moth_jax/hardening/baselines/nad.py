@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 from moth_jax.hardening import base
-from moth_jax.hardening.base import HardeningConfig
+from moth_jax.hardening.base import HardeningConfig, Method
 from moth_jax.hardening.baselines.stages import (
     BaselineState,
     Batch,
@@ -38,10 +39,10 @@ class NadConfig(HardeningConfig):
     Attributes:
       epochs: of the student.
       learning_rate: of the first `high_epochs`; a tenth of it afterwards. `schedule` is not used.
-      high_epochs: see there, for teacher and student alike.
-      teacher_epochs: passes over the images that make the teacher of the given model.
-      betas: weights of the attention maps of the last stages, in order; where a model has fewer
-        stages, those of its last ones.
+      high_epochs: passes with the full learning rate, of teacher and student alike.
+      teacher_epochs: passes over the images that turn the given model into the teacher.
+      betas: weights of the attention maps of the last stages, in order; a model with fewer stages
+        takes the last weights.
       weight_decay: 5e-5 is PyTorch's 1e-4 (`training.sgd`).
     """
 
@@ -69,15 +70,19 @@ def attention(features: Array) -> Array:
     return maps / jnp.maximum(jnp.linalg.norm(maps, axis=1, keepdims=True), 1e-12)
 
 
-def check_fit(classifier: Classifier, variables: Variables, dataset, config: NadConfig) -> None:
+def check_fit(
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: NadConfig
+) -> None:
     """Raise `InputError` if model, data and options do not fit, or no feature maps are marked."""
     base.check_fit(classifier, variables, dataset, config)
     feature_stages(classifier, variables)
 
 
 @functools.partial(as_method, check=check_fit)
-def harden(classifier: Classifier, variables: Variables, dataset, config: NadConfig) -> Stages:
-    """Fine-tune a teacher, then train the given model to look where it looks.
+def harden(
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: NadConfig
+) -> Stages:
+    """Fine-tune a teacher, then train the given model to look where the teacher looks.
 
     Arguments and result as in `moth.harden`. The loss is cross-entropy and, for each of the last
     stages, β times the mean squared difference of the two models' attention maps.
@@ -85,8 +90,8 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: NadCon
     Raises:
       InputError: also where the model marks no feature maps (`models.features`).
 
-    Note: The accuracy bound is off by default. The published learning rate of 0.1 throws the model
-      far off before it comes back.
+    Note: The accuracy bound is off by default: with the published learning rate of 0.1 accuracy
+      falls far before it comes back.
     """
     per_epoch = max(1, len(dataset.train) // config.batch_size)
     schedule = optax.piecewise_constant_schedule(
@@ -101,7 +106,7 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: NadCon
         return dataclasses.replace(state, train=train), {"loss": float(loss)}
 
     def begin(state: BaselineState) -> BaselineState:
-        """Make the model trained so far the teacher, and the given one the student."""
+        """Make the trained model the teacher, and the given one the student."""
         student = TrainState(state.kept, tx.init(state.kept["params"]))
         return dataclasses.replace(state, train=student, memory=_packed(state.train.variables))
 
@@ -120,7 +125,11 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: NadCon
 
 
 def _make_distillation(
-    classifier: Classifier, variables: Variables, dataset, config: NadConfig, tx
+    classifier: Classifier,
+    variables: Variables,
+    dataset: ImageDataset,
+    config: NadConfig,
+    tx: optax.GradientTransformation,
 ) -> Callable[[TrainState, Variables, Batch], tuple[TrainState, Array]]:
     """Return the compiled step(train, teacher, batch) -> (train, loss)."""
     names = feature_stages(classifier, variables)[-len(config.betas) :]
@@ -144,7 +153,7 @@ def _make_distillation(
 
     @jax.jit
     def distil(train: TrainState, teacher: Variables, batch: Batch) -> tuple[TrainState, Array]:
-        images = images_of(train.variables, batch.images, batch.labels, batch.key)
+        images = images_of(train.variables, batch)
         _, marked = predict(teacher, images)
         return update(
             train, images, batch.labels, {name: attention(marked[name]) for name in names}
@@ -163,9 +172,12 @@ def _packed(variables: Variables) -> dict[str, Array]:
 
 
 def _unpacked(memory: dict[str, Array], rest: Variables) -> Variables:
-    """Return the variables that `_packed` took apart, with collections it left out from `rest`."""
+    """Return the variables that `_packed` took apart; collections that it left out are `rest`'s."""
     variables: Variables = {**rest, "params": {}, "batch_stats": {}}
     for path, value in memory.items():
         kind, _, name = path.partition(":")
         variables[kind][name] = value
     return variables
+
+
+METHOD = Method(harden, NadConfig, BaselineState, check=check_fit)

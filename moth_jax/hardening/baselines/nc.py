@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import class_indices
-from moth_jax.errors import InputError
 from moth_jax.hardening import base
-from moth_jax.hardening.base import HardeningConfig, key_of, rng_of
+from moth_jax.hardening.base import HardeningConfig, Method, key_of, rng_of
 from moth_jax.hardening.baselines.stages import (
     BaselineState,
     Stages,
@@ -20,9 +20,9 @@ from moth_jax.hardening.baselines.stages import (
 )
 from moth_jax.hardening.step import make_stamped_update
 from moth_jax.hardening.warmup import WarmUpResult, draw_samples
-from moth_jax.inversion import Budget
+from moth_jax.inversion import Budget, NeuralCleanse
 from moth_jax.models import Classifier
-from moth_jax.options import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, option
+from moth_jax.options import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, option
 from moth_jax.triggers import Trigger
 from moth_jax.types import Variables
 
@@ -35,13 +35,13 @@ class NcConfig(HardeningConfig):
 
     Attributes:
       stamp_share: share of the images that are stamped.
-      num_images: samples of an inversion, as many of each class as come near to that together.
+      num_images: samples of an inversion, about as many of each class.
       inversion_steps, mask_weight, success_bound, minibatch_size, patience: of the inversions
         (`inversion.neural_cleanse`).
     """
 
     epochs: float = option(1.0, POSITIVE)
-    stamp_share: float = option(0.2, SHARE)
+    stamp_share: float = option(0.2, POSITIVE_SHARE)
     num_images: int = option(100, AT_LEAST_1)
     inversion_steps: int = option(500, AT_LEAST_1)
     mask_weight: float = option(1e-3, POSITIVE)
@@ -49,37 +49,35 @@ class NcConfig(HardeningConfig):
     minibatch_size: int = option(32, AT_LEAST_1)
     patience: int = option(10, AT_LEAST_1)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.stamp_share <= 1:
-            raise InputError(f"stamp_share must be in (0, 1], got {self.stamp_share}")
-
 
 @as_method
-def harden(classifier: Classifier, variables: Variables, dataset, config: NcConfig) -> Stages:
+def harden(
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: NcConfig
+) -> Stages:
     """Invert a universal trigger for every class, then train with them stamped on true labels.
 
     Arguments and result as in `moth.harden`.
 
-    Note: Neural Cleanse unlearns the trigger of the class it took for the backdoor's target. A
-      defender who hardens does not know it, so every stamped image gets the trigger of a random
-      class other than its own.
+    Note: Neural Cleanse unlearns the trigger of the class that it took for the backdoor's target. A
+      defender who hardens does not know the target, so every stamped image gets the trigger of a
+      random class other than its own.
     """
+    del variables
     classes = config.chosen(dataset)
     tx = base.optimiser(config, dataset)
     update = make_stamped_update(classifier, tx, step_config(dataset, config))
     invert = make_universal_inversion(
-        classifier,
-        config,
-        budget=Budget(config.inversion_steps, config.mask_weight, config.minibatch_size),
+        classifier, NeuralCleanse(success_bound=config.success_bound, patience=config.patience)
     )
+    budget = Budget(config.inversion_steps, config.mask_weight, config.minibatch_size)
     members = class_indices(dataset.train.labels, dataset.num_classes)
     per_class = max(1, round(config.num_images / (len(classes) - 1)))
 
     def prepare(state: BaselineState, index: int) -> tuple[BaselineState, dict]:
         target, rng = classes[index], rng_of(config, _INVERT, index)
         samples = draw_samples(dataset.train, members, target, per_class, rng, classes=classes)
-        result = invert(state.train.variables, samples, target, key_of(config, _INVERT, index))
+        inputs = state.train.variables, samples, target, key_of(config, _INVERT, index)
+        result = invert(*inputs, budget=budget)
         figures = {"target": dataset.class_names[target], "size": float(result.sizes[0])}
         return dataclasses.replace(state, memory=_remember(state.memory, result)), figures
 
@@ -99,9 +97,12 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: NcConf
 
 
 def _remember(memory: dict, result: WarmUpResult) -> dict:
-    """Return the triggers found so far [T, ...] and their sizes (inf: not found), one longer."""
+    """Return `memory` with one more trigger [T, ...] and its size [T] (inf: not found)."""
     trigger = result.trigger
     found = {"mask": trigger.mask, "pattern": trigger.pattern, "size": result.sizes[:1]}
     if not memory:
         return found
     return {name: jnp.concatenate([memory[name], value]) for name, value in found.items()}
+
+
+METHOD = Method(harden, NcConfig, BaselineState)

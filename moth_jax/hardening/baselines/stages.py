@@ -1,10 +1,12 @@
-"""The loop of the methods that MOTH is compared with: stages of steps, checked and resumable."""
+"""The loop of the methods that MOTH is compared with: preparation, then main training.
+
+Every step is reported, and a method goes on from any of them.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import optax
 from jax import Array
 
 from moth_jax.data.augmentation import augment
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import epoch_batches
 from moth_jax.hardening.base import (
     HardeningConfig,
@@ -25,11 +28,11 @@ from moth_jax.hardening.base import (
 )
 from moth_jax.hardening.step import StepConfig
 from moth_jax.hardening.warmup import WarmUpResult, invert_towards
-from moth_jax.inversion import NeuralCleanse
+from moth_jax.inversion import Inversion
 from moth_jax.models import Classifier
 from moth_jax.parallel.devices import read_batch, replicate
 from moth_jax.progress import Progress, as_progress
-from moth_jax.training import TrainState, make_update, perturb, sgd
+from moth_jax.training import TrainState, make_update, perturb
 from moth_jax.types import Variables
 
 PREPARATION, HARDENING = "preparation", "hardening"
@@ -38,11 +41,11 @@ OnRound = Callable[["BaselineState", list[dict]], None]
 
 @dataclasses.dataclass
 class BaselineState(HardeningState):
-    """What a method knows between two steps, beside what every method knows.
+    """What one of these methods knows between two steps.
 
     Attributes:
       prepared: steps done before the main training.
-      memory: arrays of the method's own, such as triggers or a teacher, by name.
+      memory: what the method remembers, such as triggers or a teacher: arrays by name.
     """
 
     prepared: int
@@ -67,31 +70,34 @@ Step = Callable[[BaselineState, int], tuple[BaselineState, dict]]
 
 
 class Stages(NamedTuple):
-    """A method: what it does before the main training, and one step of that.
+    """The steps of a method.
 
     Attributes:
       tx: the optimiser.
       step: (state, index) -> (state, figures), one step of the main training.
-      prepare: the same, before it.
-      num_prepare: how many of those.
+      prepare: (state, index) -> (state, figures), one step of the preparation.
+      num_prepare: steps of the preparation.
       begin: state -> state, at the beginning of the main training.
     """
 
     tx: optax.GradientTransformation
     step: Step
-    prepare: Step | None = None
+    prepare: Step = lambda state, index: (state, {})
     num_prepare: int = 0
     begin: Callable[[BaselineState], BaselineState] = lambda state: state
 
 
+Config = TypeVar("Config", bound=HardeningConfig)
+
+
 def as_method(
-    make_stages: Callable[[Classifier, Variables, object, HardeningConfig], Stages],
+    make_stages: Callable[[Classifier, Variables, ImageDataset, Config], Stages],
     *,
-    check: Callable[[Classifier, Variables, object, HardeningConfig], None] = check_fit,
+    check: Callable[[Classifier, Variables, ImageDataset, Config], None] = check_fit,
 ) -> Callable[..., BaselineState]:
     """Return the method of these stages, to be called as `moth.harden`.
 
-    harden(classifier, variables, dataset, config, *, state, on_round, progress, scratch_dir)
+    harden(classifier, variables, dataset, config, *, state, on_round, progress)
 
     `check` raises `InputError` if model, data and options do not fit.
     """
@@ -100,15 +106,13 @@ def as_method(
     def harden(
         classifier: Classifier,
         variables: Variables,
-        dataset,
-        config: HardeningConfig,
+        dataset: ImageDataset,
+        config: Config,
         *,
         state: BaselineState | None = None,
         on_round: OnRound | None = None,
         progress: bool | Progress = True,
-        scratch_dir: Path | None = None,
     ) -> BaselineState:
-        del scratch_dir  # all of a state of these methods is in memory
         check(classifier, variables, dataset, config)
         stages = make_stages(classifier, variables, dataset, config)
         if state is None:
@@ -125,13 +129,18 @@ def as_method(
     return harden
 
 
-def _start(classifier, variables, dataset, stages: Stages) -> BaselineState:
+def _start(
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, stages: Stages
+) -> BaselineState:
     variables = replicate(variables)
     train = replicate(TrainState(variables, stages.tx.init(variables["params"])))
     return BaselineState(**initial_fields(classifier, train, dataset), prepared=0, memory={})
 
 
-def _prepare(stages: Stages, state: BaselineState, report: OnRound, progress: Progress):
+def _prepare(
+    stages: Stages, state: BaselineState, report: OnRound, progress: Progress
+) -> BaselineState:
+    """Take the steps of the preparation that are left."""
     if state.prepared == stages.num_prepare:
         return state
     with progress.task(
@@ -141,20 +150,21 @@ def _prepare(stages: Stages, state: BaselineState, report: OnRound, progress: Pr
             index = state.prepared
             state, figures = stages.prepare(state, index)
             state = dataclasses.replace(state, prepared=index + 1)
-            task.advance(1, **figures)
             report(state, [{"phase": PREPARATION, "step": index, **figures}])
+            task.advance(1, **figures)
     return state
 
 
 def _train(
     classifier: Classifier,
-    dataset,
+    dataset: ImageDataset,
     config: HardeningConfig,
     stages: Stages,
     state: BaselineState,
     report: OnRound,
     progress: Progress,
 ) -> BaselineState:
+    """Take the steps of the main training that are left."""
     total = config.num_steps(len(dataset.train))
     with progress.task(HARDENING, total=total, unit="steps", completed=state.step) as task:
         while not state.stopped:
@@ -166,28 +176,24 @@ def _train(
             record = {"phase": HARDENING, "step": index, **figures}
             if state.accuracy_step == state.step:
                 record["validation_accuracy"] = state.accuracy
-            task.advance(1, accuracy=state.accuracy, **figures)
             report(state, [record])
+            task.advance(1, accuracy=state.accuracy, **figures)
     return state
 
 
-def optimiser_structure() -> optax.GradientTransformation:
-    """Return an optimiser whose state is of the structure that all methods' have."""
-    return sgd(optax.constant_schedule(0.0), momentum=0.9, weight_decay=0.0)
-
-
 class Batch(NamedTuple):
-    """Training samples: images [n, h, w, c] in [0, 1], labels [n], and a key for what is random."""
+    """Training samples: images [n, h, w, c] in [0, 1], labels [n], and a key for augmentation."""
 
-    images: np.ndarray
+    images: Array
     labels: np.ndarray
     key: Array
 
 
-def draw(dataset, config: HardeningConfig, index: int, *, purpose: int = 0) -> Batch:
-    """Return the batch of a step: passes over the training images, each in another order.
+def draw(dataset: ImageDataset, config: HardeningConfig, index: int, *, purpose: int = 0) -> Batch:
+    """Return the batch of a step; it is the same after a resumption.
 
-    The same after a resumption; `purpose` tells the stages of a method apart.
+    The batches pass over the training images again and again, each time in another order.
+    `purpose` tells the stages of a method apart.
     """
     per_epoch = len(dataset.train) // config.batch_size
     epoch, place = divmod(index, per_epoch)
@@ -203,21 +209,22 @@ def _epoch_order(num_images: int, batch_size: int, seed: tuple[int, ...]) -> lis
 
 
 def prepared_images(
-    classifier: Classifier, dataset, config: HardeningConfig
-) -> Callable[[Variables, Array, Array, Array], Array]:
-    """Return images(variables, images, labels, key): augmented, and perturbed by the adversary."""
+    classifier: Classifier, dataset: ImageDataset, config: HardeningConfig
+) -> Callable[[Variables, Batch], Array]:
+    """Return images(variables, batch): augmented, and perturbed by the adversary."""
     flip, shift = (dataset.flip, dataset.shift) if config.augment else (False, 0)
 
-    def images_of(variables, images, labels, key):
-        augment_key, attack_key = jax.random.split(key)
-        images = augment(jnp.asarray(images), augment_key, flip=flip, shift=shift, fill="zero")
+    def images_of(variables: Variables, batch: Batch) -> Array:
+        augment_key, attack_key = jax.random.split(batch.key)
+        images = augment(batch.images, augment_key, flip=flip, shift=shift, fill="zero")
+        labels = jnp.asarray(batch.labels)
         return perturb(classifier, variables, images, labels, attack_key, config.adversary)
 
     return images_of
 
 
-def plain_stages(classifier: Classifier, dataset, config: HardeningConfig) -> Stages:
-    """Return training as it is, on the batches of `prepared_images`."""
+def plain_stages(classifier: Classifier, dataset: ImageDataset, config: HardeningConfig) -> Stages:
+    """Return the stages of plain training on `prepared_images`."""
     tx = optimiser(config, dataset)
     update = make_plain_update(classifier, dataset, config, tx)
 
@@ -228,37 +235,30 @@ def plain_stages(classifier: Classifier, dataset, config: HardeningConfig) -> St
     return Stages(tx=tx, step=step)
 
 
-def step_config(dataset, config: HardeningConfig, **options) -> StepConfig:
-    """Return what is compiled into updates with stamped samples; `options` are further fields."""
+def step_config(dataset: ImageDataset, config: HardeningConfig) -> StepConfig:
+    """Return what is compiled into updates with stamped samples."""
     return StepConfig(
         batch_norm=config.batch_norm,
         flip=dataset.flip and config.augment,
         shift=dataset.shift if config.augment else 0,
         adversary=config.adversary,
-        **options,
     )
 
 
 def make_universal_inversion(
-    classifier: Classifier, config, **options
+    classifier: Classifier, inversion: Inversion
 ) -> Callable[..., WarmUpResult]:
-    """Return the compiled `warmup.invert_towards` of one universal trigger.
-
-    `config` has success_bound and patience; `options` are further arguments.
-    """
+    """Return the compiled `warmup.invert_towards` for one universal trigger."""
     return jax.jit(
-        functools.partial(
-            invert_towards,
-            classifier.predict,
-            inversion=NeuralCleanse(success_bound=config.success_bound, patience=config.patience),
-            universal=True,
-            **options,
-        )
+        functools.partial(invert_towards, classifier.predict, inversion=inversion, universal=True)
     )
 
 
 def make_plain_update(
-    classifier: Classifier, dataset, config: HardeningConfig, tx: optax.GradientTransformation
+    classifier: Classifier,
+    dataset: ImageDataset,
+    config: HardeningConfig,
+    tx: optax.GradientTransformation,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Array]]:
     """Return the compiled training step (state, batch) -> (state, mean cross-entropy)."""
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
@@ -266,7 +266,6 @@ def make_plain_update(
 
     @jax.jit
     def plain_update(train: TrainState, batch: Batch) -> tuple[TrainState, Array]:
-        images = images_of(train.variables, batch.images, batch.labels, batch.key)
-        return update(train, images, batch.labels)
+        return update(train, images_of(train.variables, batch), batch.labels)
 
     return plain_update

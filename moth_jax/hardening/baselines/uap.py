@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.hardening import base
-from moth_jax.hardening.base import HardeningConfig
+from moth_jax.hardening.base import HardeningConfig, Method
 from moth_jax.hardening.baselines.stages import (
     BaselineState,
     Batch,
@@ -32,7 +33,7 @@ class UapConfig(HardeningConfig):
       epsilon: bound of every pixel's change, in units of [0, 1].
       step_size: of one ascent step by the gradient's sign.
       ascent_steps: before each training step.
-      loss_bound: a sample's loss counts up to here in the ascent, so that none dominates it.
+      loss_bound: the largest loss that a sample counts with in the ascent, so that none dominates.
     """
 
     epsilon: float = option(8 / 255, POSITIVE_SHARE)
@@ -64,12 +65,15 @@ def ascend(
 
 
 @as_method
-def harden(classifier: Classifier, variables: Variables, dataset, config: UapConfig) -> Stages:
+def harden(
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: UapConfig
+) -> Stages:
     """Train on images that carry the perturbation; arguments and result as in `moth.harden`.
 
-    Note: With an adversary (for adversarially trained models) the perturbation is put on top of its
-      images, which then may differ by both bounds together.
+    Note: With an adversary (for adversarially trained models) the perturbation is added to the
+      images that the adversary perturbed, so a pixel may change by the sum of both bounds.
     """
+    del variables
     tx = base.optimiser(config, dataset)
     update = make_update(classifier, tx, batch_norm=config.batch_norm)
     images_of = prepared_images(classifier, dataset, config)
@@ -78,12 +82,10 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: UapCon
     def train_step(
         train: TrainState, perturbation: Array, batch: Batch
     ) -> tuple[TrainState, Array, Array]:
-        images = images_of(train.variables, batch.images, batch.labels, batch.key)
-        perturbation = ascend(
-            classifier, train.variables, images, batch.labels, perturbation, config
-        )
+        images, labels = images_of(train.variables, batch), jnp.asarray(batch.labels)
+        perturbation = ascend(classifier, train.variables, images, labels, perturbation, config)
         perturbed = jnp.clip(images + perturbation[None], 0.0, 1.0)
-        train, loss = update(train, perturbed, batch.labels)
+        train, loss = update(train, perturbed, labels)
         return train, constrain_replicated(perturbation), loss
 
     def begin(state: BaselineState) -> BaselineState:
@@ -99,3 +101,6 @@ def harden(classifier: Classifier, variables: Variables, dataset, config: UapCon
         return dataclasses.replace(state, train=train, memory=memory), {"loss": float(loss)}
 
     return Stages(tx=tx, step=step, begin=begin)
+
+
+METHOD = Method(harden, UapConfig, BaselineState)

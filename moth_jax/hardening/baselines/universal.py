@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import class_indices
 from moth_jax.hardening import base
-from moth_jax.hardening.base import HardeningConfig, key_of, rng_of
+from moth_jax.hardening.base import HardeningConfig, Method, key_of, rng_of
 from moth_jax.hardening.baselines.stages import (
     BaselineState,
     Stages,
@@ -33,7 +34,7 @@ class UniversalConfig(HardeningConfig):
     """Options of universal hardening; those it shares with `moth.MothConfig` mean the same.
 
     Attributes:
-      num_images: samples of an inversion, as many of each class as come near to that together.
+      num_images: samples of an inversion, about as many of each class.
       steps_per_round: training steps with one target, before the next one in random order.
     """
 
@@ -52,7 +53,7 @@ class UniversalConfig(HardeningConfig):
 
 @as_method
 def harden(
-    classifier: Classifier, variables: Variables, dataset, config: UniversalConfig
+    classifier: Classifier, variables: Variables, dataset: ImageDataset, config: UniversalConfig
 ) -> Stages:
     """Invert and train one target after the other; arguments and result as in `moth.harden`.
 
@@ -62,7 +63,8 @@ def harden(
     classes = config.chosen(dataset)
     tx = base.optimiser(config, dataset)
     update = make_stamped_update(classifier, tx, step_config(dataset, config))
-    invert = make_universal_inversion(classifier, config)
+    inversion = NeuralCleanse(success_bound=config.success_bound, patience=config.patience)
+    invert = make_universal_inversion(classifier, inversion)
     members = class_indices(dataset.train.labels, dataset.num_classes)
     per_class = max(1, round(config.num_images / (len(classes) - 1)))
     limit = config.max_trigger_share * np.prod(dataset.image_shape)
@@ -114,8 +116,8 @@ def harden(
 def _turn(config: UniversalConfig, index: int, num_classes: int) -> tuple[int, int]:
     """Return the position of a step's target among the classes, and the step's place in a round."""
     turn, place = divmod(index, config.steps_per_round)
-    time_round, turn = divmod(turn, num_classes)
-    return int(rng_of(config, _ORDER, time_round).permutation(num_classes)[turn]), place
+    pass_number, turn = divmod(turn, num_classes)
+    return int(rng_of(config, _ORDER, pass_number).permutation(num_classes)[turn]), place
 
 
 def _remember(memory: dict, position: int, trigger: Trigger, size: float) -> dict:
@@ -127,3 +129,6 @@ def _remember(memory: dict, position: int, trigger: Trigger, size: float) -> dic
         "pattern": memory["pattern"].at[position].set(trigger.pattern),
         "found": jnp.ones((), bool),
     }
+
+
+METHOD = Method(harden, UniversalConfig, BaselineState)

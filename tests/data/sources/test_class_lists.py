@@ -24,14 +24,8 @@ def test_every_form_of_a_list_gives_the_same_classes(tmp_path, name, content):
 
 
 SYNSETS = {
-    "Keras": (
-        "index.json",
-        '{"0": ["n01", "tench"], "1": ["n02", "crane"], "2": ["n03", "crane"]}',
-    ),
-    "Kaggle": (
-        "mapping.txt",
-        "n00000001 tench, Tinca tinca\nn00000002 crane\nn00000003 crane\n",
-    ),
+    "Keras": ("list.json", '{"0": ["n01", "tench"], "1": ["n02", "crane"], "2": ["n03", "crane"]}'),
+    "Kaggle": ("list.txt", "n00000001 tench, Tinca tinca\nn00000002 crane\nn00000003 crane\n"),
 }
 
 

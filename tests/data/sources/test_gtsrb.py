@@ -91,49 +91,36 @@ def test_there_are_43_distinct_names():
     assert CLASS_NAMES[38] == "keep right"
 
 
-def remove(path):
-    return lambda root: (
-        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
-    )
-
-
 def write(path, text):
-    return lambda root: (root / path).write_bytes(text)
+    return lambda root: (root / path).write_text(text)
 
 
-TRAINING = "GTSRB/Final_Training/Images"
+TEST_LIST, TRAINING = "GT-final_test.csv", "GTSRB/Final_Training/Images"
+IMAGE, TRACKS = f"{TRAINING}/00007/00001_00005.ppm", f"{TRAINING}/00007/GT-00007.csv"
+ROW = "00000.ppm;53;54;6;5;48;49;"
 DAMAGE = {
-    "no training folder": (remove(TRAINING), "no GTSRB/Final_Training/Images in .*get GTSRB"),
-    "no test list": (remove("GT-final_test.csv"), r"no GT-final_test\.csv in"),
-    "image removed": (
-        remove(f"{TRAINING}/00007/00001_00005.ppm"),
-        "00001_00005.ppm cannot be read",
+    "no training folder": (
+        lambda root: shutil.rmtree(root / TRAINING),
+        "no GTSRB/Final_Training/Images in .*get GTSRB",
     ),
-    "image cut short": (
-        write(f"{TRAINING}/00007/00001_00005.ppm", b"P6\n40 40\n255\nabc"),
-        "00001_00005.ppm cannot be read",
-    ),
-    "no image": (write(f"{TRAINING}/00007/00001_00005.ppm", b"<html>"), "cannot be read"),
+    "no test list": (lambda root: (root / TEST_LIST).unlink(), r"no GT-final_test\.csv in"),
+    "image removed": (lambda root: (root / IMAGE).unlink(), "00001_00005.ppm cannot be read"),
+    "image cut short": (write(IMAGE, "P6\n40 40\n255\nabc"), "00001_00005.ppm cannot be read"),
+    "no image": (write(IMAGE, "<html>"), "cannot be read"),
     "no classes in the test list": (
-        write("GT-final_test.csv", b"Filename;Width\n00000.ppm;53\n"),
+        write(TEST_LIST, "Filename;Width\n00000.ppm;53\n"),
         r"GT-final_test\.csv: row 1 .*ClassId",
     ),
     "another separator": (
-        write("GT-final_test.csv", b"Filename,ClassId\n00000.ppm,3\n"),
+        write(TEST_LIST, "Filename,ClassId\n00000.ppm,3\n"),
         "separated by semicolons",
     ),
     "list cut short": (
-        write("GT-final_test.csv", HEADER.encode() + b"00000.ppm;53;54;6;5;48;49;3\n00001.p"),
+        write(TEST_LIST, f"{HEADER}{ROW}3\n00001.p"),
         "row 2 has no file name and class number",
     ),
-    "another class": (
-        write("GT-final_test.csv", HEADER.encode() + b"00000.ppm;53;54;6;5;48;49;43\n"),
-        r"in \[0, 43\), got 43",
-    ),
-    "another name": (
-        write(f"{TRAINING}/00007/GT-00007.csv", HEADER.encode() + b"a.ppm;5;5;6;5;4;4;7\n"),
-        r"named TRACK_FRAME\.ppm",
-    ),
+    "another class": (write(TEST_LIST, f"{HEADER}{ROW}43\n"), r"in \[0, 43\), got 43"),
+    "another name": (write(TRACKS, f"{HEADER}a.ppm;5;5;6;5;4;4;7\n"), r"TRACK_FRAME\.ppm"),
 }
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 from moth_jax import data
 from moth_jax.data.decoding import decode_image, make_framing
 from moth_jax.data.sources import imagenet
-from moth_jax.data.streaming import StreamedImages
 from moth_jax.errors import InputError
 
 IMAGENETTE = {"n01440764": 0, "n02102040": 217, "n02979186": 482}
@@ -101,16 +100,6 @@ def test_pictures_and_labels_are_those_that_were_prepared(prepared):
     assert by_content(dataset.train) == train
     assert by_content(dataset.validation) | by_content(dataset.test) == held_out
     assert (len(dataset.validation), len(dataset.test)) == (6, 24)
-
-
-def test_streamed_pictures_are_those_held_in_memory(prepared):
-    streamed, held = load(prepared, in_memory_limit=0), load(prepared)
-    for part in ("train", "validation", "test"):
-        one, other = getattr(streamed, part), getattr(held, part)
-        assert isinstance(one.images, StreamedImages)
-        assert isinstance(other.images, np.ndarray)
-        np.testing.assert_array_equal(images(one), images(other))
-        np.testing.assert_array_equal(one.labels, other.labels)
 
 
 def test_no_seed_moves_an_image_into_another_part(prepared):

@@ -50,16 +50,12 @@ def test_all_published_forms_give_the_same_data(
     np.testing.assert_array_equal(dataset.train.labels, plain.train.labels)
 
 
-def test_validation_files_are_used_where_they_are(tmp_path):
+def test_validation_files_and_names_are_used_where_they_are(tmp_path):
     save(tmp_path, train=part(72, 0), test=part(36, 1), val=part(18, 2))
-    dataset = load_lisa(dir=str(tmp_path))
+    names = tuple(f"sign {k}" for k in range(NUM_CLASSES))
+    dataset = load_lisa(dir=str(tmp_path), class_names=names)
     assert (len(dataset.train), len(dataset.validation)) == (72, 18)
-
-
-def test_names_can_be_given(tmp_path):
-    save(tmp_path, train=part(72, 0), test=part(36, 1))
-    names = [f"sign {k}" for k in range(NUM_CLASSES)]
-    assert load_lisa(dir=str(tmp_path), class_names=names).class_names == tuple(names)
+    assert dataset.class_names == names
 
 
 def test_faulty_folders_are_refused(tmp_path):

@@ -71,40 +71,20 @@ def test_groups_in_the_file_stay_together(tmp_path, key):
 
 OBJECTS = np.empty(40, object)
 BAD_ARRAYS = {
-    "0-255 floats": ({"x_train": arrays()["x_train"] * 1.0}, {}, "train images.*0 to 255.*divide"),
     "missing": ({"x_test": None, "y_test": None}, {}, "missing arrays 'x_test', 'y_test'"),
     "mistyped": ({"x_valid": np.zeros(1)}, {}, "unknown arrays 'x_valid'.*may hold x_val"),
     "half a validation part": ({"x_val": arrays()["x_test"]}, {}, "both x_val and y_val"),
     "object images": ({"x_train": OBJECTS}, {}, "Object arrays"),
-    "object names": (
-        {"class_names": np.array(["a", "b"], object)},
-        {},
-        "Object arrays",
-    ),
+    "object names": ({"class_names": np.array(["a", "b"], object)}, {}, "Object arrays"),
     "two-hot": ({"y_train": np.ones([40, 4])}, {}, "must be one-hot"),
     "text labels": ({"y_train": np.array(["cat", "dog"] * 20)}, {}, "must be integers"),
-    "float labels": ({"y_train": np.zeros(40)}, {}, "must be integers, got dtype float64"),
     "huge label": ({"y_train": np.arange(40) * 10**8}, {}, "largest label is 3900000000 with only"),
     "skipped label": ({"y_train": np.arange(40) % 4 * 2}, {}, "no samples of 3 of 7.*'class 1'"),
     "one class": ({"y_train": np.zeros(40, int)}, {}, "at least 2 classes.*got 1"),
-    "too few names": (
-        {},
-        {"class_names": ["a", "b"]},
-        r"train labels must be in \[0, 2\), got 2, 3",
-    ),
-    "same names": (
-        {},
-        {"class_names": ["a", "b", "c", "a"]},
-        "distinct, given more than once: 'a'",
-    ),
-    "shapes": ({"x_test": np.full([12, 8, 8, 3], 9, np.uint8)}, {}, r"test images.*\[n, 6, 6, 3\]"),
+    "too few names": ({}, {"class_names": ["a", "b"]}, r"labels must be in \[0, 2\), got 2, 3"),
     "white": ({}, {"pixel_max": 128}, "pixel_max.*must be 1 or 255, got 128"),
     "not 255": ({"x_train": np.full([40, 6, 6, 3], 0.5)}, {"pixel_max": 255}, "use pixel_max=1"),
     "text images": ({"x_train": np.full([40, 6, 6, 3], "a")}, {"pixel_max": 255}, "dtype <U1"),
-    "fraction": ({}, {"validation_fraction": 2}, r"validation_fraction must be in \(0, 1\), got 2"),
-    "shift": ({}, {"shift": 6}, r"shift must be in \[0, 6\)"),
-    "groups": ({"group_train": np.arange(3)}, {}, "groups must be one per label"),
-    "constant": ({"x_train": np.full([40, 6, 6, 3], 9, np.uint8)}, {}, "std must be positive"),
 }
 
 

@@ -47,9 +47,9 @@ def test_validation_is_a_tenth_of_every_class_of_the_training_images(cifar10):
 
 
 def test_images_come_in_the_official_order(shared):
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
-    builder = tfds.builder_from_directory(shared / PREPARED)
+    builder = tensorflow_datasets.builder_from_directory(shared / PREPARED)
     source = builder.as_data_source(split="test")
     records = sorted(source.__getitems__(list(range(40))), key=lambda record: record["id"])
     images, labels = tfds._read_split(source, (32, 32, 3))

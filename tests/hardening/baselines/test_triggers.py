@@ -9,7 +9,9 @@ from moth_jax.hardening.baselines import nc, universal
 from moth_jax.hardening.baselines.stages import draw
 from moth_jax.hardening.moth import MothConfig
 from moth_jax.hardening.scheduler import sweep_pair
+from moth_jax.inversion import Budget, NeuralCleanse
 from tests.helpers.hardenings import (
+    CLASSIFIER,
     DATASET,
     VARIABLES,
     K,
@@ -138,7 +140,7 @@ def test_universal_goes_on_from_the_targets_last_trigger_with_the_budget_for_tha
             np.testing.assert_array_equal(options["start"].mask[0], before["mask"][target])
             np.testing.assert_array_equal(options["start"].pattern[0], before["pattern"][target])
             begins |= not np.isfinite(done.rounds.records[index - 1]["size"])
-        budgets.append((options["num_steps"], options["mask_weight"]))
+        budgets.append((options["budget"].num_steps, options["budget"].mask_weight))
         first = (config.first_steps, config.first_mask_weight)
         assert budgets[-1] == (first if begins else (config.next_steps, config.next_mask_weight))
     assert len(set(budgets)) == 2
@@ -189,14 +191,12 @@ def test_nc_stamps_no_trigger_that_was_not_found(monkeypatch):
         assert stamped.any()
 
 
-def test_nc_inverts_with_the_budget_of_its_options(monkeypatch):
-    made = []
-
-    def make(classifier, config, **options):
-        made.append((config.success_bound, options))
-        return make_universal_inversion(classifier, config, **options)
-
-    make_universal_inversion = nc.make_universal_inversion
-    monkeypatch.setattr(nc, "make_universal_inversion", make)
+def test_nc_inverts_with_the_bound_and_the_budget_of_its_options(monkeypatch):
+    given, make = [], nc.make_universal_inversion
+    monkeypatch.setattr(
+        nc, "make_universal_inversion", lambda *args: given.append(args) or make(*args)
+    )
+    inversions = recorded_calls(monkeypatch, nc, "make_universal_inversion")
     run("nc", mask_weight=0.005, max_steps=1)
-    assert made == [(0.99, {"num_steps": 60, "mask_weight": 0.005})]
+    assert given == [(CLASSIFIER, NeuralCleanse(success_bound=0.99, patience=3))]
+    assert [call.options for call in inversions] == [{"budget": Budget(60, 0.005, 32)}] * K
