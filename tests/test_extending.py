@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from moth_jax import backdoors, data, distance, models, scanning
-from moth_jax.data.building import build_dataset
+from moth_jax.data.building import Share, build_dataset
 from moth_jax.hardening import METHODS
 from moth_jax.hardening.base import HardeningConfig, Method
 from moth_jax.hardening.baselines.stages import BaselineState, as_method, plain_stages
@@ -123,7 +123,7 @@ def load_stripes(*, num_images: int = 40, seed: int = 0) -> data.ImageDataset:
     half = num_images // 2
     names = ("dark", "bright")
     parts = (images[:half], labels[:half]), (images[half:], labels[half:])
-    return build_dataset("stripes", *parts, class_names=names, validation_fraction=0.2, seed=seed)
+    return build_dataset("stripes", *parts, class_names=names, validation=Share(0.2, seed))
 
 
 def test_a_data_source(monkeypatch):

@@ -62,8 +62,8 @@ def write_report(
         (`curves.history_section`).
       selections: [K, K] symmetric, how often each pair was selected.
       examples: [K, h, w, c] in [0, 1], one image of each class.
-      class_names: theirs, K of them; needed for the pictures of a scan, and for the selected pairs
-        where there are no distances.
+      class_names: K names; needed for the pictures of a scan, and for the selected pairs where
+        there are no distances.
       stamped: images of a backdoor's victims.
 
     Raises:
