@@ -18,9 +18,12 @@ from moth_jax.hardening.baselines.stages import BaselineState, as_method, plain_
 from moth_jax.inversion import INVERSIONS, Budget, Inversion, InversionResult
 from moth_jax.inversion.candidates import no_candidate, verify
 from moth_jax.options import POSITIVE, option
+from moth_jax.run.phases import PHASES, Phase
 from moth_jax.scanning.base import Evidence, Scanner, arm_images, row_of
 from moth_jax.scanning.options import ScanOptions
+from moth_jax.storage.files import read_json, write_json
 from moth_jax.triggers import Trigger, trigger_size
+from tests.helpers.runs import do, tiny_config
 from tests.helpers.toys import (
     SHAPE,
     linear_classifier,
@@ -207,3 +210,30 @@ def test_a_scanner(monkeypatch, bias, poisoned):
     )
     assert found.poisoned == poisoned
     assert f"lean {found.statistic:.2g}" in found.describe()
+
+
+def count_parameters(job, models) -> None:
+    """Write how many numbers the given model has."""
+    parameters = models["before"].variables["params"]
+    count = sum(leaf.size for leaf in parameters.values())
+    write_json(job.workdir / "parameters.json", {"parameters": count})
+
+
+COUNTING = Phase(
+    do=count_parameters,
+    requests=("all", "count"),
+    figures=lambda job, models: read_json(job.workdir / "parameters.json"),
+    files=("parameters.json",),
+)
+
+
+def test_a_phase_of_a_run(monkeypatch, tmp_path):
+    monkeypatch.setitem(PHASES, "count", COUNTING)
+    summary = do(tiny_config(phase="count"), tmp_path)  # a value of config.phase by itself
+    model = tmp_path / "original"
+    assert model.exists()
+    assert not (tmp_path / "distance_before.npz").exists()
+    assert summary.figures["parameters"] > 1000
+    assert read_json(tmp_path / "summary.json")["parameters"] == summary.figures["parameters"]
+    do(tiny_config(phase="train", seed=1), tmp_path, overwrite=True)
+    assert not (tmp_path / "parameters.json").exists()  # it is removed with the run
