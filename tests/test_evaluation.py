@@ -37,25 +37,10 @@ def test_accuracy_is_the_share_that_is_classified_as_labelled():
 attack = jax.jit(pgd, static_argnames=("logits_fn", "adversary"))
 
 
-<<<<<<< HEAD
-def perturbed(images, epsilon, step_size=0.02, num_steps=8, seed=0, labels=SPLIT.labels):
-    return np.asarray(
-        attack(
-            PREDICT,
-            VARIABLES,
-            images,
-            labels,
-            jax.random.key(seed),
-            adversary=Adversary(epsilon, step_size, num_steps),
-        )
-    )
-=======
 def perturbed(epsilon, step_size=0.02, num_steps=8, seed=0):
     """The images of `SPLIT` under attack."""
     given = PREDICT, VARIABLES, SPLIT.images, SPLIT.labels, jax.random.key(seed)
-    budget = {"epsilon": epsilon, "step_size": step_size, "num_steps": num_steps}
-    return np.asarray(attack(*given, **budget))
->>>>>>> eco
+    return np.asarray(attack(*given, adversary=Adversary(epsilon, step_size, num_steps)))
 
 
 @pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.5])
@@ -99,22 +84,7 @@ def test_robustness_is_measured_on_the_whole_split():
 
 
 def test_a_batch_larger_than_the_split_counts_every_image_once():
-<<<<<<< HEAD
-    robust = pgd_accuracy(
-        PREDICT, VARIABLES, SPLIT, adversary=Adversary(0.0, 0.0, 1), batch_size=64
-    )
-    assert robust == 1
-    robust = pgd_accuracy(
-        PREDICT, VARIABLES, SPLIT, adversary=Adversary(1.0, 0.5, 6), batch_size=64
-    )
-    assert robust == 0
-
-
-def test_images_given_as_device_arrays_are_attacked_alike():
-    moved = perturbed(jnp.asarray(SPLIT.images), 0.1)
-    np.testing.assert_array_equal(moved, perturbed(SPLIT.images, 0.1))
-=======
     for epsilon, robust in ((0.0, 1), (1.0, 0)):
-        budget = {"epsilon": epsilon, "step_size": epsilon / 2, "num_steps": 6}
-        assert pgd_accuracy(PREDICT, VARIABLES, SPLIT, **budget, batch_size=64) == robust
->>>>>>> eco
+        adversary = Adversary(epsilon, epsilon / 2, 6)
+        given = PREDICT, VARIABLES, SPLIT
+        assert pgd_accuracy(*given, adversary=adversary, batch_size=64) == robust

@@ -233,7 +233,7 @@ def test_a_phase_of_a_run(monkeypatch, tmp_path):
     model = tmp_path / "original"
     assert model.exists()
     assert not (tmp_path / "distance_before.npz").exists()
-    assert summary.figures["parameters"] > 1000
-    assert read_json(tmp_path / "summary.json")["parameters"] == summary.figures["parameters"]
+    assert summary["parameters"] > 1000
+    assert read_json(tmp_path / "summary.json")["parameters"] == summary["parameters"]
     do(tiny_config(phase="train", seed=1), tmp_path, overwrite=True)
     assert not (tmp_path / "parameters.json").exists()  # it is removed with the run
