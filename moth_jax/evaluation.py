@@ -1,5 +1,6 @@
 """What a classifier gets right: accuracy, and robustness under PGD (Section V-A)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from moth_jax.options import AT_LEAST_1, POSITIVE, SHARE, option
 from moth_jax.parallel.devices import fetch, read_batch, read_batches, replicate, spread
 from moth_jax.progress import Progress, as_progress
 from moth_jax.types import LogitsFn, Variables
@@ -29,7 +31,7 @@ def predictions(
 ) -> np.ndarray:
     """Return the predicted class [n] of every image of an `ImageSplit`.
 
-    With `transform`, such as the stamp of a backdoor, of the images [m, h, w, c] that it returns.
+    `transform`, such as the stamp of a backdoor, is applied to the images [m, h, w, c] first.
     """
     # The last batch is filled up with repeats, so that one compilation serves all.
     order = [
@@ -52,6 +54,21 @@ def accuracy(logits_fn: LogitsFn, variables: Variables, split, *, batch_size: in
     return float(np.mean(predicted == split.labels))
 
 
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """PGD, in units of pixels in [0, 1].
+
+    Attributes:
+      epsilon: the largest change of a pixel, such as 8/255; 0 for no adversary.
+      step_size: of a step along the gradient's sign, such as 2/255.
+      num_steps: how many steps.
+    """
+
+    epsilon: float = option(0.0, SHARE)
+    step_size: float = option(2 / 255, POSITIVE)
+    num_steps: int = option(7, AT_LEAST_1)
+
+
 def pgd(
     logits_fn: LogitsFn,
     variables: Variables,
@@ -59,29 +76,24 @@ def pgd(
     labels: Array,
     key: Array,
     *,
-    epsilon: float,
-    step_size: float,
-    num_steps: int,
+    adversary: Adversary,
 ) -> Array:
-    """Return `images` moved within ±`epsilon` and [0, 1] to raise their loss; random start.
+    """Return `images` moved within ±epsilon and [0, 1] to raise their loss; random start.
 
-    Args:
-      images: [n, h, w, c] in [0, 1].
-      labels: [n].
-      epsilon, step_size: in pixel units of [0, 1], such as 8/255 and 2/255.
-      num_steps: sign-gradient steps.
+    `images` are [n, h, w, c] in [0, 1], `labels` [n].
     """
+    epsilon = adversary.epsilon
 
     def loss(perturbed: Array) -> Array:
         logits = logits_fn(variables, perturbed)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
     def step(_: int, perturbed: Array) -> Array:
-        moved = perturbed + step_size * jnp.sign(jax.grad(loss)(perturbed))
+        moved = perturbed + adversary.step_size * jnp.sign(jax.grad(loss)(perturbed))
         return jnp.clip(jnp.clip(moved, images - epsilon, images + epsilon), 0.0, 1.0)
 
     noise = jax.random.uniform(key, images.shape, minval=-epsilon, maxval=epsilon)
-    return jax.lax.fori_loop(0, num_steps, step, jnp.clip(images + noise, 0.0, 1.0))
+    return jax.lax.fori_loop(0, adversary.num_steps, step, jnp.clip(images + noise, 0.0, 1.0))
 
 
 def pgd_accuracy(
@@ -89,9 +101,7 @@ def pgd_accuracy(
     variables: Variables,
     split,
     *,
-    epsilon: float,
-    step_size: float,
-    num_steps: int,
+    adversary: Adversary,
     seed: int = 0,
     batch_size: int = 256,
     label: str = "robustness",
@@ -103,9 +113,7 @@ def pgd_accuracy(
 
     Note: The published code measures the same first batch ten times; this goes through the split.
     """
-    attack = jax.jit(
-        functools.partial(pgd, logits_fn, epsilon=epsilon, step_size=step_size, num_steps=num_steps)
-    )
+    attack = jax.jit(functools.partial(pgd, logits_fn, adversary=adversary))
     hits, total = 0, len(split)
     variables = replicate(variables)
     with as_progress(progress).task(label, total=total, unit="images") as task:

@@ -15,7 +15,7 @@ from moth_jax.data.augmentation import augment
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import epoch_batches
 from moth_jax.errors import InputError, require_choice
-from moth_jax.evaluation import accuracy, pgd
+from moth_jax.evaluation import Adversary, accuracy, pgd
 from moth_jax.models import Classifier
 from moth_jax.models.classifier import complete
 from moth_jax.options import (
@@ -24,7 +24,6 @@ from moth_jax.options import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
-    SHARE,
     check_options,
     option,
 )
@@ -46,15 +45,6 @@ class TrainState:
 
     variables: Variables
     opt_state: optax.OptState
-
-
-@dataclasses.dataclass(frozen=True)
-class Adversary:
-    """PGD on training images; off if `epsilon` is 0. Units of pixels in [0, 1]."""
-
-    epsilon: float = option(0.0, SHARE)
-    step_size: float = option(2 / 255, POSITIVE)
-    num_steps: int = option(7, AT_LEAST_1)
 
 
 NO_ADVERSARY = Adversary()
@@ -293,16 +283,7 @@ def perturb(
     images = constrain(images)
     if adversary.epsilon == 0:
         return images
-    return pgd(
-        classifier.predict,
-        variables,
-        images,
-        labels,
-        key,
-        epsilon=adversary.epsilon,
-        step_size=adversary.step_size,
-        num_steps=adversary.num_steps,
-    )
+    return pgd(classifier.predict, variables, images, labels, key, adversary=adversary)
 
 
 def train_state_arrays(state: TrainState) -> dict:

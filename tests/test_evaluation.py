@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moth_jax.data.dataset import ImageSplit
-from moth_jax.evaluation import accuracy, pgd, pgd_accuracy, predictions
+from moth_jax.evaluation import Adversary, accuracy, pgd, pgd_accuracy, predictions
 from tests.helpers.toys import linear_classifier, row_images, row_split, row_variables
 
 PREDICT = linear_classifier().predict
@@ -34,14 +34,13 @@ def test_accuracy_is_the_share_that_is_classified_as_labelled():
     assert accuracy(PREDICT, VARIABLES, wrong, batch_size=8) == pytest.approx(14 / 17)
 
 
-attack = jax.jit(pgd, static_argnames="logits_fn")
+attack = jax.jit(pgd, static_argnames=("logits_fn", "adversary"))
 
 
 def perturbed(epsilon, step_size=0.02, num_steps=8, seed=0):
     """The images of `SPLIT` under attack."""
     given = PREDICT, VARIABLES, SPLIT.images, SPLIT.labels, jax.random.key(seed)
-    budget = {"epsilon": epsilon, "step_size": step_size, "num_steps": num_steps}
-    return np.asarray(attack(*given, **budget))
+    return np.asarray(attack(*given, adversary=Adversary(epsilon, step_size, num_steps)))
 
 
 @pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.5])
@@ -78,7 +77,7 @@ def test_robustness_is_measured_on_the_whole_split():
         images[i, SPLIT.labels[i]] = 0.5
     split = ImageSplit(images, SPLIT.labels)
     robust = pgd_accuracy(
-        PREDICT, VARIABLES, split, epsilon=0.1, step_size=0.05, num_steps=6, batch_size=8
+        PREDICT, VARIABLES, split, adversary=Adversary(0.1, 0.05, 6), batch_size=8
     )
     assert accuracy(PREDICT, VARIABLES, split, batch_size=8) == 1
     assert robust == pytest.approx(14 / 17)
@@ -86,5 +85,6 @@ def test_robustness_is_measured_on_the_whole_split():
 
 def test_a_batch_larger_than_the_split_counts_every_image_once():
     for epsilon, robust in ((0.0, 1), (1.0, 0)):
-        budget = {"epsilon": epsilon, "step_size": epsilon / 2, "num_steps": 6}
-        assert pgd_accuracy(PREDICT, VARIABLES, SPLIT, **budget, batch_size=64) == robust
+        adversary = Adversary(epsilon, epsilon / 2, 6)
+        given = PREDICT, VARIABLES, SPLIT
+        assert pgd_accuracy(*given, adversary=adversary, batch_size=64) == robust

@@ -16,8 +16,8 @@ from moth_jax.data import DATASETS
 from moth_jax.hardening import METHODS
 from moth_jax.inversion import INVERSIONS
 from moth_jax.models import MODELS
-from moth_jax.run.configuration import PHASES
-from moth_jax.run.summary import describe
+from moth_jax.run.phases import requests
+from moth_jax.run.summary import Summary
 from tests.helpers.runs import (
     DIGITS,
     FLAGS,
@@ -54,7 +54,7 @@ def ending(monkeypatch, fault, **changes):
 
     for name, value in (("_GRACE", 20.0), ("_CONFIG", tiny_config(**changes))):
         monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
-    monkeypatch.setattr(main, "prepare_console", lambda: None)
+    monkeypatch.setattr(main.console, "prepare_console", lambda: None)
     monkeypatch.setattr(main, "_run", run)
     with pytest.raises((SystemExit, RuntimeError)) as end:
         main.main([])
@@ -98,6 +98,8 @@ def test_any_other_fault_of_a_device_keeps_its_traceback(monkeypatch):
             ["unknown field config.harden.epoch;", "did you mean config.harden.epochs?"],
         ),
         ("harden.epoch=3", ["config.harden.momentum, "]),
+        ("harden.closing_steps=60", ["unknown field config.harden.closing_steps;"]),
+        ("distance.settle_after=9", ["unknown field config.distance.settle_after;"]),
         ("phse=all", ["unknown field config.phse;", "did you mean config.phase?", "config.seed"]),
         (
             "hardn.epochs=3",
@@ -120,7 +122,7 @@ def test_any_other_fault_of_a_device_keeps_its_traceback(monkeypatch):
         ("harden.symmetric=perhaps", ["--config.harden.symmetric=perhaps", "oolean"]),
         ("distance.seeds=(0,", ["--config.distance.seeds=(0,", "tuple"]),
         ("harden=3", ["--config.harden"]),
-        ("phase=everything", ["unknown phase 'everything'", *PHASES]),
+        ("phase=everything", ["unknown phase 'everything'", *requests()]),
         ("method=magic", ["unknown method 'magic'", *METHODS]),
         ("data.name=imagenet", ["unknown data set 'imagenet'", *DATASETS]),
         ("model.name=vgg", ["unknown model 'vgg'", *MODELS]),
@@ -460,12 +462,12 @@ def summary(**changes):
 
 
 def test_the_result_is_told_in_a_few_lines(tmp_path):
-    (tmp_path / "report.html").write_text("")
-    assert describe(summary(), tmp_path) == [
+    report = tmp_path / "report.html"
+    assert Summary(summary(), report).describe() == [
         "test accuracy    91.52 -> 90.34 %",
         "class distance   53.49 -> 109.70 pixels",
         "increase         +108.62 %",
-        f"report           {tmp_path / 'report.html'}",
+        f"report           {report}",
     ]
 
 
@@ -503,8 +505,8 @@ ONLY_BEFORE = {
         ),
     ],
 )
-def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(tmp_path, changes, expected):
-    lines = describe(summary(**changes), tmp_path)
+def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(changes, expected):
+    lines = Summary(summary(**changes)).describe()
     assert all(any(text in line for line in lines) for text in expected)
     if changes.items() >= ONLY_BEFORE.items():
         assert not any("->" in line or "increase" in line for line in lines)
@@ -524,8 +526,8 @@ def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(tmp_path, chang
         ({**ONLY_BEFORE, "distance_before": NAN}, ["class distance   none found"]),
     ],
 )
-def test_distances_of_no_trigger_are_said_to_be_none_found(tmp_path, changes, expected):
-    lines = describe(summary(**changes), tmp_path)
+def test_distances_of_no_trigger_are_said_to_be_none_found(changes, expected):
+    lines = Summary(summary(**changes)).describe()
     assert not any("nan" in line for line in lines)
     assert all(any(line.startswith(text) for line in lines) for text in expected)
 

@@ -20,14 +20,15 @@ from moth_jax.backdoors import attack_success
 from moth_jax.data import ImageDataset
 from moth_jax.distance.matrix import DistanceMatrix, relative_increase
 from moth_jax.errors import InputError, listed, require_choice
-from moth_jax.evaluation import accuracy, pgd_accuracy
+from moth_jax.evaluation import Adversary, accuracy, pgd_accuracy
 from moth_jax.hardening import METHODS
 from moth_jax.models import Classifier, checkpoint
+from moth_jax.models.checkpoint import SavedModel
 from moth_jax.parallel import devices
 from moth_jax.progress import console_progress
-from moth_jax.run.configuration import check, data_options, node_of
+from moth_jax.run.configuration import check, data_options, make_job, node_of
 from moth_jax.run.console import prepare_console
-from moth_jax.run.job import chosen_backdoor
+from moth_jax.run.job import Job
 from moth_jax.run.metrics import MetricWriter
 from moth_jax.run.origin import commit
 from moth_jax.run.phases import harden as hardening
@@ -69,6 +70,15 @@ class Model(NamedTuple):
     dataset: ImageDataset
     config: ml_collections.ConfigDict
     folder: Path
+
+    @property
+    def saved(self) -> SavedModel:
+        """The model alone."""
+        return SavedModel(self.classifier, self.variables)
+
+    def job(self) -> Job:
+        """Return the job of its configuration, in its folder."""
+        return make_job(self.config, self.dataset, self.folder, progress=console_progress())
 
 
 def scale() -> Scale:
@@ -148,7 +158,8 @@ def model(
     dataset = _loaded(config.data.name, tuple(sorted(data_options(config).items())))
     folder = _cell(cells() / "models" / name, config, without={"method", *_NODES, "clean_share"})
     with MetricWriter(folder) as metrics:
-        classifier, variables = original_model(config, dataset, folder, metrics, console_progress())
+        job = make_job(config, dataset, folder, progress=console_progress(), metrics=metrics)
+        classifier, variables = original_model(job)
     return Model(classifier, variables, dataset, config, folder)
 
 
@@ -182,15 +193,7 @@ def cell_commits() -> list[str]:
 
 def distances(given: Model) -> DistanceMatrix:
     """Return the distances of a model, measured once."""
-    return measure(
-        given.config,
-        given.dataset,
-        given.folder,
-        "before",
-        given.classifier,
-        given.variables,
-        console_progress(),
-    )
+    return measure(given.job(), "before", given.saved)
 
 
 def harden(
@@ -211,17 +214,10 @@ def harden(
         change(config)
     check(config)
     folder = _cell(given.folder / name, config, without=_NODES - {node_of(method)})
+    watch = functools.partial(_keep_snapshot, given.classifier, folder, every)
     with MetricWriter(folder) as metrics:
-        variables = hardening.harden(
-            config,
-            given.dataset,
-            folder,
-            given.classifier,
-            given.variables,
-            metrics,
-            console_progress(),
-            watch=functools.partial(_keep_snapshot, given.classifier, folder, every),
-        )
+        job = make_job(config, given.dataset, folder, progress=console_progress(), metrics=metrics)
+        variables = hardening.harden(job, given.saved, watch)
     # The seed is the hardening's: the backdoor and the measured directions are as given.
     config.seed = given.config.seed
     return Model(given.classifier, variables, given.dataset, config, folder)
@@ -234,8 +230,6 @@ def measured_as(
     config = given.config.copy_and_resolve_references()
     change(config)
     folder = _cell(given.folder / name, config, without=_NODES - {node_of(config.method)})
-    for place in ("original", "hardened"):  # where distances are put beside a model's weights
-        (folder / place).mkdir(exist_ok=True)
     return given._replace(config=config, folder=folder)
 
 
@@ -264,15 +258,7 @@ def snapshots(hardened: Model) -> list[tuple[dict, Model]]:
 
 def distances_after(hardened: Model) -> DistanceMatrix:
     """Return the distances of a hardened model, measured once."""
-    return measure(
-        hardened.config,
-        hardened.dataset,
-        hardened.folder,
-        "after",
-        hardened.classifier,
-        hardened.variables,
-        console_progress(),
-    )
+    return measure(hardened.job(), "after", hardened.saved)
 
 
 def once(path: Path, compute: Callable[[], dict]) -> dict:
@@ -297,7 +283,9 @@ def quality(given: Model, *, robust: bool = False) -> dict:
 
     def compute() -> dict:
         images = attacked_images(given.dataset, num_images)
-        return {"robustness": pgd_accuracy(predict, variables, images, **attack)}
+        return {
+            "robustness": pgd_accuracy(predict, variables, images, adversary=Adversary(**attack))
+        }
 
     # Under another attack it is another figure.
     name = "_".join(f"{value:g}" for value in (num_images, *attack.values()))
@@ -308,10 +296,8 @@ def success(given: Model) -> dict:
     """Return the attack success rate of the backdoor of a model's configuration."""
 
     def compute() -> dict:
-        backdoor = chosen_backdoor(given.config, given.dataset)
-        rates = attack_success(
-            given.classifier.predict, given.variables, given.dataset.test, backdoor
-        )
+        backdoor, test = given.job().backdoor, given.dataset.test
+        rates = attack_success(given.classifier.predict, given.variables, test, backdoor)
         return {"attack_success": rates.overall, "others": rates.others}
 
     return once(given.folder / "success.json", compute)

@@ -14,7 +14,6 @@ from lab import SEEDS, Model, harden, model, problems, quality, scale, start, su
 from scales import PROBLEMS, SIGNS
 from tables import ACCURACY, SUCCESS, Column, Row, write
 
-from moth_jax.progress import console_progress
 from moth_jax.run.phases.scan import scan_model
 from moth_jax.scanning import SCANNERS
 
@@ -56,9 +55,7 @@ def verdict(given: Model, method: str) -> dict:
         config.scan.num_images = NUM_IMAGES[method]
     folder = given.folder / f"scan-{method}"
     folder.mkdir(exist_ok=True)
-    found = scan_model(
-        config, given.dataset, folder, given.classifier, given.variables, console_progress()
-    )
+    found = scan_model(given._replace(config=config, folder=folder).job(), given.saved)
     return {"poisoned": found.poisoned, "statistic": found.statistic}
 
 

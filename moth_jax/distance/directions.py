@@ -1,9 +1,9 @@
 """Which of K(K-1) directions are measured, and what that says of the others.
 
-A model of many classes has more directions than can be measured. A random sample estimates the mean
-of all, with a confidence interval. All directions out of some classes, or into some, are complete in
-themselves. The nearest directions (`nearest.py`) show where a model is weakest, and say nothing of
-the mean.
+A model of many classes has more directions than can be measured. A random sample estimates the
+mean of all, with a confidence interval. All directions out of some classes, or into some, are
+complete in themselves. The nearest directions (`nearest.py`) show where a model is weakest, and say
+nothing of the mean.
 """
 
 from collections.abc import Sequence
@@ -83,9 +83,9 @@ def choose_directions(
 def mean_interval(values: np.ndarray, sampled: int, population: int) -> tuple[float, float] | None:
     """Return the 95 % confidence interval of the mean of `population` values.
 
-    `sampled` of them were drawn without replacement, and `values` are the drawn ones that are known.
-    The interval is that of Student's t, with the correction for finite populations: nothing is left
-    to chance when all are drawn. It is None with fewer than two values.
+    `sampled` of them were drawn without replacement, and `values` are those of the drawn ones that
+    are known. The interval is that of Student's t, with the correction for finite populations:
+    nothing is left to chance when all are drawn. It is None with fewer than two values.
 
     >>> [round(end, 2) for end in mean_interval(np.array([9.0, 10.0, 11.0, 10.0]), 4, 1000)]
     [8.7, 11.3]

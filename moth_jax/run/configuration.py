@@ -1,14 +1,18 @@
-"""The configuration of a run: defaults, and how its parts become the options of the functions.
+"""The configuration of a run: its defaults, its checks, and the `Job` that is made from it.
 
 Configuration files (`configs/*.py`) define `get_config()`, which changes what `default_config`
-returns. Every option of a dataclass (`MothConfig`, `TrainingConfig`) is there under its own name,
-so there is one list of options and one place that documents each.
+returns. Its parts are the fields of dataclasses (`MothConfig`, `MeasureOptions`, ...) under their
+own names, so there is one list of options and one place that documents each. No other module but
+the command knows of `ConfigDict`s.
 """
 
 import dataclasses
+import json
 import typing
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -18,123 +22,86 @@ from moth_jax.errors import InputError, require_choice
 from moth_jax.hardening import METHODS
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.hardening.moth import MothConfig
-from moth_jax.inversion import DEFAULT, Inversion, create
 from moth_jax.models import MODELS
 from moth_jax.models.loading import AUTO, TRUST
-from moth_jax.options import check_options
-from moth_jax.scanning import SCANNERS, ScanOptions
+from moth_jax.options import NOT_NEGATIVE, POSITIVE_SHARE, SEED, check_options, option
+from moth_jax.progress import Progress
+from moth_jax.run.job import (
+    BackdoorOptions,
+    Job,
+    ModelOptions,
+    choose_backdoor,
+    choose_classes,
+    choose_measured,
+)
+from moth_jax.run.metrics import MetricWriter, NoMetrics
+from moth_jax.run.phases import PHASES, requests
+from moth_jax.run.phases.measure import MeasureOptions
 from moth_jax.training import BATCH_NORM_MODES, Adversary, TrainingConfig
 
-PHASES = ("all", "train", "measure", "harden", "scan", "report")
-SPLITS = ("train", "validation", "test")
+# A ConfigDict: its fields are of any type, and the library annotates them as a union of some.
+Config = Any
+_NO_METRICS = NoMetrics()
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """Return the published options, for a data set and a model that the file has yet to name.
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Options of the run as a whole.
 
-    Fields:
+    Attributes:
       phase: "train" stops when there is a model, "measure" when its distances are known, "harden"
         hardens without measuring, "all" does everything, "scan" says whether the model looks
         poisoned, "report" writes the report anew.
-      method: how to harden.
+      method: how to harden (`hardening.METHODS`).
       seed: of training and hardening.
-      classes: names of the classes to measure and harden among each other; () for all there are
-        images of. The others' images are trained on as they are.
-      data: name, and the options of its loader (`data.DATASETS`).
-      model: name ("auto": read off the checkpoint), checkpoint (a file that
-        `models.sources.load_source` reads, or a checkpoint folder of this package; "" trains one),
-        builder and trust as there, mean and std of the pixels it expects (() for those of the
-        checkpoint or the data), fine_tune: train the checkpoint's model as `training` says before
-        it is measured, and give it a new head if its own has another number of classes than the
-        data.
-      backdoor: what is planted in the model that is trained here, and measured in any: kind
-        ("" for none; `backdoors.ATTACKS`), target and victims (names of classes; () for all but the
-        target), rate and cover_rate of `backdoors.poison`, seed of the choice of images and of the
-        trigger; the other fields are the attacks' options, None for an attack's own default. Only
-        the original model is trained on poisoned images; measuring and hardening see the clean
-        ones.
-      training: `training.TrainingConfig`.
-      distance: `distance.distance_matrix`, with the inversion's name (`inversion.INVERSIONS`), its
-        patience, success_bound and precision; None for what the inversion was made for;
-        the split whose images are used, and which directions: victims, targets: names of classes
-        to measure from and to
-        (() for all); of these num_directions, drawn at random by the run's seed (0 for all), or the
-        nearest so many as universal triggers of the given model find them
-        (`nearest.nearest_directions`; 0 for all).
-      scan: `scanning.ScanOptions`, with the method (`scanning.SCANNERS`), the split whose images
-        are used, and the threshold of its statistic (`scanning.calibrate`; 0 for the method's own).
-        Where "distance" has measured all directions, "pairs" takes those distances as they are.
-      robustness: the attack under which accuracy is measured as well (`evaluation.pgd_accuracy`):
-        epsilon (0 for none) and step_size in units of [0, 1], num_steps, and num_images of the test
-        set (`robustness.attacked_images`). Published: 8/255 and 20 steps of 2/255 for CIFAR-10,
-        0.03 and 100 of 0.001 for SVHN and GTSRB, 0.1 and 100 of 0.01 for LISA.
-      harden: `moth.MothConfig`, for the methods "moth" and "pairwise".
-      universal, uap, nc, nad, adversarial, fine_tuning, fine_pruning: the options of these methods
-        (`methods.METHODS`, `baselines/`).
+      classes: names of the classes to measure and harden among each other; () for all that have
+        images. The others' images are trained on as they are.
       clean_share: share of each class's training images that hardening may use; published 0.05 for
         the removal of backdoors.
-      mesh: devices: how many to compute on, of every process as many (0 for all).
       checkpoint_seconds: least time between two checkpoints within a phase.
     """
-    config = ml_collections.ConfigDict(
+
+    phase: str = "all"
+    method: str = "moth"
+    seed: int = option(0, SEED)
+    classes: tuple[str, ...] = ()
+    clean_share: float = option(1.0, POSITIVE_SHARE)
+    checkpoint_seconds: float = option(30.0, NOT_NEGATIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+    """`devices`: how many devices of every process compute; 0 for all."""
+
+    devices: int = option(0, NOT_NEGATIVE)
+
+
+def default_config() -> Config:
+    """Return the published options, for a data set and a model that the file has yet to name.
+
+    Fields: those of `RunOptions`, and the sections
+      data: name, and the options of its loader (`data.DATASETS`).
+      model: `job.ModelOptions`.
+      backdoor: `job.BackdoorOptions`, and the options of the attacks (`backdoors.ATTACKS`), None
+        for an attack's own default.
+      training: `training.TrainingConfig`.
+      distance, scan, robustness: `MeasureOptions`, `ScanPhaseOptions` and `RobustnessOptions` of
+        the files in `run/phases/`; a phase says itself which sections it has.
+      harden: `hardening.MothConfig`, for the methods "moth" and "pairwise".
+      universal, uap, nc, nad, adversarial, fine_tuning, fine_pruning: the options of these methods
+        (`hardening/baselines/`).
+      mesh: `MeshOptions`.
+    """
+    config: Config = ml_collections.ConfigDict(
         {
-            "phase": "all",
-            "method": "moth",
-            "seed": 0,
-            "classes": (),
+            **dataclasses.asdict(RunOptions()),
             "data": {"name": "", "validation_fraction": 0.1, "seed": 0},
-            "model": {
-                "name": AUTO,
-                "checkpoint": "",
-                "builder": "",
-                "trust": "nothing",
-                "mean": (),
-                "std": (),
-                "fine_tune": False,
-            },
-            "backdoor": {
-                "kind": "",
-                "target": "",
-                "victims": (),
-                "rate": 0.1,
-                "cover_rate": 0.1,
-                "seed": 0,
-                **_attack_options(),
-            },
+            "model": _fields(ModelOptions),
+            "backdoor": {**_fields(BackdoorOptions), **_attack_options(), "seed": 0},
             "training": _fields(TrainingConfig),
-            "distance": {
-                "split": "test",
-                "victims": (),
-                "targets": (),
-                "num_directions": 0,
-                "nearest": 0,
-                "num_images": 100,
-                "num_steps": config_dict.placeholder(int),
-                "minibatch_size": config_dict.placeholder(int),
-                "mask_weight": config_dict.placeholder(float),
-                "seeds": (0,),
-                "inversion": DEFAULT,
-                "precision": "float32",
-                "patience": config_dict.placeholder(int),
-                "success_bound": 0.9,
-                "directions_per_chunk": 0,
-            },
-            "scan": {
-                "method": "neural_cleanse",
-                "split": "test",
-                "threshold": 0.0,
-                **_fields(ScanOptions),
-            },
-            "robustness": {
-                "epsilon": 0.0,
-                "step_size": 2 / 255,
-                "num_steps": 20,
-                "num_images": 1000,
-            },
-            "mesh": {"devices": 0},
-            "clean_share": 1.0,
+            **{name: _fields(options) for name, options in _phase_sections().items()},
+            "mesh": _fields(MeshOptions),
             **{node_of(name): _fields(method.config) for name, method in METHODS.items()},
-            "checkpoint_seconds": 30.0,
         }
     )
     # A field mistyped in a configuration file is found; the options of data depend on its name.
@@ -143,47 +110,39 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
+def _phase_sections() -> dict[str, type]:
+    """Return the sections that the phases have of their own, by name."""
+    return {name: of for phase in PHASES.values() for name, of in phase.options.items()}
+
+
 def _attack_options() -> dict:
-    """Return a field without a value for every option of any attack but the seed, by its type."""
+    """Return a field without a value for every option of any attack, by its type."""
     types = backdoors.option_types()
-    return {name: config_dict.placeholder(types[name]) for name in types if name != "seed"}
+    return {name: config_dict.placeholder(types[name]) for name in types}
+
+
+_NO_FIELDS = ("seed", "classes", "of_attack")  # the run has the first two for all of them
 
 
 def _fields(options: type) -> dict:
-    """Return the defaults of a dataclass of options, without those that a whole run has."""
+    """Return the defaults of a dataclass of options that are fields of its section."""
     fields = dataclasses.asdict(options())
     for field in dataclasses.fields(options):
         if fields[field.name] is None:  # a value may be set, of the other type of "... | None"
             fields[field.name] = config_dict.placeholder(typing.get_args(field.type)[0])
-    return {name: value for name, value in fields.items() if name not in ("seed", "classes")}
-
-
-def training_config(config: ml_collections.ConfigDict) -> TrainingConfig:
-    """Return the options of training."""
-    return _options(TrainingConfig, config.training, seed=config.seed)
-
-
-def method_config(
-    config: ml_collections.ConfigDict, classes: tuple[int, ...] = ()
-) -> HardeningConfig:
-    """Return the options of `config.method`; `classes` are the labels of `config.classes`."""
-    options = METHODS[config.method].config
-    node = config[node_of(config.method)]
-    return _options(options, node, seed=config.seed, classes=classes)
+    return {name: value for name, value in fields.items() if name not in _NO_FIELDS}
 
 
 def node_of(method: str) -> str:
-    """Return the name of the part of a configuration that holds a method's options."""
+    """Return the name of the section that holds a method's options."""
     return "harden" if METHODS[method].config is MothConfig else method
 
 
-_TRAINED = ("training", *map(node_of, METHODS))  # the parts that train
+_TRAINED = ("training", *map(node_of, METHODS))  # the sections that train
 
 
-def set_adversary(
-    config: ml_collections.ConfigDict, adversary: Adversary, *, parts: Sequence[str] = ()
-) -> None:
-    """Let an adversary perturb the images in some parts of a configuration.
+def set_adversary(config: Config, adversary: Adversary, *, parts: Sequence[str] = ()) -> None:
+    """Let an adversary perturb the images in some sections of a configuration.
 
     Without `parts` it does in training and in every method: the model is trained adversarially,
     and whichever method hardens it goes on with that.
@@ -197,24 +156,30 @@ def set_adversary(
         config[part].adversary.update(dataclasses.asdict(adversary))
 
 
-def scan_options(config: ml_collections.ConfigDict) -> ScanOptions:
-    """Return the options of scanning."""
-    fields = config.scan.to_dict()
-    of_the_run = ("method", "split", "threshold")
-    options = {name: value for name, value in fields.items() if name not in of_the_run}
-    return ScanOptions(**options, seed=config.seed)
-
-
-def _options(options: type, node: ml_collections.ConfigDict, **of_the_run):
-    fields = node.to_dict()
-    return options(**{**fields, "adversary": Adversary(**fields["adversary"]), **of_the_run})
-
-
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: Config) -> None:
     """Raise `InputError` at the first field whose value is no choice or out of range."""
-    require_choice("phase", config.phase, PHASES)
+    require_choice("phase", config.phase, requests())
     require_choice("method", config.method, METHODS)
     require_choice("data set", config.data.name, data.DATASETS)
+    _check_model(config)
+    _check_backdoor(config)
+    for part in _TRAINED:
+        require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
+    check_options(config, of=RunOptions)
+    sections = {
+        "backdoor": BackdoorOptions,
+        "training": TrainingConfig,
+        "mesh": MeshOptions,
+        **{node_of(name): method.config for name, method in METHODS.items()},
+        **_phase_sections(),
+    }
+    for name, options in sections.items():
+        check_options(config[name], of=options, prefix=f"{name}.")
+    phase_options(config)
+    method_config(config)
+
+
+def _check_model(config: Config) -> None:
     if not config.model.checkpoint:  # else it may be any of torchvision
         require_choice("model", config.model.name, (AUTO, *MODELS))
     require_choice("model.trust", config.model.trust, TRUST)
@@ -223,6 +188,9 @@ def check(config: ml_collections.ConfigDict) -> None:
             "model.fine_tune trains a given model further, and model.checkpoint names none; leave "
             "it False to train one from scratch"
         )
+
+
+def _check_backdoor(config: Config) -> None:
     if config.backdoor.kind:
         require_choice("backdoor", config.backdoor.kind, backdoors.ATTACKS)
     elif config.backdoor.target or config.backdoor.victims:
@@ -230,46 +198,129 @@ def check(config: ml_collections.ConfigDict) -> None:
             "backdoor.target or victims is given, but no backdoor.kind: none is planted",
             stacklevel=2,
         )
-    require_choice("split", config.distance.split, SPLITS)
-    require_choice("scan.method", config.scan.method, SCANNERS)
-    require_choice("scan.split", config.scan.split, SPLITS)
-    for part in _TRAINED:
-        require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
-    check_options(config.training, of=TrainingConfig, prefix="training.")
-    check_options(config.scan, of=ScanOptions, prefix="scan.")
-    distance_inversion(config)
-    for name, method in METHODS.items():
-        part = node_of(name)
-        check_options(config[part], of=method.config, prefix=f"{part}.")
-    seeds = config.distance.seeds
-    if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
-        raise InputError(
-            f"distance.seeds must be whole numbers in [0, 2**31), such as (0, 1, 2), got {seeds}"
-        )
-    method_config(config)
 
 
-def distance_inversion(config: ml_collections.ConfigDict) -> Inversion:
-    """Return the method by which distances are measured.
+def make_job(
+    config: Config,
+    dataset: data.ImageDataset,
+    workdir: Path,
+    *,
+    progress: Progress,
+    metrics: MetricWriter | NoMetrics = _NO_METRICS,
+) -> Job:
+    """Return the job of a configuration: names of classes become labels, sections dataclasses.
 
     Raises:
-      InputError: there is no such method, or an option is none of it or out of its range.
+      InputError: what the configuration names does not exist in the data, or does not fit it.
     """
-    options = config.distance
-    return create(
-        options.inversion,
-        precision=options.precision,
-        patience=options.patience,
-        success_bound=options.success_bound,
+    named = choose_classes(config.classes, dataset)
+    classes = method_config(config, named).chosen(dataset)
+    sections = phase_options(config)
+    measured = sections[MeasureOptions]
+    poisoning = backdoor_options(config)
+    return Job(
+        request=config.phase,
+        seed=config.seed,
+        dataset=dataset,
+        classes=classes,
+        directions=choose_measured(
+            classes,
+            dataset,
+            victims=measured.victims,
+            targets=measured.targets,
+            num_directions=measured.num_directions,
+            nearest=measured.nearest,
+            seed=config.seed,
+        ),
+        backdoor=choose_backdoor(poisoning, dataset),
+        poisoning=poisoning,
+        model=ModelOptions(**config.model.to_dict()),
+        training=training_config(config),
+        method=config.method,
+        hardening=method_config(config, classes),
+        clean_share=config.clean_share,
+        checkpoint_seconds=config.checkpoint_seconds,
+        workdir=workdir,
+        progress=progress,
+        metrics=metrics,
+        sections=sections,
     )
 
 
-def data_options(config: ml_collections.ConfigDict) -> dict:
+def phase_options(config: Config) -> dict[type, Any]:
+    """Return the options of the phases by their types.
+
+    Raises:
+      InputError: a value is no choice, or out of its range.
+    """
+    return {of: _options(of, config, name) for name, of in _phase_sections().items()}
+
+
+def training_config(config: Config) -> TrainingConfig:
+    """Return the options of training."""
+    return _options(TrainingConfig, config, "training")
+
+
+def method_config(config: Config, classes: tuple[int, ...] = ()) -> HardeningConfig:
+    """Return the options of `config.method`; `classes` are the labels of `config.classes`."""
+    options = METHODS[config.method].config
+    return dataclasses.replace(_options(options, config, node_of(config.method)), classes=classes)
+
+
+def backdoor_options(config: Config) -> BackdoorOptions:
+    """Return the options of the backdoor; those of its attack that are None are left out."""
+    fields = config.backdoor.to_dict()
+    own = {field.name for field in dataclasses.fields(BackdoorOptions)}
+    of_attack = {
+        name: value for name, value in fields.items() if name not in own and value is not None
+    }
+    given = {name: value for name, value in fields.items() if name in own}
+    return BackdoorOptions(**given, of_attack=of_attack)
+
+
+def _options(options: type, config: Config, section: str) -> Any:
+    """Return a section as its dataclass, with the run's seed where that has one."""
+    fields = config[section].to_dict()
+    for field in dataclasses.fields(options):
+        if dataclasses.is_dataclass(field.default):
+            fields[field.name] = type(field.default)(**fields[field.name])
+        elif field.name == "seed":
+            fields["seed"] = config.seed
+    return options(**fields)
+
+
+# The memory of a step grows with these options of the methods that have them.
+_MEMORY_OPTIONS = ("batch_size", "victims_per_class", "warmup_max_images", "num_images")
+
+
+def memory_fields(config: Config) -> str:
+    """Return the fields that a run on the same devices needs less memory with if they are lower."""
+    section = node_of(config.method)
+    fields = [f"{section}.{name}" for name in _MEMORY_OPTIONS if name in config[section]]
+    return f"training.batch_size or {', '.join(fields)}"
+
+
+def load_data(config: Config) -> data.ImageDataset:
+    """Return the data set of a configuration."""
+    return data.load(config.data.name, **data_options(config))
+
+
+def data_options(config: Config) -> dict:
     """Return the options of the data set's loader."""
     return {name: value for name, value in config.data.to_dict().items() if name != "name"}
 
 
-def field_names(config: ml_collections.ConfigDict, prefix: str = "config") -> list[str]:
+def num_devices(config: Config) -> int:
+    """Return how many devices of every process compute, 0 for all."""
+    return config.mesh.devices
+
+
+def as_json(config: Config) -> dict:
+    """Return the configuration as JSON can carry it."""
+    return json.loads(config.to_json_best_effort())
+
+
+def field_names(config: Config, prefix: str = "config") -> list[str]:
     """Return the full names of all fields, as they are given on the command line."""
     names = []
     for name, value in config.items():

@@ -1,8 +1,13 @@
-"""What the commands say, and keep libraries from saying, on the console."""
+"""What both commands do before they work: the console, exit codes, compiled programs on disk.
+
+JAX is not imported here: the command must be able to take a signal before JAX is loaded.
+"""
 
 import _thread
+import hashlib
 import logging
 import os
+import platform
 import sys
 import threading
 import warnings
@@ -13,11 +18,12 @@ from typing import NoReturn
 import absl.logging
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
-# EX_TEMPFAIL of sysexits.h, "try again later": no fault, and not what a kill (137, 143) gives.
+# EX_TEMPFAIL of sysexits.h, "try again later". A kill gives other codes (137, 143).
 EXIT_PREEMPTED = 75
 _SHOW_CURSOR = "\x1b[?25h"
-_PACKAGE = Path(__file__).parent
-_leave: list[Callable[[int], None]] = []
+_PACKAGE = Path(__file__).parents[1]
+_CPUINFO = Path("/proc/cpuinfo")
+_leave: list[Callable[[int], object]] = []
 
 
 def fail(message: str, *, code: int = EXIT_BAD_INPUT) -> NoReturn:
@@ -28,7 +34,7 @@ def fail(message: str, *, code: int = EXIT_BAD_INPUT) -> NoReturn:
     sys.exit(code)
 
 
-def at_failure(leave: Callable[[int], None]) -> None:
+def at_failure(leave: Callable[[int], object]) -> None:
     """Have `leave(exit code)` called when `fail` ends the process."""
     _leave.append(leave)
 
@@ -51,13 +57,13 @@ def _line(message: str) -> str:
 
 
 def prepare_console() -> None:
-    """Say warnings of ours in one line, and keep libraries quiet about faults that we report."""
+    """Show warnings of this package in one line, and keep libraries quiet about faults."""
     _say_warnings()
     _keep_libraries_quiet()
 
 
 def _say_warnings() -> None:
-    """Show what this package warns a user of without the line of code it comes from."""
+    """Show a warning of this package without the line of code that it comes from."""
     show = warnings.showwarning
 
     def show_ours(message, category, filename, *rest, **options) -> None:
@@ -70,18 +76,48 @@ def _say_warnings() -> None:
 
 
 def _keep_libraries_quiet() -> None:
-    """Keep what Orbax and TensorStore say about a fault off the console: we say it in one line."""
+    """Keep what Orbax and TensorStore say about a fault off the console: `fail` says it."""
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     report = sys.unraisablehook
 
     def report_others(fault) -> None:
         if fault.exc_type is KeyboardInterrupt:
-            # It hit a callback whose errors Python ignores (JAX has one of the garbage collector):
-            # once more, outside of it.
+            # Ctrl-C hit a callback whose errors Python ignores, such as JAX's for the garbage
+            # collector. It is sent again, to arrive outside of the callback.
             threading.Timer(0.05, _thread.interrupt_main).start()
-        # Callbacks of TensorStore that come after a write has failed.
+        # After a failed write, callbacks of TensorStore find their event loop closed.
         elif "Event loop is closed" not in str(fault.exc_value):
             report(fault)
 
     sys.unraisablehook = report_others
+
+
+def keep_compilations() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was told where or not to.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    JAX finds by itself which programs fit (model, budgets, devices, versions). A command decides
+    this, not the library: a notebook sets JAX's own options.
+    """
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(default_folder()))
+
+
+def default_folder(cpuinfo: Path = _CPUINFO) -> Path:
+    """Return the folder moth_jax/PROCESSOR in XDG_CACHE_HOME, which is ~/.cache if not set.
+
+    One folder for each kind of processor: where machines share a home, code for instructions that
+    one of them lacks would end the process there.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "moth_jax" / f"{platform.machine()}-{_instructions(cpuinfo)}"
+
+
+def _instructions(cpuinfo: Path) -> str:
+    """Return a short name of the processor's instruction set."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return hashlib.sha256(flags.encode()).hexdigest()[:8]

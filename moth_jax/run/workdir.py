@@ -1,64 +1,89 @@
-"""The folder of a run: whose it is, and the small JSON files in it."""
+"""The work folder: one run at a time works in it, and it belongs to one configuration."""
 
-import json
+import contextlib
+import errno
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-import ml_collections
+from filelock import FileLock, Timeout
 
 from moth_jax.errors import InputError
-from moth_jax.run.configuration import default_config
-from moth_jax.run.workdir_lock import make_folder
+from moth_jax.parallel.processes import broadcast_from_main
+from moth_jax.run.configuration import as_json, default_config
+from moth_jax.run.phases import PHASES
 from moth_jax.storage.files import _read_json, write_json
 
-_RESULT_FILES = (
-    "original.json",
-    "hardening.json",
-    "distance_before.npz",
-    "distance_after.npz",
-    "scan.npz",
-    "scan.json",
-    "robustness.json",
-    "metrics.jsonl",
-    "summary.json",
-    "report.html",
-)
-_RESULT_FOLDERS = (
-    "original",
-    "hardened",
-    "training",
-    "hardening",
-    "hardening_triggers",
-    "distances",
-    "scanning",
-    "tensorboard",
-)
-# Fields that are no property of the results: the same run may go on with others.
-_FREE_FIELDS = (
-    "phase",
-    "checkpoint_seconds",
-    "distance.directions_per_chunk",
-    "harden.trigger_memory_mb",
-    "harden.trigger_capacity",  # of earlier versions
-)
-# Defaults of earlier versions that mean what None means now.
-_FORMER_DEFAULTS = {"harden.patience": 10}
+CONFIG, METRICS, SUMMARY, REPORT = "config.json", "metrics.jsonl", "summary.json", "report.html"
+_OF_THE_RUN = ("tensorboard", METRICS, SUMMARY, REPORT)
+# Fields that change no result but by rounding: the same run may go on with others.
+_FREE_FIELDS = ("phase", "checkpoint_seconds", "distance.directions_per_chunk")
 # What these ask for is made anew if their own fields differ.
 _FREE_PARTS = ("scan.", "robustness.", "mesh.")
 
+_LOCK = ".lock"
+_WAIT_SECONDS = 10.0  # a process that was killed may take some to give its devices back
+_RETRY_SECONDS = 0.1
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) -> None:
-    """Make `workdir` this run's, or find that it is.
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of `workdir`, which is made, while the block runs.
+
+    The main process holds the lock, and the system releases it when that process ends, in whatever
+    way. A file system without locks is used without one.
+
+    Raises:
+      InputError: another run has the folder, or it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        broadcast_from_main(_lock, workdir, stack)
+        yield
+
+
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
+    """Lock `workdir` until `stack` is closed."""
+    _make_folder(workdir)
+    # Its substitute for a missing lock is a file, which would outlive a process that is killed.
+    lock = FileLock(workdir / _LOCK, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=_WAIT_SECONDS, poll_interval=_RETRY_SECONDS)
+    except Timeout:
+        raise InputError(
+            f"another process works in {workdir}; wait for it or choose another --workdir; for "
+            "several processes together give --coordinator"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    stack.callback(lock.release)
+
+
+def _make_folder(workdir: Path) -> None:
+    """Make the folder unless it is there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use {workdir} as --workdir: {error.strerror}") from error
+
+
+def claim(workdir: Path, ours: dict, *, overwrite: bool) -> None:
+    """Let `workdir` belong to the run of a configuration, or find that it does.
 
     A run without any result (a path was mistyped, say) gives way to another configuration.
 
+    Args:
+      workdir: the work folder, made if it is not there.
+      ours: the configuration (`configuration.as_json`).
+      overwrite: remove the results of a run that is there.
+
     Raises:
-      InputError: it holds another run and `overwrite` is not set, or files of the same names that
-        are of no run, or it cannot be written.
+      InputError: it holds another run and `overwrite` is not set, or files with a run's names
+        without a run's configuration, or it cannot be written.
     """
-    make_folder(workdir)
-    path = workdir / "config.json"
-    ours = _as_json(config)
+    _make_folder(workdir)
+    path = workdir / CONFIG
     results = _results(workdir)
     if results and not path.exists():
         raise InputError(
@@ -83,24 +108,21 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, overwrite: bool) 
 
 
 def _results(workdir: Path) -> list[Path]:
-    """Return what a run has left in `workdir`; an empty record of figures is nothing."""
-    folders = [path for name in _RESULT_FOLDERS if (path := workdir / name).exists()]
-    files = [path for name in _RESULT_FILES if (path := workdir / name).exists()]
-    return folders + [path for path in files if not path.is_file() or path.stat().st_size]
+    """Return what a run has left in `workdir`, folders first; an empty file counts as nothing."""
+    of_phases = (name for phase in PHASES.values() for name in phase.files)
+    paths = [workdir / name for name in dict.fromkeys((*of_phases, *_OF_THE_RUN))]
+    left = [path for path in paths if path.is_dir() or (path.exists() and path.stat().st_size)]
+    return sorted(left, key=lambda path: not path.is_dir())
 
 
 def changed_fields(theirs: dict, ours: dict) -> list[str]:
-    """Return the fields that differ; those that an earlier version did not have had the default."""
-    missing = object()
-    theirs, ours, defaults = (
-        {
-            name: None if value == _FORMER_DEFAULTS.get(name, missing) else value
-            for name, value in _flat(fields).items()
-            if name not in _FREE_FIELDS and not name.startswith(_FREE_PARTS)
-        }
-        for fields in (theirs, ours, _as_json(default_config()))
-    )
+    """Return the names of the fields that differ between two configurations, in one dict each.
+
+    A field that `theirs` lacks, because it is newer, had its default.
+    """
+    theirs, ours, defaults = map(_decisive, (theirs, ours, as_json(default_config())))
     theirs = {**{name: defaults[name] for name in ours.keys() & defaults.keys()}, **theirs}
+    missing = object()
     return sorted(
         name
         for name in ours.keys() | theirs.keys()
@@ -108,8 +130,13 @@ def changed_fields(theirs: dict, ours: dict) -> list[str]:
     )
 
 
-def _as_json(config: ml_collections.ConfigDict) -> dict:
-    return json.loads(config.to_json_best_effort())
+def _decisive(fields: dict) -> dict:
+    """Return the fields that decide a result, by their full names."""
+    return {
+        name: value
+        for name, value in _flat(fields).items()
+        if name not in _FREE_FIELDS and not name.startswith(_FREE_PARTS)
+    }
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

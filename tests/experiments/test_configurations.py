@@ -18,7 +18,7 @@ import json, sys
 from types import SimpleNamespace
 from absl import flags
 import comparison, lab, table5_removal
-from moth_jax.configuration import check
+from moth_jax.run.configuration import check
 
 flags.FLAGS(sys.argv)
 found = []

@@ -23,12 +23,11 @@ import tensorboardX
 from absl import app
 from orbax.checkpoint import v1
 
-import moth_jax.run
 from moth_jax import main
 from moth_jax.models.weights import importing
-from moth_jax.run import preemption
+from moth_jax.run import preemption, runner
 
-_IMPORTED = (orbax.checkpoint, v1, sklearn.datasets, tensorboardX, moth_jax.run, importing)
+_IMPORTED = (orbax.checkpoint, v1, sklearn.datasets, tensorboardX, runner, importing)
 _SECONDS, _HOLD_SECONDS = 300, 60
 _NOBODY = 65534
 

@@ -14,6 +14,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from moth_jax.progress import silent_progress
+from moth_jax.run.configuration import make_job
 from moth_jax.run.runner import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,9 +59,19 @@ def tiny_config(**changes):
 
 
 def do(config, workdir, *, overwrite=False):
-    """`run` without a progress bar, and with the compilations of earlier tests."""
+    """The figures of `run`, without a progress bar and with the compilations of earlier tests."""
+    return summary_of(config, workdir, overwrite=overwrite).figures
+
+
+def summary_of(config, workdir, *, overwrite=False):
+    """The `Summary` of the same."""
     with compilations_on_disk():
         return run(config, workdir, overwrite=overwrite, progress=silent_progress())
+
+
+def job_of(config, dataset, workdir=Path("nowhere"), progress=None):
+    """The `Job` of a configuration on a data set, without metrics."""
+    return make_job(config, dataset, workdir, progress=progress or silent_progress())
 
 
 @functools.cache

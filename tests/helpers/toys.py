@@ -70,8 +70,7 @@ def row_distances(labels, **options):
         row_images(labels),
         labels,
         variables=row_variables(num_classes),
-        progress=False,
-        **options,
+        **{"progress": False, **options},
     )
 
 
@@ -100,6 +99,14 @@ def numpy_success_rate(logits_fn, images, trigger, target):
     mask, pattern = np.asarray(trigger.mask), np.asarray(trigger.pattern)
     stamped = (1 - mask) * images + mask * pattern
     return float(np.mean(np.argmax(np.asarray(logits_fn(stamped)), 1) == target))
+
+
+def assert_same_arrays(actual, expected):
+    """The same tree with the same numbers in the same types; NaN equals NaN."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 class StoppedError(Exception):

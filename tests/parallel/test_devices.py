@@ -109,11 +109,11 @@ def trained():
     dataset = row_dataset((14, 14, 14))
     config = TrainingConfig(epochs=2, batch_size=10, adversary=Adversary(0.02, 0.01, 2))
     variables = train(CLASSIFIER, row_variables(K), dataset, config, progress=False)
-    attack = {"epsilon": 0.3, "step_size": 0.1, "num_steps": 3}
+    attack = Adversary(0.3, 0.1, 3)
     return {
         "trained kernel": fetch(variables["params"]["kernel"]),
         "predictions": predictions(CLASSIFIER.predict, variables, dataset.test),
-        "robustness": pgd_accuracy(CLASSIFIER.predict, variables, dataset.test, **attack),
+        "robustness": pgd_accuracy(CLASSIFIER.predict, variables, dataset.test, adversary=attack),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from moth_jax.distance.heat_map import distance_scale, increase_scale
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.errors import InputError
-from moth_jax.report import write_report
+from moth_jax.report import Report, write_report
 from moth_jax.report.curves import history_section, history_svg, training_svg
 from moth_jax.report.gallery import png_uri
 from moth_jax.report.headline import verdict
@@ -101,7 +101,7 @@ def _report(tmp_path, k=4, shape=(8, 8, 3), **changes):
         "examples": examples,
         **changes,
     }
-    write_report(tmp_path / "report.html", **arguments)
+    write_report(tmp_path / "report.html", Report(**arguments))
     return Page(tmp_path / "report.html")
 
 

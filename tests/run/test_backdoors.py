@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from moth_jax import backdoors, data
-from moth_jax import run as run_module
 from moth_jax.backdoors import options
 from moth_jax.data import ImageSplit
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.errors import InputError
 from moth_jax.report.backdoor import backdoor_section
-from moth_jax.run.configuration import check, default_config
-from moth_jax.run.job import chosen_backdoor
-from moth_jax.run.summary import describe, summarise
-from tests.helpers.runs import do, tiny_config
+from moth_jax.run.configuration import backdoor_options, check, default_config
+from moth_jax.run.job import choose_backdoor
+from moth_jax.run.phases import PHASES, Models
+from moth_jax.run.summary import summarise
+from tests.helpers.runs import do, job_of, summary_of, tiny_config
 from tests.helpers.toys import row_dataset
 
 
@@ -69,12 +69,13 @@ def test_the_hardened_model_is_shown_beside_the_original(planted, tmp_path):
     save_distances(copy)
     report = config.copy_and_resolve_references()
     report.phase = "report"
-    summary = do(report, copy)
+    told = summary_of(report, copy)
+    summary = told.figures
     for name in ("attack_success", "attack_success_per_class", "attack_success_others"):
         assert summary[f"{name}_after"] == before[f"{name}_before"]
     overall = f"{100 * before['attack_success_before']:.2f}"
     others = f"{100 * before['attack_success_others_before']:.2f}"
-    lines = [line.split() for line in describe(summary, copy)]
+    lines = [line.split() for line in told.describe()]
     at = lines.index(["attack", "success", overall, "->", overall, "%"])
     assert lines[at + 1] == ["-", "other", "classes", others, "->", others, "%"]
     page = (copy / "report.html").read_text()
@@ -83,22 +84,17 @@ def test_the_hardened_model_is_shown_beside_the_original(planted, tmp_path):
 
 
 def test_hardening_and_measuring_see_the_clean_images(tmp_path, monkeypatch):
-    seen = {}
-
-    def stub(name, result=None):
-        def record(config, dataset, *rest):
-            seen[name] = len(dataset.train)
-            return result
-
-        monkeypatch.setattr(run_module, name, record)
-
-    trained = []
+    seen, trained = {}, []
     monkeypatch.setattr(
         "moth_jax.training.train",
         lambda classifier, variables, dataset, *_, **__: trained.append(dataset) or variables,
     )
-    for name in ("measure", "harden", "summarise"):
-        stub(name, {})
+    for name in ("measure_before", "harden", "measure_after"):
+
+        def record(job, models, name=name):
+            seen[name] = len(job.dataset.train)
+
+        monkeypatch.setitem(PHASES, name, PHASES[name]._replace(do=record))
     do(tiny_config(**digits_backdoor(rate=0.1)), tmp_path / "run")
     (poisoned,) = trained
     assert len(set(seen.values())) == 1
@@ -108,9 +104,10 @@ def test_hardening_and_measuring_see_the_clean_images(tmp_path, monkeypatch):
 def test_without_a_backdoor_there_is_nothing_about_one(planted, tmp_path):
     workdir = shutil.copytree(planted[0], tmp_path / "run")
     save_distances(workdir)
-    summary = summarise(tiny_config(), data.load("digits"), workdir)
-    assert not [name for name in summary if "backdoor" in name or "attack" in name]
-    assert not [line for line in describe(summary, workdir) if "attack" in line]
+    job = job_of(tiny_config(), data.load("digits"), workdir)
+    summary = summarise(job, Models(workdir))
+    assert not [name for name in summary.figures if "backdoor" in name or "attack" in name]
+    assert not [line for line in summary.describe() if "attack" in line]
     assert "ackdoor</h2>" not in (workdir / "report.html").read_text()
 
 
@@ -147,9 +144,9 @@ def test_classes_are_found_by_name_or_by_number():
         fields = {"target": target, "victims": victims, "margin": 0}
         config = tiny_config()
         config.backdoor.update({"kind": "patch", **fields})
-        backdoor = chosen_backdoor(config, dataset)
+        backdoor = choose_backdoor(backdoor_options(config), dataset)
         assert (backdoor.target, backdoor.victims) == expected
-    assert chosen_backdoor(tiny_config(), dataset) is None
+    assert choose_backdoor(backdoor_options(tiny_config()), dataset) is None
 
 
 @pytest.mark.parametrize(
@@ -201,10 +198,10 @@ def test_an_option_that_is_given_reaches_the_trigger(kind, name, one, other):
         **{part: ImageSplit(clean, np.zeros(1, np.int32)) for part in ("train", "test")},
     )
     base = digits_backdoor(kind=kind, target="0", area=0.1 if kind == "polygon" else None)
-    stamped = [
-        chosen_backdoor(tiny_config(**base, **{f"backdoor__{name}": value}), dataset).stamp(clean)
-        for value in (one, one, other)
-    ]
+    stamped = []
+    for value in (one, one, other):
+        config = tiny_config(**base, **{f"backdoor__{name}": value})
+        stamped.append(choose_backdoor(backdoor_options(config), dataset).stamp(clean))
     np.testing.assert_array_equal(stamped[0], stamped[1])
     assert (stamped[0] != stamped[2]).any()
 
@@ -224,6 +221,6 @@ def test_the_seed_of_a_backdoor_is_also_that_of_its_trigger():
     clean = np.full((1, 4, 4, 1), 0.5, np.float32)
     for seed in (0, 1):
         config = tiny_config(**digits_backdoor(kind="blend", seed=seed, target="0"))
-        stamped.append(chosen_backdoor(config, row_dataset()).stamp(clean))
+        stamped.append(choose_backdoor(backdoor_options(config), row_dataset()).stamp(clean))
     assert (stamped[0] != stamped[1]).any()
     assert "seed" not in options("filter")

@@ -1,3 +1,4 @@
+import functools
 import os
 import resource
 import shutil
@@ -6,22 +7,20 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax import models
-from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.errors import InputError
 from moth_jax.hardening.moth import MothConfig, MothState
 from moth_jax.hardening.moth import optimiser as moth_optimiser
 from moth_jax.hardening.scheduler import init_state
 from moth_jax.hardening.trigger_bank import TriggerBank
-from moth_jax.models.checkpoint import load_model, save_distances, save_model
-from moth_jax.run import checkpoints
-from moth_jax.run.checkpoints import RunCheckpoints
+from moth_jax.run import checkpoints, preemption
+from moth_jax.run.checkpoints import RunCheckpoints, Saver, Timer
 from moth_jax.storage import trees
 from moth_jax.training import (
     TrainingConfig,
@@ -31,299 +30,8 @@ from moth_jax.training import (
 )
 from moth_jax.training import optimiser as training_optimiser
 from moth_jax.triggers import Trigger
-from tests.helpers.runs import ROOT, contents
-from tests.helpers.toys import linear_classifier, row_dataset, row_variables
-
-NAMES = ("cat", "dog", "ship")
-
-
-def small_cnn(num_classes=3, seed=0):
-    return models.create(
-        "small_cnn",
-        num_classes=num_classes,
-        image_shape=(8, 8, 1),
-        mean=(0.25,),
-        std=(0.5,),
-        class_names=NAMES[:num_classes],
-        seed=seed,
-    )
-
-
-def distances(with_triggers=True):
-    values = np.array([[np.nan, 2.5, np.inf], [1.5, np.nan, 3.0], [4.0, np.nan, np.nan]])
-    rng = np.random.default_rng(0)
-    triggers = Trigger(
-        rng.random((3, 3, 8, 8, 1)).astype("float32"), rng.random((3, 3, 8, 8, 1)).astype("float32")
-    )
-    return DistanceMatrix(
-        values=values.astype(np.float32),
-        success_rate=np.where(np.isnan(values), np.nan, 0.9).astype(np.float32),
-        class_names=NAMES,
-        triggers=triggers if with_triggers else None,
-        details={"seconds": 1.25, "seeds": [0, 1]},
-    )
-
-
-def assert_same_arrays(actual, expected):
-    """The same tree with the same numbers in the same types; NaN equals NaN."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.asarray(a).dtype == np.asarray(b).dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The folder of a model, with what was saved there."""
-    folder = tmp_path_factory.mktemp("model") / "model"
-    classifier, variables = small_cnn()
-    save_model(folder, classifier, variables)
-    return folder, classifier, variables
-
-
-# Models
-
-
-def test_a_model_comes_back_with_all_it_takes_to_use_it_alone(saved):
-    folder, classifier, variables = saved
-    loaded = load_model(folder)
-    assert loaded.classifier.spec == classifier.spec
-    assert loaded.classifier.spec.class_names == NAMES
-    assert loaded.distances is None
-    assert_same_arrays(loaded.variables, variables)
-    images = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)), jnp.float32)
-    np.testing.assert_array_equal(
-        loaded.classifier.predict(loaded.variables, images), classifier.predict(variables, images)
-    )
-
-
-@pytest.mark.parametrize("with_triggers", [True, False])
-def test_distances_come_back_with_what_is_missing_and_what_was_not_found(tmp_path, with_triggers):
-    classifier, variables = small_cnn()
-    matrix = distances(with_triggers)
-    save_model(tmp_path / "m", classifier, variables, matrix)
-    loaded = load_model(tmp_path / "m").distances
-    np.testing.assert_array_equal(loaded.values, matrix.values)
-    np.testing.assert_array_equal(loaded.success_rate, matrix.success_rate)
-    assert (loaded.class_names, loaded.details) == (NAMES, matrix.details)
-    assert_same_arrays(loaded.triggers, matrix.triggers)
-
-
-def test_distances_are_added_without_touching_the_weights(tmp_path, saved):
-    folder = shutil.copytree(saved[0], tmp_path / "m")
-    before = contents(folder)
-    save_distances(folder, distances())
-    save_distances(folder, distances(with_triggers=False))  # measured again
-    after = contents(folder)
-    assert {name: after[name] for name in before} == before
-    assert after.keys() - before.keys() == {"distances.npz"}
-    assert load_model(folder).distances.triggers is None
-
-
-def test_a_model_replaces_the_one_that_is_there_and_its_distances(tmp_path):
-    classifier, variables = small_cnn(seed=1)
-    save_model(tmp_path / "m", *small_cnn(seed=0), distances())
-    save_model(tmp_path / "m", classifier, variables)
-    loaded = load_model(tmp_path / "m")
-    assert_same_arrays(loaded.variables, variables)
-    assert loaded.distances is None
-
-
-def damage(path, how):
-    content = path.read_bytes()
-    middle = len(content) // 2
-    if how == "missing":
-        path.unlink()
-    elif how == "cut":
-        path.write_bytes(content[:middle])
-    elif content:
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("how", ["missing", "cut", "one byte changed"])
-def test_damage_to_any_file_is_reported_or_harmless_but_never_gives_other_weights(
-    tmp_path, saved, how
-):
-    folder, _, variables = saved
-    reported = []
-    for name in contents(folder):
-        copy = shutil.copytree(folder, tmp_path / "m")
-        damage(copy / name, how)
-        message = ""
-        try:
-            loaded = load_model(copy).variables
-        except InputError as error:
-            message = str(error)
-        if message:
-            assert message.startswith(str(copy))
-            assert "\n" not in message
-            reported.append(name)
-        else:
-            assert_same_arrays(loaded, variables)
-        shutil.rmtree(copy)
-    largest = max(contents(folder).items(), key=lambda item: len(item[1]))[0]
-    assert largest in reported  # the file with the weights
-
-
-def test_another_number_in_the_description_of_a_model_is_reported(tmp_path, saved):
-    folder = shutil.copytree(saved[0], tmp_path / "m")
-    path = folder / "_CHECKPOINT_METADATA"
-    text = path.read_text()
-    assert text.count("0.25") == 1  # the mean of the images
-    path.write_text(text.replace("0.25", "0.35"))
-    with pytest.raises(InputError, match="checksum"):
-        load_model(folder)
-
-
-def test_damage_to_the_distances_is_reported(tmp_path, saved):
-    folder = shutil.copytree(saved[0], tmp_path / "m")
-    save_distances(folder, distances())
-    damage(folder / "distances.npz", "cut")
-    with pytest.raises(InputError, match=r"distances\.npz"):
-        load_model(folder)
-
-
-def empty_folder(path):
-    path.mkdir()
-
-
-def folder_of_something_else(path):
-    path.mkdir()
-    (path / "model.txt").write_text("weights")
-
-
-def checkpoint_of_a_run(path):
-    states = RunCheckpoints(path.parent)
-    states.save(7, {"a": np.zeros(2)}, {"epoch": 7})
-    states.wait()
-    (path.parent / "00000007").rename(path)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "there is no checkpoint folder"),
-        (lambda path: path.write_text("weights"), "there is no checkpoint folder"),
-        (empty_folder, "no checkpoint of this package"),
-        (folder_of_something_else, "no checkpoint of this package"),
-        (checkpoint_of_a_run, "no model checkpoint of this package"),
-    ],
-    ids=["nothing", "a file", "empty", "something else", "of a run"],
-)
-def test_what_is_no_model_is_an_input_error(tmp_path, make, message):
-    make(tmp_path / "m")
-    with pytest.raises(InputError, match=f"{tmp_path}/m.*{message}|{message} {tmp_path}/m"):
-        load_model(tmp_path / "m")
-
-
-def test_weights_that_do_not_fit_the_architecture_are_an_input_error(tmp_path):
-    save_model(tmp_path / "m", small_cnn(3)[0], small_cnn(2)[1])
-    with pytest.raises(InputError, match="does not hold the weights of a small_cnn"):
-        load_model(tmp_path / "m")
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_an_input_error(tmp_path, value):
-    classifier, variables = small_cnn()
-    variables["params"]["head.bias"] = variables["params"]["head.bias"].at[1].set(value)
-    save_model(tmp_path / "m", classifier, variables)
-    with pytest.raises(InputError, match="NaN or infinite weights"):
-        load_model(tmp_path / "m")
-
-
-def test_a_model_goes_from_one_device_to_four_and_back(tmp_path, saved):
-    folder, classifier, variables = saved
-    program = (
-        "import jax, sys\n"
-        "from moth_jax.run.checkpoints import load_model, save_model\n"
-        "from moth_jax.parallel.devices import replicate\n"
-        "assert jax.device_count() == 4\n"
-        "model = load_model(sys.argv[1])\n"
-        "on_all = replicate(model.variables)\n"
-        "assert all(len(leaf.devices()) == 4 for leaf in jax.tree.leaves(on_all))\n"
-        "save_model(sys.argv[2], model.classifier, on_all)\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", program, folder, tmp_path / "m"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"},
-        check=True,
-    )
-    loaded = load_model(tmp_path / "m")
-    assert loaded.classifier.spec == classifier.spec
-    assert_same_arrays(loaded.variables, variables)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_model_that_cannot_be_replaced_stays(tmp_path):
-    classifier, variables = small_cnn(seed=0)
-    save_model(tmp_path / "m", classifier, variables, distances())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
-        with pytest.raises(InputError, match="cannot write"):
-            save_model(tmp_path / "m", *small_cnn(seed=1))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    loaded = load_model(tmp_path / "m")
-    assert_same_arrays(loaded.variables, variables)
-    assert loaded.distances is not None
-    assert os.listdir(tmp_path) == ["m"]
-
-
-def folder_of_a_run(path):
-    path.mkdir()
-    save_model(path / "original", *small_cnn())
-
-
-def test_the_folder_of_a_run_is_not_to_be_removed_but_has_models_in_it(tmp_path):
-    folder_of_a_run(tmp_path / "m")
-    says = f"^{tmp_path}/m is the folder of a run; give original or hardened in it$"
-    with pytest.raises(InputError, match=says):
-        load_model(tmp_path / "m")
-
-
-def test_a_folder_of_something_else_is_not_to_be_removed(tmp_path):
-    folder_of_something_else(tmp_path / "m")
-    with pytest.raises(InputError, match="is no checkpoint of this package") as caught:
-        load_model(tmp_path / "m")
-    assert "remove" not in str(caught.value)
-
-
-def checkpoint_with_notes(path):
-    save_model(path, *small_cnn())
-    (path / "notes.txt").write_text("mine")
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: path.write_text("weights"), "is a file"),
-        (folder_of_something_else, "is a folder that is no checkpoint of this package"),
-        (folder_of_a_run, "is a folder that is no checkpoint of this package"),
-        (checkpoint_of_a_run, "is a folder that is no checkpoint of this package"),
-        (checkpoint_with_notes, r"is a checkpoint with other things in it \(notes\.txt\)"),
-    ],
-    ids=["a file", "something else", "a run", "of a run", "with notes"],
-)
-def test_a_model_never_replaces_what_is_no_model(tmp_path, make, message):
-    make(tmp_path / "m")
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match=f"^{tmp_path}/m {message}.*give another path$"):
-        save_model(tmp_path / "m", *small_cnn())
-    assert contents(tmp_path) == before
-
-
-def test_a_model_replaces_an_empty_folder_and_a_damaged_model(tmp_path):
-    classifier, variables = small_cnn()
-    empty_folder(tmp_path / "m")
-    save_model(tmp_path / "m", classifier, variables, distances())
-    shutil.rmtree(tmp_path / "m" / "state")
-    save_model(tmp_path / "m", classifier, variables)
-    assert_same_arrays(load_model(tmp_path / "m").variables, variables)
-
-
-# States of a run
+from tests.helpers.runs import ROOT
+from tests.helpers.toys import assert_same_arrays, linear_classifier, row_dataset, row_variables
 
 
 def tree(step):
@@ -527,3 +235,138 @@ def test_a_model_without_batch_statistics_comes_back_with_none(tmp_path):
     saved.save(1, train_state_arrays(state), {})
     arrays, _ = saved.latest()
     assert_same_arrays(train_state_from_arrays(arrays, tx).variables, state.variables)
+
+
+# When they are saved
+
+
+def test_a_checkpoint_is_due_once_in_an_interval(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    timer = Timer(30.0)
+    due = []
+    for seconds in (10, 25, 5, 30, 31):
+        now[0] += seconds
+        due.append(timer.due())
+    assert due == [False, True, False, True, True]
+
+
+def test_the_seconds_of_all_processes_are_counted(monkeypatch):
+    clock, cpu = [100.0], [7.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "process_time", lambda: cpu[0])
+    first = Timer(30.0)
+    clock[0], cpu[0] = 110.0, 12.0
+    assert first.spent() == {"seconds": 10.0, "cpu_seconds": 5.0}
+    second = Timer(30.0, first.spent())
+    clock[0], cpu[0] = 113.0, 12.5
+    assert second.spent() == {"seconds": 13.0, "cpu_seconds": 5.5}
+
+
+def offers(folder, interval, steps):
+    """Offer these steps; return those that were asked for their state."""
+    asked = []
+
+    def state(step):
+        asked.append(step)
+        return {"weights": np.full(3, step, np.float32)}, {"epoch": step}
+
+    with Saver(RunCheckpoints(folder), Timer(interval)) as saver:
+        for step in steps:
+            saver.offer(step, functools.partial(state, step))
+    return asked
+
+
+def test_states_are_saved_when_that_is_due_with_the_seconds_spent(tmp_path):
+    assert offers(tmp_path / "often", 0.0, range(1, 4)) == [1, 2, 3]
+    arrays, metadata = RunCheckpoints(tmp_path / "often").latest()
+    np.testing.assert_array_equal(arrays["weights"], 3.0)
+    assert metadata["epoch"] == 3
+    assert metadata["spent"].keys() == {"seconds", "cpu_seconds"}
+    assert offers(tmp_path / "seldom", 1e6, range(1, 4)) == []
+    assert RunCheckpoints(tmp_path / "seldom").latest() is None
+
+
+def test_when_the_process_is_to_end_the_state_is_saved_at_once(tmp_path, monkeypatch):
+    answers = iter([False, True])
+    monkeypatch.setattr(preemption, "requested", lambda: next(answers))
+    with pytest.raises(preemption.Preempted, match=f"{tmp_path}/00000002"):
+        offers(tmp_path, 1e6, range(1, 4))
+    assert RunCheckpoints(tmp_path).latest()[1]["epoch"] == 2
+
+
+def test_a_state_that_was_offered_is_saved_where_the_work_ends_at_another_safe_point(tmp_path):
+    """A task that advances raises a `Preempted` without a folder."""
+    end = preemption.Preempted()
+
+    def work():
+        with Saver(RunCheckpoints(tmp_path), Timer(1e6)) as saver:
+            saver.offer(7, lambda: ({"weights": np.ones(3)}, {"epoch": 7}))
+            raise end
+
+    with pytest.raises(preemption.Preempted):
+        work()
+    assert end.saved == tmp_path / "00000007"
+    assert str(end).endswith(f"saved in {tmp_path}/00000007; the same command goes on from there")
+    assert RunCheckpoints(tmp_path).latest()[1]["epoch"] == 7
+
+
+def test_where_no_safe_point_comes_the_state_of_the_last_is_saved_once(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(preemption, "save_before_giving_up", given.append)
+    saved = RunCheckpoints(tmp_path)
+    with Saver(saved, Timer(1e6)) as saver:
+        (save,) = given
+        assert save() is None
+        saver.offer(5, lambda: ({"weights": np.ones(3)}, {"epoch": 5}))
+        written = [save(), save()]
+    assert written == [tmp_path / "00000005"] * 2
+    assert given == [save, None]
+
+
+def test_a_state_saved_while_a_signal_waits_for_the_one_before_is_waited_for(tmp_path, monkeypatch):
+    """Its fault would be lost otherwise: the thread of the signal would forget what is written."""
+    given, waited, offered = [], threading.Event(), threading.Event()
+    main, wait = threading.current_thread(), futures.wait
+
+    def wait_long(writing):
+        done = wait(writing)
+        if threading.current_thread() is not main:
+            waited.set()
+            offered.wait(0.5)  # with the lock held, the main thread cannot get there before
+        return done
+
+    def write(path, *_):
+        if path.name == "00000002":
+            raise InputError("no space left")
+
+    tmp_path.joinpath("00000001").mkdir()
+    monkeypatch.setattr(checkpoints, "save_tree", write)
+    monkeypatch.setattr(checkpoints.futures, "wait", wait_long)
+    monkeypatch.setattr(preemption, "save_before_giving_up", given.append)
+    states = [({"weights": np.ones(1)}, {"epoch": step}) for step in (1, 2)]
+
+    def run():
+        with Saver(RunCheckpoints(tmp_path), Timer(0.0)) as saver:
+            saver.offer(1, lambda: states[0])
+            signal = threading.Thread(target=given[0])
+            signal.start()
+            assert waited.wait(10)
+            saver.offer(2, lambda: states[1])
+            offered.set()
+            signal.join()
+
+    with pytest.raises(InputError, match="no space left"):
+        run()
+
+
+def test_a_fault_of_the_last_state_is_told_at_the_end_but_hides_no_other(tmp_path, monkeypatch):
+    def fail(*_):
+        raise InputError("no space left")
+
+    monkeypatch.setattr(checkpoints, "save_tree", fail)
+    with pytest.raises(InputError, match="no space left"):
+        offers(tmp_path, 0.0, [1])
+    steps = map({"first": 1}.__getitem__, ["first", "second"])
+    with pytest.raises(KeyError):
+        offers(tmp_path, 0.0, steps)

@@ -12,8 +12,7 @@ from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError
 from moth_jax.evaluation import predictions
 from moth_jax.models import checkpoint
-from moth_jax.run import job
-from tests.helpers.runs import do, finished_run, tiny_config
+from tests.helpers.runs import do, finished_run, job_of, tiny_config
 
 CHOSEN = ("7", "1", "4")
 LABELS = (7, 1, 4)
@@ -31,33 +30,36 @@ def without(label):
     return dataclasses.replace(DIGITS, **parts)
 
 
+def job(dataset=DIGITS, **changes):
+    """The job of a tiny run that measures all directions but for `changes`."""
+    return job_of(tiny_config(**{"distance__victims": (), **changes}), dataset)
+
+
 # Which classes
 
 
 def test_the_chosen_classes_are_those_named_in_their_order_or_all_there_are_images_of():
-    assert job.chosen_classes(tiny_config(classes=CHOSEN), DIGITS) == LABELS
-    assert job.chosen_classes(tiny_config(classes=(7, 1)), DIGITS) == (7, 1)
-    assert job.chosen_classes(tiny_config(), DIGITS) == tuple(range(10))
-    assert job.chosen_classes(tiny_config(), without(3)) == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+    assert job(classes=CHOSEN).classes == LABELS
+    assert job(classes=(7, 1)).classes == (7, 1)
+    assert job().classes == tuple(range(10))
+    assert job(without(3)).classes == (0, 1, 2, 4, 5, 6, 7, 8, 9)
 
 
 def test_a_part_of_the_classes_is_one_only_if_there_are_images_of_others():
-    assert job.is_subset(LABELS, DIGITS)
-    assert not job.is_subset(tuple(range(10)), DIGITS)
-    assert not job.is_subset((9, 8, 7, 6, 5, 4, 2, 1, 0), without(3))
+    assert job(classes=CHOSEN).is_subset
+    assert not job().is_subset
+    assert not job(without(3), classes=(9, 8, 7, 6, 5, 4, 2, 1, 0)).is_subset
 
 
 def test_directions_are_those_among_the_chosen_classes():
-    config = tiny_config(classes=CHOSEN, distance__victims=())
-    assert job.directions(config, DIGITS).directions == [
-        (a, b) for a in LABELS for b in LABELS if a != b
-    ]
-    config = tiny_config(classes=CHOSEN, distance__victims=("4", "1"))
-    assert job.directions(config, DIGITS).directions == [(1, 7), (1, 4), (4, 7), (4, 1)]
-    config = tiny_config(classes=CHOSEN, distance__victims=(), distance__targets=("4", "1"))
-    assert job.directions(config, DIGITS).directions == [(7, 1), (7, 4), (1, 4), (4, 1)]
-    config = tiny_config(classes=CHOSEN, distance__victims=(), distance__num_directions=2)
-    assert set(job.directions(config, DIGITS).directions) < {(a, b) for a in LABELS for b in LABELS}
+    def directions(**options):
+        fields = {f"distance__{name}": value for name, value in options.items()}
+        return job(classes=CHOSEN, **fields).directions.directions
+
+    assert directions() == [(a, b) for a in LABELS for b in LABELS if a != b]
+    assert directions(victims=("4", "1")) == [(1, 7), (1, 4), (4, 7), (4, 1)]
+    assert directions(targets=("4", "1")) == [(7, 1), (7, 4), (1, 4), (4, 1)]
+    assert set(directions(num_directions=2)) < {(a, b) for a in LABELS for b in LABELS}
 
 
 @pytest.mark.parametrize(
@@ -85,14 +87,14 @@ def test_directions_are_those_among_the_chosen_classes():
 )
 def test_a_choice_that_cannot_be_is_a_clear_error(changes, message):
     with pytest.raises(InputError, match=message):
-        job.directions(tiny_config(**changes), without(3))
+        job_of(tiny_config(**changes), without(3))
 
 
 def test_of_many_classes_only_the_first_are_listed():
     names = tuple(f"c{k}" for k in range(1000))
     many = dataclasses.replace(DIGITS, class_names=names)
     with pytest.raises(InputError, match=r"unknown classes in classes: x; .*c49 and 950 more$"):
-        job.chosen_classes(tiny_config(classes=("x", "c1")), many)
+        job(many, classes=("x", "c1"))
 
 
 # A whole run

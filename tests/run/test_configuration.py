@@ -13,6 +13,7 @@ from moth_jax.inversion import INVERSIONS
 from moth_jax.models import MODELS
 from moth_jax.run import configuration
 from moth_jax.run.configuration import check, default_config, field_names, set_adversary
+from moth_jax.run.phases import requests
 from moth_jax.training import PUBLISHED_ADVERSARIES, Adversary, TrainingConfig
 from tests.helpers.runs import ROOT, load_config
 
@@ -184,7 +185,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, message
 @pytest.mark.parametrize(
     ("name", "choices"),
     [
-        ("phase", configuration.PHASES),
+        ("phase", requests()),
         ("method", METHODS),
         ("data.name", data.DATASETS),
         ("model.name", ["auto", *MODELS]),
@@ -203,23 +204,6 @@ def test_an_unknown_choice_is_answered_with_all_of_them(name, choices):
         check(config)
     listed = str(raised.value).partition("choose one of: ")[2].split(", ")
     assert listed == sorted(choices)
-
-
-def test_directions_settle_where_the_inversion_can_tell_and_is_in_one_precision():
-    asked = {"distance__settle_after": 100}
-    published = {**asked, "distance__inversion": "neural_cleanse"}
-    assert configuration.distance_inversion(digits_config()).settled is None
-    config = digits_config(**published)
-    check(config)
-    assert "settling after 100" in configuration.distance_inversion(config).name
-    for changes, message in [
-        (asked, "the inversion 'trimmed' has no option 'settle_after'"),
-        ({**published, "distance__precision": "bfloat16"}, "settle_after and precision='bfloat16'"),
-        ({**published, "distance__num_steps": 250}, "num_steps must be a multiple of verify_every"),
-        ({"distance__settle_after": -1}, "distance.settle_after must be 0 or more, got -1"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            check(digits_config(**changes))
 
 
 def test_only_a_given_model_can_be_trained_further():

@@ -1,11 +1,16 @@
-"""What the console keeps to itself, and what it must not."""
+"""What the console keeps to itself, and what it must not; where compiled programs are kept."""
 
 import subprocess
 import sys
 
+import jax
+import pytest
+
+from moth_jax.run.console import default_folder, keep_compilations
+
 SWALLOWED = """
 import time
-from moth_jax.console import prepare_console
+from moth_jax.run.console import prepare_console
 
 class Careless:
     def __del__(self):
@@ -26,3 +31,57 @@ except KeyboardInterrupt:
 def test_an_interrupt_that_hits_a_callback_is_not_lost():
     done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
     assert done.stdout.strip() == "interrupted", done.stderr
+
+
+# Compiled programs
+
+
+@pytest.fixture
+def as_before():
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("as_before")
+def test_the_folder_is_below_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compilations()
+    folder = jax.config.jax_compilation_cache_dir
+    assert folder == str(default_folder())
+    assert folder.startswith(str(tmp_path / "moth_jax"))
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_folder_that_was_named_before_stays(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    keep_compilations()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
+def test_processors_with_other_instructions_have_other_folders(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("model name : A\nflags : avx2\n")
+    other.write_text("model name : A\nflags : avx2 avx512f\n")
+    assert default_folder(one) != default_folder(other)
+    assert default_folder(one) == default_folder(one)
+
+
+def test_a_machine_that_does_not_tell_has_a_folder(tmp_path):
+    assert default_folder(tmp_path / "none").name
+
+
+WARNS = """
+import warnings
+from moth_jax import anomaly
+from moth_jax.run.console import prepare_console
+
+prepare_console()
+warnings.warn_explicit("few images", UserWarning, anomaly.__file__, 3)
+"""
+
+
+def test_a_warning_of_any_part_of_the_package_is_one_line():
+    done = subprocess.run([sys.executable, "-c", WARNS], capture_output=True, text=True)
+    assert done.stderr == "moth_jax: warning: few images\n"

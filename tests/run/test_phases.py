@@ -1,4 +1,6 @@
-"""What hardening may see, and what it tells those who watch."""
+"""What a phase may see, what it checks, and how another one is added."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +10,21 @@ from jax.ad_checkpoint import checkpoint_name
 from moth_jax.data import ImageSplit
 from moth_jax.errors import InputError
 from moth_jax.hardening import METHODS
-from moth_jax.models import checkpoint, from_function
+from moth_jax.models import from_function
+from moth_jax.models.checkpoint import SavedModel
+from moth_jax.options import AT_LEAST_1, option
 from moth_jax.run.configuration import default_config, method_config, node_of
-from moth_jax.run.phases.harden import check_hardening, clean_part
+from moth_jax.run.phases import PHASES, Phase, asked, requests
+from moth_jax.run.phases.harden import clean_part
 from moth_jax.run.phases.measure import measure
+from tests.helpers.runs import do, finished_run, job_of, tiny_config
 from tests.helpers.toys import RecordedProgress, linear_classifier, row_dataset, row_variables
 
 DATASET = row_dataset((40, 20, 3))
 
 
 def part(share, seed=0):
-    config = default_config()
-    config.clean_share, config.seed = share, seed
-    return clean_part(config, DATASET)
+    return clean_part(DATASET, share, seed)
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.5, [20, 10, 2]), (0.05, [2, 1, 1])])
@@ -74,12 +78,13 @@ def test_a_method_that_cannot_harden_the_model_is_refused_before_it_is_measured(
     if "victims_per_class" in node:
         node.victims_per_class = 4
     node.update(options)
+    job = job_of(config, DATASET)
+    PHASES["harden"].check(job, None)
     with pytest.raises(InputError, match=message):
-        check_hardening(config, DATASET, *model)
+        PHASES["harden"].check(job, SavedModel(*model))
     with pytest.raises(InputError, match=message):
         METHODS[method].harden(*model, DATASET, method_config(config), progress=False)
-    config.phase = "measure"
-    check_hardening(config, DATASET, *model)
+    assert PHASES["harden"] not in asked("measure")
 
 
 def test_all_images_are_the_data_set_itself_and_the_seed_chooses_among_fewer():
@@ -99,19 +104,47 @@ def test_only_the_victims_images_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageSplit, "batch", batch)
     config = default_config()
     config.distance.victims, config.distance.num_steps = ("row1",), 20
-    classifier, variables = linear_classifier(), row_variables()
-    checkpoint.save_model(tmp_path / "original", classifier, variables)
-    matrix = measure(config, DATASET, tmp_path, "before", classifier, variables, RecordedProgress())
+    job = job_of(config, DATASET, tmp_path, RecordedProgress())
+    matrix = measure(job, "before", SavedModel(linear_classifier(), row_variables()))
     assert np.argwhere(~np.isnan(matrix.values)).tolist() == [[1, 0], [1, 2]]
     assert read == [1, 1, 1, 1]
 
 
-def test_directions_that_settle_leave_the_measurement_where_the_configuration_says_so(tmp_path):
-    config = default_config()
-    config.distance.update(victims=("row1",), num_steps=40, inversion="neural_cleanse")
-    config.distance.settle_after = 10
-    classifier, variables = linear_classifier(), row_variables()
-    checkpoint.save_model(tmp_path / "original", classifier, variables)
-    matrix = measure(config, DATASET, tmp_path, "before", classifier, variables, RecordedProgress())
-    assert matrix.details["inversion"].endswith("settling after 10")
-    assert matrix.num_measured() == 2
+@dataclasses.dataclass(frozen=True)
+class CardOptions:
+    """Options of a made-up phase."""
+
+    num_lines: int = option(2, AT_LEAST_1)
+
+
+def write_card(job, models):
+    lines = [models["before"].classifier.spec.arch] * job.options(CardOptions).num_lines
+    (job.workdir / "card.txt").write_text("\n".join(lines))
+
+
+CARD = Phase(
+    do=write_card,
+    requests=("card",),
+    figures=lambda job, models: {"card": (job.workdir / "card.txt").exists()},
+    files=("card.txt",),
+    options={"card": CardOptions},
+)
+
+
+def test_a_phase_from_elsewhere_is_one_entry_with_its_request_options_figures_and_files(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(PHASES, "card", CARD)
+    assert "card" in requests()
+    config = tiny_config(phase="card", model__checkpoint=str(finished_run() / "original"))
+    config.card.num_lines = 3
+    assert do(config, tmp_path)["card"]
+    assert (tmp_path / "card.txt").read_text() == "small_cnn\nsmall_cnn\nsmall_cnn"
+    config.card.num_lines = 1
+    with pytest.raises(InputError, match=r"different: card\.num_lines"):
+        do(config, tmp_path)
+    config.card.num_lines = 0
+    with pytest.raises(InputError, match=r"card\.num_lines must be at least 1, got 0"):
+        do(config, tmp_path)
+    config.update(phase="train", card={"num_lines": 1})
+    assert not do(config, tmp_path, overwrite=True)["card"]

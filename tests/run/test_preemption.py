@@ -6,14 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from moth_jax.distance.chunks import Measurer, measure_all
-from moth_jax.distance.store import Chunk, ChunkStore
+from moth_jax.distance.store import ChunkStore
 from moth_jax.errors import InputError
 from moth_jax.progress import silent_progress
 from moth_jax.run import preemption
 from moth_jax.run.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from moth_jax.run.preemption import Preempted
-from moth_jax.triggers import Trigger
+from tests.helpers.toys import row_distances
 
 # The end of a thread stands for that of the process.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -175,26 +174,25 @@ def test_a_disk_that_is_full_by_then_is_told_as_ever(ends):
 
 
 def test_a_measurement_ends_between_two_chunks_and_goes_on_from_there(tmp_path, monkeypatch):
-    directions = [(0, 1), (0, 2), (1, 0)]
-    measured = []
+    labels, measured = np.repeat([0, 1], 4), []
+    save = ChunkStore.save
 
-    def measure(directions, size):
-        found = Trigger(np.ones((1, 2, 2, 1), np.float32), np.ones((1, 2, 2, 1), np.float32))
-        for direction in directions:
-            measured.append(direction)
-            ones = np.ones((1, 1))
-            yield Chunk(np.array([direction]), ones, ones, found, seconds=1.0)
+    def counted(store, chunk):
+        measured.extend(map(tuple, chunk.directions.tolist()))
+        save(store, chunk)
+
+    monkeypatch.setattr(ChunkStore, "save", counted)
 
     def all_of_them():
-        store = ChunkStore(tmp_path, {}, np.zeros(1))
-        with silent_progress().task("distances", total=3) as task:
-            by = Measurer(measure, needed=lambda directions, size: 0)
-            return measure_all(directions, 1, by, store, task, fit=False)
+        progress = silent_progress(after_advance=preemption.stop_here)
+        options = {"num_steps": 20, "directions_per_chunk": 1, "resume_dir": tmp_path}
+        with preemption.saved_in(tmp_path):
+            return row_distances(labels, **options, progress=progress)
 
-    answers = iter([False, True])
+    answers = iter([True])
     with monkeypatch.context() as patch:
         patch.setattr(preemption, "requested", lambda: next(answers))
-        with pytest.raises(Preempted, match=f"saved in {tmp_path}"):
+        with pytest.raises(Preempted, match=f"saved in {tmp_path}; the same command"):
             all_of_them()
-    assert all_of_them().directions.tolist() == [list(direction) for direction in directions]
-    assert measured == directions
+    assert all_of_them().num_measured() == 2
+    assert measured == [(0, 1), (1, 0)]

@@ -11,13 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from moth_jax import run
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.store import ChunkStore
 from moth_jax.models import checkpoint
-from moth_jax.run.checkpoints import RunCheckpoints
+from moth_jax.run import runner
+from moth_jax.run.checkpoints import RunCheckpoints, Saver
 from moth_jax.run.metrics import MetricWriter
-from moth_jax.run.pacing import Saver
 from tests.helpers.runs import (
     FIELDS,
     FLAGS,
@@ -63,7 +62,6 @@ def measured(reference, tmp_path):
 def trained(measured):
     """A run whose model is trained and not measured."""
     (measured / "distance_before.npz").unlink()
-    (measured / "original" / "distances.npz").unlink()
     return measured
 
 
@@ -102,7 +100,7 @@ MOMENTS = [
     ("after the first epoch's checkpoint", MetricWriter, "write", 2),
     ("before the trained model is written", checkpoint, "save_model", 1),
     ("before the second chunk of directions is written", ChunkStore, "save", 2),
-    ("before the distances are written", DistanceMatrix, "save", 2),
+    ("before the distances are written", DistanceMatrix, "save", 1),
     ("in the warm-up, between record and checkpoint", RunCheckpoints, "save", 4),
     ("after the last class of the warm-up", MetricWriter, "write", 8),
     ("between the records of a round", MetricWriter, "write", 2),
@@ -110,7 +108,7 @@ MOMENTS = [
     ("before the hardened model is written", checkpoint, "save_model", 1),
     ("before the checkpoints of the hardening are removed", RunCheckpoints, "clear", 2),
     ("in the second measurement", ChunkStore, "save", 3),
-    ("before the summary", run, "summarise", 1),
+    ("before the summary", runner, "summarise", 1),
 ]
 
 

@@ -7,12 +7,16 @@ import pytest
 
 from moth_jax import data
 from moth_jax.data import ImageSplit
-from moth_jax.evaluation import pgd_accuracy
+from moth_jax.evaluation import Adversary, pgd_accuracy
 from moth_jax.models import checkpoint
-from moth_jax.progress import silent_progress
-from moth_jax.run.phases import robustness
-from moth_jax.run.summary import describe
-from tests.helpers.runs import compilations_on_disk, do, finished_run, tiny_config
+from moth_jax.run.phases import Models, robustness
+from tests.helpers.runs import (
+    compilations_on_disk,
+    finished_run,
+    job_of,
+    summary_of,
+    tiny_config,
+)
 from tests.helpers.toys import row_dataset, row_split
 
 ATTACK = {"epsilon": 0.1, "step_size": 0.05, "num_steps": 2, "num_images": 40}
@@ -28,23 +32,30 @@ def attacked(**changes):
 def finished(tmp_path_factory):
     """(folder, summary) of the finished run, attacked afterwards."""
     workdir = shutil.copytree(finished_run(), tmp_path_factory.mktemp("robustness") / "run")
-    return workdir, do(attacked(), workdir)
+    return workdir, summary_of(attacked(), workdir)
+
+
+def attack(config, workdir, dataset=None):
+    """Do the phase alone."""
+    dataset = data.load("digits") if dataset is None else dataset
+    robustness.measure_robustness(job_of(config, dataset, workdir), Models(workdir))
 
 
 def test_an_attack_on_a_finished_run_adds_the_robustness_of_both_models(finished):
-    workdir, summary = finished
+    workdir, told = finished
+    summary = told.figures
     images = robustness.attacked_images(data.load("digits"), 40)
     for when, folder in (("before", "original"), ("after", "hardened")):
         classifier, variables = checkpoint.load_model(workdir / folder)
-        options = {name: ATTACK[name] for name in ("epsilon", "step_size", "num_steps")}
+        adversary = Adversary(*(ATTACK[name] for name in ("epsilon", "step_size", "num_steps")))
         with compilations_on_disk():
-            expected = pgd_accuracy(classifier.predict, variables, images, **options)
+            expected = pgd_accuracy(classifier.predict, variables, images, adversary=adversary)
         assert summary[f"robustness_{when}"] == expected < summary[f"accuracy_{when}"]
     assert summary["robustness"] == ATTACK
     assert json.loads((workdir / "summary.json").read_text())["robustness"] == ATTACK
     assert "Robustness (PGD)" in (workdir / "report.html").read_text()
     values = (f"{100 * summary[f'robustness_{when}']:.2f}" for when in ("before", "after"))
-    assert f"robustness       {' -> '.join(values)} %" in describe(summary, workdir)
+    assert f"robustness       {' -> '.join(values)} %" in told.describe()
 
 
 def count_attacks(monkeypatch):
@@ -59,11 +70,10 @@ def count_attacks(monkeypatch):
 def test_an_attack_is_not_made_twice_but_anew_with_other_options(finished, tmp_path, monkeypatch):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     attacks = count_attacks(monkeypatch)
-    dataset = data.load("digits")
-    robustness.measure_robustness(attacked(), dataset, workdir, silent_progress())
+    attack(attacked(), workdir)
     assert not attacks
-    robustness.measure_robustness(attacked(num_steps=3), dataset, workdir, silent_progress())
-    assert [attack["num_steps"] for attack in attacks] == [3, 3]
+    attack(attacked(num_steps=3), workdir)
+    assert [made["num_steps"] for made in attacks] == [3, 3]
     assert robustness.load_robustness(workdir) == {
         "robustness": {**ATTACK, "num_steps": 3},
         "robustness_before": 0.25,
@@ -79,12 +89,12 @@ def test_what_was_attacked_before_the_hardening_is_not_attacked_again(
     attacks = count_attacks(monkeypatch)
     for folder in ("original", "hardened"):
         shutil.copytree(finished[0] / folder, workdir / folder, dirs_exist_ok=True)
-        robustness.measure_robustness(attacked(), data.load("digits"), workdir, silent_progress())
-    assert [attack["label"] for attack in attacks] == ["robustness before", "robustness after"]
+        attack(attacked(), workdir)
+    assert [made["label"] for made in attacks] == ["robustness before", "robustness after"]
 
 
 def test_without_an_attack_there_is_no_robustness(tmp_path):
-    robustness.measure_robustness(tiny_config(), row_dataset(), tmp_path, silent_progress())
+    attack(tiny_config(distance__victims=()), tmp_path, row_dataset())
     assert list(tmp_path.iterdir()) == []
     assert robustness.load_robustness(tmp_path) == {}
 

@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from moth_jax import data, run
+from moth_jax import data
 from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError
-from moth_jax.report import write_report
+from moth_jax.report import Report, write_report
 from moth_jax.scanning import Arm, Scan
 from moth_jax.triggers import Trigger
 from tests.helpers.runs import DIGITS, command_server, contents, do, finished_run, tiny_config
@@ -141,7 +141,7 @@ def test_a_split_without_images_of_a_class_is_refused(tmp_path, monkeypatch):
     dataset = data.load("digits")
     labels = np.where(dataset.test.labels == 7, 1, dataset.test.labels)
     dataset = dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, labels=labels))
-    monkeypatch.setattr(run.data, "load", lambda name, **options: dataset)
+    monkeypatch.setattr(data, "load", lambda name, **options: dataset)
     with pytest.raises(InputError, match="no images of 1 classes: '7'"):
         do(tiny_config(phase="scan"), tmp_path / "scan")
 
@@ -165,9 +165,10 @@ def a_scan(**fields):
 def page_of(tmp_path, scan, names=("cat", "dog", "<b>")):
     path = tmp_path / "report.html"
     examples = np.full((3, 4, 4, 3), 0.5, np.float32)
-    write_report(
-        path, title="m", summary={"data": "d"}, scan=scan, examples=examples, class_names=names
+    report = Report(
+        title="m", summary={"data": "d"}, scan=scan, examples=examples, class_names=names
     )
+    write_report(path, report)
     return path.read_text()
 
 

@@ -1,68 +1,132 @@
-"""The phase that measures class distances."""
+"""The phases that measure class distances, before and after hardening."""
 
+import dataclasses
+import functools
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
-from moth_jax.data import ImageDataset, ImageSplit
+from moth_jax.data import ImageSplit
 from moth_jax.distance.directions import DirectionChoice
-from moth_jax.distance.matrix import DistanceMatrix
+from moth_jax.distance.matrix import DistanceMatrix, increase_interval, relative_increase
+from moth_jax.distance.measure import distance_matrix
 from moth_jax.distance.nearest import nearest_directions
-from moth_jax.models import Classifier
+from moth_jax.errors import InputError, require_choice
+from moth_jax.inversion import DEFAULT, Inversion, create
+from moth_jax.models.checkpoint import SavedModel
+from moth_jax.options import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, option
 from moth_jax.parallel.processes import load_if_exists, on_main
-from moth_jax.progress import Progress
-from moth_jax.run import configuration
-from moth_jax.run.job import chosen_classes, directions
-from moth_jax.types import Variables
+from moth_jax.run.job import SPLITS, Job
+from moth_jax.run.phases.base import Models, Phase
+from moth_jax.run.preemption import saved_in
+
+_PARTS = "distances"  # folder of finished chunks
 
 
-def measure(
-    config: ml_collections.ConfigDict,
-    dataset: ImageDataset,
-    workdir: Path,
-    when: str,
-    classifier: Classifier,
-    variables: Variables,
-    progress: Progress,
-) -> DistanceMatrix:
-    """Measure the class distances "before" or "after", and put them into the model's checkpoint."""
-    path = workdir / f"distance_{when}.npz"
-    measured = load_if_exists(DistanceMatrix.load, path)
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions:
+    """How class distances are measured: `distance.distance_matrix`, and in which directions.
+
+    Attributes:
+      split: the part of the data whose images are used.
+      victims, targets: names of classes to measure from and to; () for all.
+      num_directions: how many of these directions, drawn at random by the run's seed; 0 for all.
+      nearest: measure this many of them, the nearest as universal triggers of the given model find
+        them (`distance.nearest_directions`); 0 for all.
+      num_images, num_steps, minibatch_size, mask_weight, seeds: as in `distance_matrix`; None for
+        what the inversion was made for.
+      inversion: its name (`inversion.INVERSIONS`).
+      precision, patience, success_bound: its options; None for its own default.
+      directions_per_chunk: directions in one compiled call; 0 for as many as suit the device.
+    """
+
+    split: str = "test"
+    victims: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    num_directions: int = option(0, NOT_NEGATIVE)
+    nearest: int = option(0, NOT_NEGATIVE)
+    num_images: int = option(100, AT_LEAST_1)
+    num_steps: int | None = option(None, AT_LEAST_1)
+    minibatch_size: int | None = option(None, AT_LEAST_1)
+    mask_weight: float | None = option(None, POSITIVE)
+    seeds: tuple[int, ...] = (0,)
+    inversion: str = DEFAULT
+    precision: str = "float32"
+    patience: int | None = option(None, AT_LEAST_1)
+    success_bound: float = option(0.9, POSITIVE_SHARE)
+    directions_per_chunk: int = option(0, NOT_NEGATIVE)
+
+    def __post_init__(self):
+        require_choice("split", self.split, SPLITS)
+        self.method()
+        seeds = self.seeds
+        if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
+            raise InputError(
+                "distance.seeds must be whole numbers in [0, 2**31), such as (0, 1, 2), got "
+                f"{seeds}"
+            )
+
+    def method(self) -> Inversion:
+        """Return the inversion by which distances are measured.
+
+        Raises:
+          InputError: there is no such inversion, or it has no such option or value.
+        """
+        return create(
+            self.inversion,
+            precision=self.precision,
+            patience=self.patience,
+            success_bound=self.success_bound,
+        )
+
+
+def measure(job: Job, when: str, model: SavedModel) -> DistanceMatrix:
+    """Return the class distances of a model, measured unless `when` they were measured before.
+
+    `when` is "before" or "after": of the given model or of the hardened one.
+    """
+    measured = load_distances(job.workdir, when)
     if measured is not None:
         return measured
-    options = config.distance.to_dict()
-    for field in ("victims", "targets", "num_directions", "nearest"):
-        del options[field]  # read by `directions`
-    for field in ("inversion", "precision", "patience", "success_bound"):
-        del options[field]  # read by `distance_inversion`
-    split = getattr(dataset, options.pop("split"))
-    classes = chosen_classes(config, dataset)
-    chosen = directions(config, dataset)
-    if config.distance.nearest:
-        chosen = _nearest(config, workdir, classifier, variables, split, chosen, classes, progress)
-    victims = {victim for victim, _ in chosen.directions}
-    images, labels = _first_images(split, victims, options["num_images"])
-    matrix = measure.distance_matrix(
-        classifier.predict,
-        images,
-        labels,
-        variables=variables,
-        class_names=dataset.class_names,
-        classes=classes,
-        directions=chosen,
-        directions_per_chunk=options.pop("directions_per_chunk") or None,
-        inversion=configuration.distance_inversion(config),
-        resume_dir=workdir / "distances",
-        label=f"distances {when}",
-        progress=progress,
-        **options,
-    )
-    on_main(matrix.save, path)
-    on_main(shutil.rmtree, workdir / "distances")
+    options = job.options(MeasureOptions)
+    split = getattr(job.dataset, options.split)
+    with saved_in(job.workdir / _PARTS):
+        chosen = _nearest(job, model, split) if options.nearest else job.directions
+        victims = {victim for victim, _ in chosen.directions}
+        images, labels = _first_images(split, victims, options.num_images)
+        matrix = distance_matrix(
+            model.classifier.predict,
+            images,
+            labels,
+            variables=model.variables,
+            class_names=job.dataset.class_names,
+            classes=job.classes,
+            directions=chosen,
+            num_images=options.num_images,
+            num_steps=options.num_steps,
+            minibatch_size=options.minibatch_size,
+            mask_weight=options.mask_weight,
+            seeds=options.seeds,
+            inversion=options.method(),
+            directions_per_chunk=options.directions_per_chunk or None,
+            resume_dir=job.workdir / _PARTS,
+            label=f"distances {when}",
+            progress=job.progress,
+        )
+    on_main(matrix.save, _file(job.workdir, when))
+    on_main(shutil.rmtree, job.workdir / _PARTS)
     return matrix
+
+
+def load_distances(workdir: Path, when: str) -> DistanceMatrix | None:
+    """Return the class distances "before" or "after", None if they are not measured."""
+    return load_if_exists(DistanceMatrix.load, _file(workdir, when))
+
+
+def _file(workdir: Path, when: str) -> Path:
+    return workdir / f"distance_{when}.npz"
 
 
 def _first_images(
@@ -76,32 +140,63 @@ def _first_images(
     return split.batch(used), split.labels[used]
 
 
-def _nearest(
-    config: ml_collections.ConfigDict,
-    workdir: Path,
-    classifier: Classifier,
-    variables: Variables,
-    split: ImageSplit,
-    candidates: DirectionChoice,
-    classes: tuple[int, ...],
-    progress: Progress,
-) -> DirectionChoice:
-    """Return the nearest of the candidates: those of the given model, after hardening too."""
-    before = load_if_exists(DistanceMatrix.load, workdir / "distance_before.npz")
+def _nearest(job: Job, model: SavedModel, split: ImageSplit) -> DirectionChoice:
+    """Return the nearest of the job's directions: those of the given model, after hardening too."""
+    before = load_distances(job.workdir, "before")
     if before is not None:
-        pairs = np.asarray(classes)[np.argwhere(~np.isnan(before.values))]
+        pairs = np.asarray(job.classes)[np.argwhere(~np.isnan(before.values))]
         return DirectionChoice(list(map(tuple, pairs.tolist())), before.details["selection"])
-    given = {name: candidates.details.get(name, ()) for name in ("victims", "targets")}
+    options, details = job.options(MeasureOptions), job.directions.details
     return nearest_directions(
-        classifier.predict,
-        *_first_images(split, classes, config.distance.num_images),
-        config.distance.nearest,
-        variables=variables,
-        classes=classes,
-        **given,
-        num_images=config.distance.num_images,
-        success_bound=config.distance.success_bound,
-        seed=config.seed,
-        resume_dir=workdir / "distances" / "universal",
-        progress=progress,
+        model.classifier.predict,
+        *_first_images(split, job.classes, options.num_images),
+        options.nearest,
+        variables=model.variables,
+        classes=job.classes,
+        victims=details.get("victims", ()),
+        targets=details.get("targets", ()),
+        num_images=options.num_images,
+        success_bound=options.success_bound,
+        seed=job.seed,
+        resume_dir=job.workdir / _PARTS / "universal",
+        progress=job.progress,
     )
+
+
+def _figures(job: Job, models: Models) -> dict:
+    """Return the mean distances before and after, and what lies between them."""
+    before, after = (load_distances(job.workdir, when) for when in ("before", "after"))
+    return {
+        "distance_before": before and before.average(),
+        "distance_after": after and after.average(),
+        "directions": before and before.choice(),
+        "distance_interval_before": before and before.interval(),
+        "distance_interval_after": after and after.interval(),
+        "increase": relative_increase(before, after) if before and after else None,
+        "increase_interval": increase_interval(before, after) if before and after else None,
+        "failures_before": before and before.num_failures(),
+        "failures_after": after and after.num_failures(),
+        "distance_seconds": {
+            when: matrix.details["seconds"]
+            for when, matrix in (("before", before), ("after", after))
+            if matrix
+        },
+    }
+
+
+def _do(job: Job, models: Models, *, when: str) -> None:
+    measure(job, when, models[when])
+
+
+BEFORE = Phase(
+    do=functools.partial(_do, when="before"),
+    requests=("all", "measure"),
+    files=("distance_before.npz", _PARTS),
+    options={"distance": MeasureOptions},
+)
+AFTER = Phase(
+    do=functools.partial(_do, when="after"),
+    requests=("all",),
+    figures=_figures,  # of both
+    files=("distance_after.npz", _PARTS),
+)

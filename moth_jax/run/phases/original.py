@@ -1,93 +1,99 @@
-"""The model of a run: imported, trained here, or both."""
+"""The phase that makes the model of a run: imported, trained here, or both."""
 
 import dataclasses
 import warnings
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 
 from moth_jax import backdoors, models, training
 from moth_jax.data import ImageDataset
 from moth_jax.errors import InputError
-from moth_jax.models import Classifier, checkpoint
-from moth_jax.models.loading import check_alone, head_is_fixed, load_source
+from moth_jax.models import checkpoint
+from moth_jax.models.checkpoint import SavedModel
+from moth_jax.models.loading import AUTO, check_alone, head_is_fixed, load_source
 from moth_jax.parallel.processes import broadcast_from_main
-from moth_jax.progress import Progress
-from moth_jax.run import checkpoints, configuration, inputs
-from moth_jax.run.job import chosen_backdoor
-from moth_jax.run.metrics import MetricWriter
-from moth_jax.run.pacing import Pacer, Saver
-from moth_jax.run.phases.harden import check_hardening
+from moth_jax.run import inputs
+from moth_jax.run.checkpoints import RunCheckpoints, Saver, Timer
+from moth_jax.run.job import Job, ModelOptions
+from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
 from moth_jax.storage.files import read_json, write_json
 from moth_jax.storage.folders import current_folder
 from moth_jax.types import Variables
 
-_OF_FILES = ("mean", "std", "builder", "trust")  # options of config.model
+_RECORD, _CHECKPOINTS = "original.json", "training"
+_DEFAULT_ARCHITECTURE = "resnet20"
 
 
-def original_model(
-    config: ml_collections.ConfigDict,
-    dataset: ImageDataset,
-    workdir: Path,
-    metrics: MetricWriter,
-    progress: Progress,
-) -> tuple[Classifier, Variables]:
-    """Return the model to measure and harden: imported, trained here, or both."""
-    folder = workdir / "original"
+def original_model(job: Job, given: Models | None = None) -> SavedModel:
+    """Return the model to measure and harden, made unless it is there.
+
+    It is checked by `given.check` before it is trained, and once it is there, before anything else
+    is done with it.
+    """
+    given = Models(job.workdir) if given is None else given
+    folder = job.workdir / MODEL_FOLDERS["before"]
     if broadcast_from_main(folder.exists):
-        inputs.check_unchanged(read_json(workdir / "original.json"), config, dataset)
+        inputs.check_unchanged(load_original(job.workdir), job.model.checkpoint, job.dataset)
     else:
-        source = config.model.checkpoint
-        classifier, variables = (
-            import_model(config, dataset) if source else new_model(config, dataset)
-        )
-        check_hardening(config, dataset, classifier, variables)  # not after the training
-        seconds = None
-        if not source or config.model.fine_tune:
-            images = training_images(config, dataset)
-            variables, seconds = _train(
-                config, images, workdir, classifier, variables, metrics, progress
-            )
-        write_json(
-            workdir / "original.json",
-            {"training_seconds": seconds, **inputs.describe(config, dataset)},
-        )
-        checkpoint.save_model(folder, classifier, variables)
-    checkpoints.RunCheckpoints(workdir / "training").clear()
-    saved = checkpoint.load_model(folder)
-    check_hardening(config, dataset, saved.classifier, saved.variables)  # not after the measuring
-    return saved.classifier, saved.variables
+        model, seconds = make_model(job), None
+        given.check(model)
+        if not job.model.checkpoint or job.model.fine_tune:
+            variables, seconds = _train(job, model)
+            model = model._replace(variables=variables)
+        about = inputs.describe(job.model.checkpoint, job.dataset)
+        write_json(job.workdir / _RECORD, {"training_seconds": seconds, **about})
+        checkpoint.save_model(folder, *model)
+    RunCheckpoints(job.workdir / _CHECKPOINTS).clear()
+    model = given["before"]
+    given.check(model)
+    return model
 
 
-def training_images(config: ml_collections.ConfigDict, dataset: ImageDataset) -> ImageDataset:
+def load_original(workdir: Path) -> dict:
+    """Return the record of the original model, {} if there is none."""
+    return read_json(workdir / _RECORD)
+
+
+def make_model(job: Job) -> SavedModel:
+    """Return the model that is given, or a new one, before any training.
+
+    Raises:
+      InputError: the model cannot be read, or does not fit the data.
+    """
+    if job.model.checkpoint:
+        return _import_model(job.model, job.dataset)
+    return _new_model(job)
+
+
+def training_images(job: Job) -> ImageDataset:
     """Return what the original model is trained on: poisoned if a backdoor is to be planted."""
-    backdoor = chosen_backdoor(config, dataset)
-    if backdoor is None:
-        return dataset
-    options = {name: config.backdoor[name] for name in ("rate", "cover_rate", "seed")}
-    return backdoors.poison(dataset, backdoor, **options)
+    if job.backdoor is None:
+        return job.dataset
+    how = job.poisoning
+    return backdoors.poison(
+        job.dataset, job.backdoor, rate=how.rate, cover_rate=how.cover_rate, seed=how.seed
+    )
 
 
-def import_model(
-    config: ml_collections.ConfigDict, dataset: ImageDataset
-) -> tuple[Classifier, Variables]:
-    """Return the model of `config.model.checkpoint`, checked against the data."""
-    path = current_folder(Path(config.model.checkpoint).expanduser())
-    num_classes = dataset.num_classes if config.model.fine_tune else None
+def _import_model(options: ModelOptions, dataset: ImageDataset) -> SavedModel:
+    """Return the model of `options.checkpoint`, checked against the data."""
+    path = current_folder(Path(options.checkpoint).expanduser())
+    num_classes = dataset.num_classes if options.fine_tune else None
     if path.is_dir():
-        check_alone(path, {name: config.model[name] for name in _OF_FILES}, prefix="model.")
+        of_files = ("mean", "std", "builder", "trust")
+        check_alone(path, {name: getattr(options, name) for name in of_files}, prefix="model.")
         classifier, variables = load_source(path, num_classes=num_classes)
     else:
         classifier, variables = load_source(
             path,
-            arch=config.model.name,
-            builder=config.model.builder,
-            trust=config.model.trust,
+            arch=options.name,
+            builder=options.builder,
+            trust=options.trust,
             num_classes=num_classes,
-            mean=tuple(config.model.mean) or None,
-            std=tuple(config.model.std) or None,
+            mean=tuple(options.mean) or None,
+            std=tuple(options.std) or None,
             image_shape=dataset.image_shape,
         )
     spec = classifier.spec
@@ -95,19 +101,13 @@ def import_model(
         raise InputError(
             f"{path} is a model of {spec.num_classes} classes and images {spec.image_shape}, but "
             f"{dataset.name} has {dataset.num_classes} classes and images {dataset.image_shape}"
-            + _ways_out(config, spec.num_classes, dataset)
+            + _remedies(options, spec.num_classes, dataset)
         )
-    if config.model.fine_tune or not spec.class_names:
+    if options.fine_tune or not spec.class_names:
         spec = dataclasses.replace(spec, class_names=dataset.class_names)
     else:
         _check_names(path, spec.class_names, dataset)
-    return models.outline(spec)[0], variables
-
-
-def check_model(config: ml_collections.ConfigDict, dataset: ImageDataset) -> None:
-    """Raise `InputError` if there is no model as asked for, or it cannot be hardened as asked."""
-    make = import_model if config.model.checkpoint else new_model
-    check_hardening(config, dataset, *make(config, dataset))
+    return SavedModel(models.outline(spec)[0], variables)
 
 
 def _check_names(path: Path, theirs: tuple[str, ...], dataset: ImageDataset) -> None:
@@ -130,14 +130,12 @@ def _check_names(path: Path, theirs: tuple[str, ...], dataset: ImageDataset) -> 
     )
 
 
-def _ways_out(config: ml_collections.ConfigDict, num_classes: int, dataset: ImageDataset) -> str:
+def _remedies(options: ModelOptions, num_classes: int, dataset: ImageDataset) -> str:
     """Return what a message says to do about a head of `num_classes`."""
     ways = []
     if num_classes > dataset.num_classes:
         ways.append("name all classes of the model (data.class_list), images of some will do")
-    if num_classes != dataset.num_classes and not head_is_fixed(
-        config.model.checkpoint, config.model.trust
-    ):
+    if num_classes != dataset.num_classes and not head_is_fixed(options.checkpoint, options.trust):
         ways.append(
             f"set model.fine_tune=True for a new head of {dataset.num_classes} classes and "
             "training with config.training"
@@ -145,42 +143,38 @@ def _ways_out(config: ml_collections.ConfigDict, num_classes: int, dataset: Imag
     return f"; {', or '.join(ways)}" if ways else ""
 
 
-def new_model(
-    config: ml_collections.ConfigDict, dataset: ImageDataset
-) -> tuple[Classifier, Variables]:
-    """Return an untrained model."""
-    name = config.model.name
-    return models.create(
-        "resnet20" if name == configuration.AUTO else name,
+def _new_model(job: Job) -> SavedModel:
+    options, dataset = job.model, job.dataset
+    classifier, variables = models.create(
+        _DEFAULT_ARCHITECTURE if options.name == AUTO else options.name,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
-        mean=tuple(config.model.mean) or dataset.mean,
-        std=tuple(config.model.std) or dataset.std,
+        mean=tuple(options.mean) or dataset.mean,
+        std=tuple(options.std) or dataset.std,
         class_names=dataset.class_names,
-        seed=config.seed,
+        seed=job.seed,
     )
+    return SavedModel(classifier, variables)
 
 
-def _train(
-    config, dataset, workdir, classifier, variables, metrics, progress
-) -> tuple[Variables, float]:
+def _train(job: Job, model: SavedModel) -> tuple[Variables, float]:
     """Train, or go on training; return the variables and the seconds of all processes."""
-    options = configuration.training_config(config)
-    tx = training.optimiser(options, len(dataset.train))
-    saved = checkpoints.RunCheckpoints(workdir / "training")
+    dataset, options = training_images(job), job.training
+    saved = RunCheckpoints(job.workdir / _CHECKPOINTS)
     state, first_epoch, losses, earlier = None, 0, (), None
     latest = saved.latest()
     if latest is not None:
         arrays, metadata = latest
+        tx = training.optimiser(options, len(dataset.train))
         state = training.train_state_from_arrays(arrays, tx)
         first_epoch, earlier = metadata["epoch"], metadata["spent"]
         losses = arrays.get("losses", ())
-    metrics.rewind({"training": first_epoch})
-    pacer = Pacer(config.checkpoint_seconds, earlier)
-    saver = Saver(saved, pacer)
+    job.metrics.rewind({"training": first_epoch})
+    timer = Timer(job.checkpoint_seconds, earlier)
+    saver = Saver(saved, timer)
     steps = training.steps_per_epoch(options, len(dataset.train))
 
-    def on_step(epoch: int, state, losses: tuple) -> None:
+    def on_step(epoch: int, state: training.TrainState, losses: tuple) -> None:
         def parts() -> tuple[dict, dict]:
             arrays = training.train_state_arrays(state)
             if losses:  # Orbax keeps no empty arrays
@@ -189,19 +183,29 @@ def _train(
 
         saver.offer(epoch * steps + len(losses), parts)
 
-    def on_epoch(epoch: int, state, figures: dict) -> None:
-        metrics.write("training", epoch, **figures)
+    def on_epoch(epoch: int, state: training.TrainState, figures: dict) -> None:
+        job.metrics.write("training", epoch, **figures)
         on_step(epoch, state, ())
 
     with saver:
         variables = training.train(
-            classifier,
-            variables,
+            *model,
             dataset,
             options,
             start=None if state is None else training.Place(first_epoch, state, losses),
             on_step=on_step,
             on_epoch=on_epoch,
-            progress=progress,
+            progress=job.progress,
         )
-    return variables, pacer.spent()["seconds"]
+    return variables, timer.spent()["seconds"]
+
+
+def _do(job: Job, given: Models) -> None:
+    original_model(job, given)
+
+
+def _figures(job: Job, given: Models) -> dict:
+    return {"training_seconds": load_original(job.workdir).get("training_seconds")}
+
+
+PHASE = Phase(do=_do, figures=_figures, files=(MODEL_FOLDERS["before"], _CHECKPOINTS, _RECORD))

@@ -1,66 +1,78 @@
 """The robustness of a run's models: test accuracy under PGD (Section V-A)."""
 
+import dataclasses
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
 from moth_jax.data import ImageDataset, ImageSplit
-from moth_jax.evaluation import pgd_accuracy
-from moth_jax.models import checkpoint
-from moth_jax.parallel.processes import broadcast_from_main
-from moth_jax.progress import Progress
+from moth_jax.evaluation import Adversary, pgd_accuracy
+from moth_jax.options import AT_LEAST_1, POSITIVE, SHARE, option
+from moth_jax.run.job import Job
+from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
 from moth_jax.storage.files import read_json, write_json
 
-_FOLDERS = {"before": "original", "after": "hardened"}
+_RECORD = "robustness.json"
 _SEED = 0  # not the run's: runs are compared on the same images and random starts
 
 
-def measure_robustness(
-    config: ml_collections.ConfigDict, dataset: ImageDataset, workdir: Path, progress: Progress
-) -> None:
-    """Attack each model there is that was not attacked so before; write robustness.json."""
-    if config.robustness.epsilon == 0:
+@dataclasses.dataclass(frozen=True)
+class RobustnessOptions:
+    """The attack under which accuracy is measured as well (`evaluation.pgd_accuracy`).
+
+    Published: 8/255 and 20 steps of 2/255 for CIFAR-10, 0.03 and 100 of 0.001 for SVHN and GTSRB,
+    0.1 and 100 of 0.01 for LISA.
+
+    Attributes:
+      epsilon: bound of the perturbation in units of [0, 1]; 0 for no attack.
+      step_size: in units of [0, 1].
+      num_steps: of PGD.
+      num_images: how many test images are attacked (`attacked_images`).
+    """
+
+    epsilon: float = option(0.0, SHARE)
+    step_size: float = option(2 / 255, POSITIVE)
+    num_steps: int = option(20, AT_LEAST_1)
+    num_images: int = option(1000, AT_LEAST_1)
+
+
+def measure_robustness(job: Job, models: Models) -> None:
+    """Attack each model that was not attacked in the same way before; write robustness.json."""
+    options = job.options(RobustnessOptions)
+    if options.epsilon == 0:
         return
-    asked = _attack(config, dataset)
-    path = workdir / "robustness.json"
+    num_images = min(options.num_images, len(job.dataset.test))
+    asked = {**dataclasses.asdict(options), "num_images": num_images}
+    path = job.workdir / _RECORD
     done = read_json(path)
-    figures = done if done.get("asked") == asked else {"asked": asked}
-    for when, folder in _FOLDERS.items():
-        if when in figures or not broadcast_from_main((workdir / folder).exists):
+    figures: dict = done if done.get("asked") == asked else {"asked": asked}
+    for when in MODEL_FOLDERS:
+        model = models.get(when)
+        if when in figures or model is None:
             continue
-        classifier, variables = checkpoint.load_model(workdir / folder)
         figures[when] = pgd_accuracy(
-            classifier.predict,
-            variables,
-            attacked_images(dataset, asked["num_images"]),
-            epsilon=asked["epsilon"],
-            step_size=asked["step_size"],
-            num_steps=asked["num_steps"],
+            model.classifier.predict,
+            model.variables,
+            attacked_images(job.dataset, num_images),
+            adversary=Adversary(options.epsilon, options.step_size, options.num_steps),
             seed=_SEED,
             label=f"robustness {when}",
-            progress=progress,
+            progress=job.progress,
         )
         write_json(path, figures)
 
 
 def load_robustness(workdir: Path) -> dict:
     """Return the summary's figures of the last attack on a run's models, {} if there was none."""
-    figures = read_json(workdir / "robustness.json")
+    figures = read_json(workdir / _RECORD)
     if not figures:
         return {}
     attack = figures.pop("asked")
     return {"robustness": attack, **{f"robustness_{when}": v for when, v in figures.items()}}
 
 
-def _attack(config: ml_collections.ConfigDict, dataset: ImageDataset) -> dict:
-    """Return the options of the attack, with the number of images that there are."""
-    options = config.robustness.to_dict()
-    return {**options, "num_images": min(options["num_images"], len(dataset.test))}
-
-
 def attacked_images(dataset: ImageDataset, num_images: int) -> ImageSplit:
-    """Return so many test images (all, if there are fewer), drawn by a fixed seed.
+    """Return `num_images` test images (all, if there are fewer), drawn by a fixed seed.
 
     Not the first ones: the test sets of some data are sorted by class.
     """
@@ -69,3 +81,16 @@ def attacked_images(dataset: ImageDataset, num_images: int) -> ImageSplit:
         return test
     chosen = np.random.default_rng(_SEED).choice(len(test), num_images, replace=False)
     return test.subset(np.sort(chosen))
+
+
+def _figures(job: Job, models: Models) -> dict:
+    return load_robustness(job.workdir)
+
+
+PHASE = Phase(
+    do=measure_robustness,
+    with_report=True,
+    figures=_figures,
+    files=(_RECORD,),
+    options={"robustness": RobustnessOptions},
+)

@@ -1,128 +1,178 @@
-"""The phase "scan" of a run: does the given model look poisoned?"""
+"""The phase "scan": does the given model look poisoned?"""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
-from moth_jax.data import ImageDataset, ImageSplit
+from moth_jax.data import ImageSplit
 from moth_jax.distance.matrix import DistanceMatrix
-from moth_jax.errors import InputError
-from moth_jax.models import Classifier
+from moth_jax.errors import InputError, require_choice
+from moth_jax.models.checkpoint import SavedModel
+from moth_jax.options import NOT_NEGATIVE, option
 from moth_jax.parallel.processes import broadcast_from_main, load_if_exists, on_main
-from moth_jax.progress import Progress
-from moth_jax.run import configuration
-from moth_jax.run.job import chosen_classes
-from moth_jax.scanning import Scan, scan, scan_distances
+from moth_jax.run.job import SPLITS, Job
+from moth_jax.run.phases.base import Models, Phase
+from moth_jax.run.phases.measure import MeasureOptions, load_distances
+from moth_jax.run.preemption import saved_in
+from moth_jax.scanning import SCANNERS, Scan, ScanOptions, scan, scan_distances
 from moth_jax.scanning.base import check_classes_have_images
 from moth_jax.storage.files import read_json, write_json
-from moth_jax.types import Variables
+
+_RESULT, _RECORD, _PARTS = "scan.npz", "scan.json", "scanning"
 
 
-def check_scan(config: ml_collections.ConfigDict, dataset: ImageDataset) -> None:
-    """Raise `InputError` unless there are classes and images to scan with."""
-    classes = chosen_classes(config, dataset)
-    names = tuple(dataset.class_names[k] for k in classes)
-    check_classes_have_images(classes, names, _split(config, dataset).labels)
+@dataclasses.dataclass(frozen=True)
+class ScanPhaseOptions(ScanOptions):
+    """How the model is scanned: `scanning.ScanOptions`, by which scanner, and on which images.
+
+    Where the run has measured all directions, "pairs" takes those distances as they are.
+
+    Attributes:
+      method: one of `scanning.SCANNERS`.
+      split: the part of the data whose images are used.
+      threshold: of the scanner's statistic (`scanning.calibrate`); 0 for the scanner's own.
+    """
+
+    method: str = "neural_cleanse"
+    split: str = "test"
+    threshold: float = option(0.0, NOT_NEGATIVE)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("scan.method", self.method, SCANNERS)
+        require_choice("scan.split", self.split, SPLITS)
+
+    def of_scanner(self) -> ScanOptions:
+        """Return the options of the scanner alone."""
+        names = [field.name for field in dataclasses.fields(ScanOptions)]
+        return ScanOptions(**{name: getattr(self, name) for name in names})
+
+    def asked(self) -> dict:
+        """Return what a result depends on."""
+        own = {name: getattr(self, name) for name in ("method", "split", "threshold")}
+        return {**own, **dataclasses.asdict(self.of_scanner())}
 
 
-def scan_model(
-    config: ml_collections.ConfigDict,
-    dataset: ImageDataset,
-    workdir: Path,
-    classifier: Classifier,
-    variables: Variables,
-    progress: Progress,
-) -> Scan:
+def scan_model(job: Job, model: SavedModel) -> Scan:
     """Scan the model, unless it was already scanned in the same way; write scan.npz and scan.json.
 
     If the run has measured the distances of all directions they are not measured again: "pairs" is
-    then free, and of that measurement, whatever the options of the scan.
+    then free, and its verdict rests on that measurement, whatever the options of the scan.
     """
-    matrix = _measured(config, workdir, progress)
-    asked = _asked(config, dataset, matrix)
-    done = read_json(workdir / "scan.json").get("asked")
-    if done == asked:
-        return broadcast_from_main(Scan.load, workdir / "scan.npz")
-    threshold = config.scan.threshold or None
-    if matrix is not None:
-        options = configuration.scan_options(config)
-        found = scan_distances(
-            matrix, image_shape=dataset.image_shape, threshold=threshold, options=options
-        )
-    else:
-        found = _scan(config, dataset, workdir, classifier, variables, threshold, progress)
-    on_main(found.save, workdir / "scan.npz")
-    # Last: a scan is done once this is there.
-    write_json(workdir / "scan.json", {**found.to_json(), "asked": asked})
-    on_main(shutil.rmtree, workdir / "scanning", True)
-    return found
-
-
-def _measured(
-    config: ml_collections.ConfigDict, workdir: Path, progress: Progress
-) -> DistanceMatrix | None:
-    """Return the distances that "pairs" need not measure; None if there are none, or not all."""
-    if config.scan.method != "pairs":
-        return None
-    matrix = load_if_exists(DistanceMatrix.load, workdir / "distance_before.npz")
+    matrix = _measured(job)
+    asked = _asked(job, matrix)
+    if read_json(job.workdir / _RECORD).get("asked") == asked:
+        return broadcast_from_main(Scan.load, job.workdir / _RESULT)
     if matrix is None:
-        return None
-    if matrix.is_whole:
-        progress.note("scanning the distances of this run, as config.distance had them measured")
-        return matrix
-    progress.note(f"this run has the distances of {matrix.choice()}; a scan measures all of them")
-    return None
-
-
-def _asked(
-    config: ml_collections.ConfigDict, dataset: ImageDataset, matrix: DistanceMatrix | None
-) -> dict:
-    """Return what a scan depends on: its options, or those of the distances that it is of."""
-    options = {**config.scan.to_dict(), "seed": config.seed}
-    if matrix is not None:
-        used = ("method", "threshold", "max_pair_size")
-        measured = {"split": config.distance.split, **matrix.details}
-        options = {**{name: options[name] for name in used}, "distances": measured}
-    classes = [dataset.class_names[k] for k in chosen_classes(config, dataset)]
-    return {**options, "classes": classes}
+        found = _scan(job, model)
+    else:
+        options = job.options(ScanPhaseOptions)
+        found = scan_distances(
+            matrix,
+            image_shape=job.dataset.image_shape,
+            threshold=options.threshold or None,
+            options=options.of_scanner(),
+        )
+    on_main(found.save, job.workdir / _RESULT)
+    # Last: a scan is done once this is there.
+    write_json(job.workdir / _RECORD, {**found.to_json(), "asked": asked})
+    on_main(shutil.rmtree, job.workdir / _PARTS, True)
+    return found
 
 
 def load_scan(workdir: Path) -> Scan | None:
     """Return the scan of a run, None if there is none."""
-    return (
-        load_if_exists(Scan.load, workdir / "scan.npz")
-        if read_json(workdir / "scan.json")
-        else None
+    if not read_json(workdir / _RECORD):
+        return None
+    return load_if_exists(Scan.load, workdir / _RESULT)
+
+
+def _measured(job: Job) -> DistanceMatrix | None:
+    """Return the distances that "pairs" need not measure; None if there are none, or not all."""
+    if job.options(ScanPhaseOptions).method != "pairs":
+        return None
+    matrix = load_distances(job.workdir, "before")
+    if matrix is None:
+        return None
+    if matrix.is_whole:
+        job.progress.note(
+            "scanning the distances of this run, as config.distance had them measured"
+        )
+        return matrix
+    job.progress.note(
+        f"this run has the distances of {matrix.choice()}; a scan measures all of them"
     )
+    return None
 
 
-def _scan(config, dataset, workdir, classifier, variables, threshold, progress) -> Scan:
-    classes, split = chosen_classes(config, dataset), _split(config, dataset)
-    options = configuration.scan_options(config)
+def _asked(job: Job, matrix: DistanceMatrix | None) -> dict:
+    """Return what a scan depends on: its options, or those of the distances that it reads."""
+    options = job.options(ScanPhaseOptions).asked()
+    if matrix is not None:
+        used = ("method", "threshold", "max_pair_size")
+        measured = {"split": job.options(MeasureOptions).split, **matrix.details}
+        options = {**{name: options[name] for name in used}, "distances": measured}
+    return {**options, "classes": [job.dataset.class_names[k] for k in job.classes]}
+
+
+def _scan(job: Job, model: SavedModel) -> Scan:
+    options, split = job.options(ScanPhaseOptions), _split(job)
     per_class = options.num_images
-    if config.scan.method == "neural_cleanse":  # which takes a few images of each other class
-        per_class = -(-per_class // (len(classes) - 1))
+    if options.method == "neural_cleanse":  # which takes a few images of each other class
+        per_class = -(-per_class // (len(job.classes) - 1))
     # No other image is used, and all of them may be more than fit in memory.
-    used = np.sort(np.concatenate([split.of_class(k, per_class) for k in classes]))
-    return scan(
-        classifier.predict,
-        split.batch(used),
-        split.labels[used],
-        variables=variables,
-        method=config.scan.method,
-        class_names=dataset.class_names,
-        classes=classes,
-        threshold=threshold,
-        options=options,
-        resume_dir=workdir / "scanning",
-        progress=progress,
-    )
+    used = np.sort(np.concatenate([split.of_class(k, per_class) for k in job.classes]))
+    with saved_in(job.workdir / _PARTS):
+        return scan(
+            model.classifier.predict,
+            split.batch(used),
+            split.labels[used],
+            variables=model.variables,
+            method=options.method,
+            class_names=job.dataset.class_names,
+            classes=job.classes,
+            threshold=options.threshold or None,
+            options=options.of_scanner(),
+            resume_dir=job.workdir / _PARTS,
+            progress=job.progress,
+        )
 
 
-def _split(config: ml_collections.ConfigDict, dataset: ImageDataset) -> ImageSplit:
-    split = getattr(dataset, config.scan.split)
+def _split(job: Job) -> ImageSplit:
+    name = job.options(ScanPhaseOptions).split
+    split = getattr(job.dataset, name)
     if not len(split):
-        raise InputError(f"there are no images in the split {config.scan.split!r}; choose another")
+        raise InputError(f"there are no images in the split {name!r}; choose another")
     return split
+
+
+def _do(job: Job, models: Models) -> None:
+    scan_model(job, models["before"])
+
+
+def _check(job: Job, model: SavedModel | None) -> None:
+    """Raise `InputError` unless there are classes and images to scan with."""
+    if model is None:
+        names = tuple(job.dataset.class_names[k] for k in job.classes)
+        check_classes_have_images(job.classes, names, _split(job).labels)
+
+
+def _figures(job: Job, models: Models) -> dict:
+    scan = load_scan(job.workdir)
+    if scan is None:
+        return {}
+    fields = ("method", "poisoned", "statistic", "statistic_name", "threshold", "seconds")
+    figures = {name: getattr(scan, name) for name in fields}
+    return {"scan": {"verdict": scan.verdict(), **figures, "text": scan.describe()}}
+
+
+PHASE = Phase(
+    do=_do,
+    requests=("scan",),
+    check=_check,
+    figures=_figures,
+    files=(_PARTS, _RESULT, _RECORD),
+    options={"scan": ScanPhaseOptions},
+)
