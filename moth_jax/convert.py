@@ -1,4 +1,4 @@
-"""Convert classifiers: into checkpoints of this package, and home again.
+"""Convert classifiers into checkpoints of this package, and back.
 
     python -m moth_jax.convert SOURCE DEST [options]
 
@@ -8,10 +8,10 @@ DEST is, by its name:
 
     a folder           a checkpoint of this package; no other folder is ever replaced
     .pt .pth           a state_dict for load_state_dict(strict=True) of the original module
-    .safetensors       the same; of a Keras model its arrays, such as conv2d_1/kernel
-    .stablehlo         a program for jax.export.deserialize, which needs nothing of this package
+    .safetensors       the same; for a Keras model its arrays, such as conv2d_1/kernel
+    .stablehlo         a program for jax.export.deserialize, which works without this package
 
-A small_cnn has no original elsewhere: it becomes a folder or .stablehlo.
+A small_cnn exists in this package alone: it becomes a folder or .stablehlo.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def convert(source: Path, dest: Path, **options) -> str:
 
     Args:
       source, dest: as in the module's text.
-      **options: `models.sources.load_source`.
+      **options: `models.loading.load_source`.
 
     Raises:
       InputError: what is wrong with the source, or that `dest` cannot be written.
@@ -77,7 +77,7 @@ def _writer(dest: Path) -> Callable:
 
 
 def _check_dest(source: Path, dest: Path) -> None:
-    """Raise `InputError` where writing `dest` would remove the source or what is not ours."""
+    """Raise `InputError` if writing `dest` would remove the source, or what is not a checkpoint."""
     from moth_jax.models import checkpoint
 
     there = current_folder(dest)

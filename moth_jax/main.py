@@ -15,16 +15,9 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from moth_jax.errors import InputError
-from moth_jax.run import preemption
-from moth_jax.run.console import (
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
-    at_failure,
-    fail,
-    keep_compilations,
-    prepare_console,
-)
-from moth_jax.run.flag_faults import fault_in_file, fault_of_flags, no_such_file
+from moth_jax.run import console, preemption
+from moth_jax.run.console import EXIT_INTERRUPTED, EXIT_PREEMPTED, fail
+from moth_jax.run.flag_faults import fault_of_flags, fault_of_unread
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/digits.py.", lock_config=True
@@ -48,21 +41,18 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's: 0, 1, ...")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the run that is in --workdir first.")
 
-# What the memory of a step grows with, of whichever methods have it.
-_MEMORY_FIELDS = ("batch_size", "victims_per_class", "warmup_max_images", "num_images")
-
 
 def main(argv: list[str]) -> None:
     """Run the phases; a fault of the input is one line, and exit code 2."""
-    del argv  # parse_flags has seen to it
-    prepare_console()
+    del argv  # parse_flags has read it
+    console.prepare_console()
     try:
         with preemption.watch(grace_seconds=_GRACE.value):
             _run()
     except InputError as error:
         fail(str(error))
     except OSError as error:
-        # A full disk, a missing right: said by the system, and nothing of the run is lost.
+        # A full disk, or a missing right. Nothing of the run is lost.
         fail(
             f"{error.filename or _WORKDIR.value}: {error.strerror or error}; free some space or "
             "check the permissions, then run the same command again"
@@ -82,10 +72,10 @@ def _run() -> None:
     from moth_jax.run.runner import run
 
     devices.use_all_cores()
-    keep_compilations()
+    console.keep_compilations()
     if processes.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
         # A signal ends them all at the same safe point.
-        at_failure(lambda code: code == EXIT_PREEMPTED or processes.leave(code))
+        console.at_failure(lambda code: code == EXIT_PREEMPTED or processes.leave(code))
     shown = console_progress if processes.is_main() else silent_progress
     progress = shown(after_advance=preemption.stop_here)
     workdir = Path(str(_WORKDIR.value)).expanduser()
@@ -95,18 +85,16 @@ def _run() -> None:
 
 
 def _fail_if_exhausted(error: Exception) -> None:
-    """Say in one line what to do where memory has run out; measurements see to it themselves."""
+    """Say in one line what to do if memory has run out; measurements lower their own need."""
     from moth_jax.parallel.memory import is_exhausted
-    from moth_jax.run.configuration import node_of
+    from moth_jax.run.configuration import memory_fields
 
     if not is_exhausted(error):
         return
-    part = node_of(_CONFIG.value.method)
-    fields = [f"{part}.{name}" for name in _MEMORY_FIELDS if name in _CONFIG.value[part]]
     reason = textwrap.shorten(str(error) or "no more of the host", 150)
     fail(
         f"out of memory ({reason}); try another number of mesh.devices, with which the run goes "
-        f"on, or, in another --workdir, lower training.batch_size or {', '.join(fields)}"
+        f"on, or, in another --workdir, lower {memory_fields(_CONFIG.value)}"
     )
 
 
@@ -126,9 +114,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         if len(rest) > 1:
             fail(f"unexpected arguments: {' '.join(rest[1:])}; options are --NAME=VALUE")
         return rest
-    # Where the file could not be read, the flag holds an object with the error.
-    unread = vars(_CONFIG.value).get("_error") if hasattr(_CONFIG.value, "__dict__") else None
-    fail(fault_in_file(argv, unread) or no_such_file(argv))
+    fail(fault_of_unread(argv, _CONFIG.value))
 
 
 if __name__ == "__main__":

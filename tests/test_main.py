@@ -52,7 +52,7 @@ def ending(monkeypatch, fault, **changes):
 
     for name, value in (("_GRACE", 20.0), ("_CONFIG", tiny_config(**changes))):
         monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
-    monkeypatch.setattr(main, "prepare_console", lambda: None)
+    monkeypatch.setattr(main.console, "prepare_console", lambda: None)
     monkeypatch.setattr(main, "_run", run)
     with pytest.raises((SystemExit, RuntimeError)) as end:
         main.main([])

@@ -32,7 +32,7 @@ class RunCheckpoints:
 
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
-        # Not Orbax's own saving in the background, which leaves a third of the time, and the
+        # Orbax could save in the background itself, but leaves a third of the time, and the
         # checksum, to the caller.
         self._background = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: futures.Future | None = None
@@ -40,7 +40,7 @@ class RunCheckpoints:
     def save(self, step: int, arrays: dict, metadata: dict) -> None:
         """Keep a state; earlier ones are removed once it is on disk.
 
-        Returns when there is a copy of the arrays, whose memory may then be used again.
+        It returns once the arrays are copied. Their memory may then be used again.
         """
         if not is_main():
             return
@@ -51,7 +51,7 @@ class RunCheckpoints:
     def _write(self, step: int, arrays: dict, metadata: dict) -> None:
         newest = self._folder / f"{step:08d}"
         save_tree(newest, arrays, metadata)
-        # Also what a kill or a full disk has left half-written.
+        # Among the others may be what a kill or a full disk has left half-written.
         for other in self._folder.iterdir():
             if other != newest:
                 shutil.rmtree(other)
@@ -87,8 +87,12 @@ class RunCheckpoints:
 class Timer:
     """Says when a checkpoint is due, and counts the seconds of a phase.
 
-    `earlier` is what `spent` gave the process that this one goes on from: seconds by the clock, and
-    of all processor cores together, which do not depend on what else a machine does.
+    They are seconds by the clock, and those of all processor cores together, which do not depend on
+    what else a machine does.
+
+    Args:
+      interval: seconds between two checkpoints.
+      earlier: what `spent` returned in the process before this one, None if this is the first.
     """
 
     def __init__(self, interval: float, earlier: dict | None = None):
@@ -119,7 +123,7 @@ class Saver:
             for ...:
                 saver.offer(step, lambda: (arrays, metadata))
 
-    After the block all that was saved is on disk. The metadata get "spent", of the timer.
+    After the block all that was saved is on disk. "spent" of the metadata is the timer's.
     """
 
     def __init__(self, checkpoints: RunCheckpoints, timer: Timer):
@@ -128,7 +132,7 @@ class Saver:
         self._lock = threading.Lock()
 
     def offer(self, step: int, state: State) -> None:
-        """Take note of a state at a safe point; `state()` stays what it is until the next one.
+        """Take note of a state at a safe point. `state()` must return it until the next offer.
 
         Raises:
           Preempted: the process is to end; the state is saved when the block ends.

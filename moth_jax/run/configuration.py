@@ -289,6 +289,17 @@ def _options(options: type, config: Config, section: str) -> Any:
     return options(**fields)
 
 
+# The memory of a step grows with these options of the methods that have them.
+_MEMORY_OPTIONS = ("batch_size", "victims_per_class", "warmup_max_images", "num_images")
+
+
+def memory_fields(config: Config) -> str:
+    """Return the fields that a run on the same devices needs less memory with if they are lower."""
+    section = node_of(config.method)
+    fields = [f"{section}.{name}" for name in _MEMORY_OPTIONS if name in config[section]]
+    return f"training.batch_size or {', '.join(fields)}"
+
+
 def load_data(config: Config) -> data.ImageDataset:
     """Return the data set of a configuration."""
     return data.load(config.data.name, **data_options(config))

@@ -18,7 +18,7 @@ from typing import NoReturn
 import absl.logging
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
-# EX_TEMPFAIL of sysexits.h, "try again later": no fault, and not what a kill (137, 143) gives.
+# EX_TEMPFAIL of sysexits.h, "try again later". A kill gives other codes (137, 143).
 EXIT_PREEMPTED = 75
 _SHOW_CURSOR = "\x1b[?25h"
 _PACKAGE = Path(__file__).parents[1]
@@ -57,13 +57,13 @@ def _line(message: str) -> str:
 
 
 def prepare_console() -> None:
-    """Say warnings of ours in one line, and keep libraries quiet about faults that we report."""
+    """Show warnings of this package in one line, and keep libraries quiet about faults."""
     _say_warnings()
     _keep_libraries_quiet()
 
 
 def _say_warnings() -> None:
-    """Show what this package warns a user of without the line of code it comes from."""
+    """Show a warning of this package without the line of code that it comes from."""
     show = warnings.showwarning
 
     def show_ours(message, category, filename, *rest, **options) -> None:
@@ -76,17 +76,17 @@ def _say_warnings() -> None:
 
 
 def _keep_libraries_quiet() -> None:
-    """Keep what Orbax and TensorStore say about a fault off the console: we say it in one line."""
+    """Keep what Orbax and TensorStore say about a fault off the console: `fail` says it."""
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     report = sys.unraisablehook
 
     def report_others(fault) -> None:
         if fault.exc_type is KeyboardInterrupt:
-            # It hit a callback whose errors Python ignores (JAX has one of the garbage collector):
-            # once more, outside of it.
+            # Ctrl-C hit a callback whose errors Python ignores, such as JAX's for the garbage
+            # collector. It is sent again, to arrive outside of the callback.
             threading.Timer(0.05, _thread.interrupt_main).start()
-        # Callbacks of TensorStore that come after a write has failed.
+        # After a failed write, callbacks of TensorStore find their event loop closed.
         elif "Event loop is closed" not in str(fault.exc_value):
             report(fault)
 
@@ -107,7 +107,7 @@ def keep_compilations() -> None:
 
 
 def default_folder(cpuinfo: Path = _CPUINFO) -> Path:
-    """Return ~/.cache/moth_jax/PROCESSOR, or the same below XDG_CACHE_HOME.
+    """Return the folder moth_jax/PROCESSOR in XDG_CACHE_HOME, which is ~/.cache if not set.
 
     One folder for each kind of processor: where machines share a home, code for instructions that
     one of them lacks would end the process there.

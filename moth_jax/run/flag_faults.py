@@ -13,11 +13,11 @@ from moth_jax.errors import InputError
 
 def fault_of_flags(argv: list[str], error: Exception) -> str:
     """Say what is wrong with the command line, or with the configuration file that it names."""
-    fault = fault_in_file(argv, error)
+    fault = _fault_in_file(argv, error)
     if fault is not None:
         return fault
     if isinstance(error, OSError) or "no attribute 'get_config'" in str(error):
-        return no_such_file(argv)
+        return _no_such_file(argv)
     if isinstance(error, (AttributeError, LookupError)):
         return _unknown_field(argv, error)
     if isinstance(error, (flags.Error, TypeError, ValueError)):
@@ -25,8 +25,15 @@ def fault_of_flags(argv: list[str], error: Exception) -> str:
     return f"cannot use --config: {_config_path(argv)}: {type(error).__name__}: {error}"
 
 
-def fault_in_file(argv: list[str], error: BaseException | None) -> str | None:
-    """Return what the configuration file raised, if that is behind `error`."""
+def fault_of_unread(argv: list[str], value: object) -> str:
+    """Say why the value of --config is no configuration."""
+    # Where the file could not be read, it is an object with the error.
+    error = vars(value).get("_error") if hasattr(value, "__dict__") else None
+    return _fault_in_file(argv, error) or _no_such_file(argv)
+
+
+def _fault_in_file(argv: list[str], error: BaseException | None) -> str | None:
+    """Return what the configuration file raised if `error` comes from there, else None."""
     given = _config_path(argv)
     path = Path(given.partition(":")[0]).absolute()  # the rest is the argument of get_config
     while error is not None:
@@ -44,7 +51,7 @@ def _is_path(name: str | None, path: Path) -> bool:
     return name is not None and Path(name).absolute() == path
 
 
-# What a ConfigDict says of a field that it does not have, set or read.
+# How a ConfigDict names a field that it does not have, when that is set or read.
 _NO_FIELD = re.compile(r'Key "(\w+)" does not exist|^\W*(\w+)\W*(?:$|nDid you mean)')
 
 
@@ -66,7 +73,7 @@ def _unknown_in_file(name: str, path: str, line: int) -> str:
     return f"unknown field {name} in {path}, line {line}; {advice}"
 
 
-def no_such_file(argv: list[str]) -> str:
+def _no_such_file(argv: list[str]) -> str:
     """Say that --config names no configuration file."""
     return (
         f"there is no configuration file {_config_path(argv)!r} with a function "
@@ -75,7 +82,7 @@ def no_such_file(argv: list[str]) -> str:
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
-    """Say which field of the command line does not exist, and which there are in its place."""
+    """Say which field of the command line does not exist, and which fields there are."""
     from moth_jax.run.configuration import field_names
 
     given = [match[1] for a in argv if (match := re.match(r"--?(config\.[^=]+)", a))]
@@ -84,7 +91,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
         return f"cannot use --config: {str(error).splitlines()[0]}"
     config = flags.FLAGS["config"].parser.parse(path)
     if not isinstance(config, ConfigDict):
-        return no_such_file(argv)
+        return _no_such_file(argv)
     fields = field_names(config)
     wrong = next((name for name in given if name not in fields), given[0])
     section, field = wrong.rpartition(".")[::2]
@@ -103,7 +110,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
 
 
 def _config_path(argv: list[str]) -> str:
-    """Return what --config is on the command line, as it may not have been parsed."""
+    """Return the value of --config on the command line, which may not have been parsed."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         given = re.fullmatch(r"--?config(?:=(.*))?", argument)
         if given is not None:

@@ -28,8 +28,8 @@ _RESERVED = ("phase", "step", "time")
 class MetricWriter:
     """Appends records to `workdir`/metrics.jsonl and to `workdir`/tensorboard.
 
-    Every line is on disk, whole, when `write` returns. A last line torn by a kill, or otherwise
-    broken, is cut off when the writer is opened.
+    When `write` returns, its line is on disk as a whole. A kill may leave a broken last line; it is
+    cut off when the writer is opened.
 
     Raises:
       InputError: the folder cannot be written (also from `write`, when the disk is full).
@@ -57,7 +57,7 @@ class MetricWriter:
         record = {"phase": phase, "step": int(step), "time": time.time(), **figures}
         line = _line(record)
         try:
-            # Unbuffered and in one call: a kill leaves whole lines, and a failure is seen here.
+            # Unbuffered and in one call: a kill leaves whole lines, and a failure shows here.
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._write_event(record)
@@ -68,8 +68,8 @@ class MetricWriter:
         """Drop the records that a resumed run will write again.
 
         Args:
-          keep: {phase: last step to keep}, phases that are not in it are kept whole, and -1 drops a
-            phase; or a function from a record to whether it is kept.
+          keep: {phase: last step to keep}; -1 drops a phase, and phases that are not in it are kept
+            whole. Or a function from a record to whether it is kept.
         """
         is_kept = partial(_is_within, last_steps=keep) if isinstance(keep, Mapping) else keep
         records = read_metrics(self._path)
@@ -80,7 +80,7 @@ class MetricWriter:
             self._open()
 
     def close(self) -> None:
-        """Close the files; nothing is lost without it but the last seconds of events."""
+        """Close the files. Without it the last seconds of events are lost, and nothing else."""
         self._file.close()
         events, self._events = self._events, None
         if events is not None:
@@ -110,7 +110,7 @@ class MetricWriter:
 
 
 class NoMetrics:
-    """Stands where a `MetricWriter` would in a process that does not write."""
+    """Takes the place of a `MetricWriter` in a process that does not write."""
 
     def write(self, phase: str, step: int, /, **figures) -> None:
         """Do nothing."""
@@ -128,11 +128,11 @@ class NoMetrics:
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Return the records of a metrics.jsonl, oldest first; none if there is no such file.
 
-    Infinite figures are floats again; a figure that was NaN is None. A last line that is no record
-    is left out: what was written when the process was killed.
+    Infinite figures are floats again; a figure that was NaN is None. A broken last line is left
+    out: the process was killed while it wrote it.
 
     Raises:
-      InputError: a line before the last is no record: a JSON object with a phase and a step.
+      InputError: a line before the last is not a JSON object with a phase and a step.
     """
     path = Path(path)
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -182,16 +182,16 @@ def _cut_torn_line(path: Path) -> None:
     whole = content.rfind(b"\n") + 1
     last = content.rfind(b"\n", 0, whole - 1) + 1
     if whole and _record(content[last:whole]) is None:
-        whole = last  # else it would be in the middle once there are more
+        whole = last  # otherwise it would be in the middle once there are more
     if whole < len(content):
         os.truncate(path, whole)
 
 
 def _new_events(folder: Path, records: list[dict]):
-    """A TensorBoard file with `records`, instead of those that are there.
+    """Return a TensorBoard file with `records`, which replaces those that are there.
 
-    Note: not tensorboardX's SummaryWriter: its queue blocks for ever once its thread has met a full
-    disk.
+    Note: tensorboardX's SummaryWriter would not do. Its queue blocks for ever once its thread has
+    met a full disk.
     """
     from tensorboardX.event_file_writer import EventsWriter
 

@@ -1,15 +1,14 @@
 """Signals that ask a process to end: SIGTERM, as schedulers send it, and SIGUSR1, as SLURM can.
 
     with preemption.watch(grace_seconds=20):
-        while ...:
-            state = step(state)
-            if preemption.requested():
-                save(state)
-                raise preemption.Preempted(folder)
+        progress = console_progress(after_advance=preemption.stop_here)
+        ...
 
-The loops ask at their safe points, where a state can be saved. A thread of its own reads the
-signals, because Python's handlers wait while XLA compiles or computes: where no safe point comes
-within the grace period it saves the last state there was, and a second signal ends at once.
+A safe point is a place where all that is done is saved or can be. A run passes one whenever a task
+advances, and whenever a state is offered (`checkpoints.Saver`). A thread of its own reads the
+signals, because Python's handlers wait while XLA compiles or computes. If no safe point comes
+within the grace period, the thread saves the last state that was offered and ends the process. A
+second signal ends it at once.
 """
 
 import itertools
@@ -37,10 +36,10 @@ SaveNow = Callable[[], Path | None]
 class Preempted(BaseException):
     """The process ends because a signal asked it to; what it has done is on disk.
 
-    No `Exception`, as `KeyboardInterrupt` is none: nothing is at fault.
+    Like `KeyboardInterrupt` it is not an `Exception`: nothing is at fault.
 
     Attributes:
-      saved: where; None where there was nothing to save since the last result.
+      saved: where it is; None if there was nothing to save since the last result.
     """
 
     def __init__(self, saved: Path | None = None):
@@ -58,9 +57,9 @@ def _said(saved: Path | None) -> str:
 
 
 def requested() -> bool:
-    """Return whether the process is to end here; to be asked once at each safe point.
+    """Return whether the process is to end here. It must be asked once at each safe point.
 
-    With several processes, which pass the same safe points, all get the same answer.
+    Several processes pass the same safe points, and all get the same answer.
     """
     if _on_several_hosts():
         from jax.experimental import multihost_utils
@@ -86,9 +85,9 @@ def saved_in(folder: Path) -> Iterator[None]:
 
 
 def save_before_giving_up(save: SaveNow | None) -> None:
-    """Let `save` keep the last safe point's state, should no other be reached within the grace.
+    """Have `save` called if no safe point is reached within the grace period; None for nothing.
 
-    It is called in another thread, and returns where it saved.
+    It is called in another thread, and returns where it saved the last state.
     """
     if _watch is not None:
         _watch.save = save
@@ -96,9 +95,9 @@ def save_before_giving_up(save: SaveNow | None) -> None:
 
 @contextmanager
 def watch(*, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """Watch for the signals while the block runs; in the main thread of a process only.
+    """Watch for the signals while the block runs. Only the main thread may call it.
 
-    With several processes SIGTERM is left to JAX, which tells the other processes of it.
+    With several processes SIGTERM is left to JAX, which tells the other processes.
     """
     global _watch
     while _until_watched:
@@ -118,8 +117,7 @@ def watch(*, grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
 def end_until_watched() -> None:
     """Have the signals end the process, with the same exit code, until `watch` begins.
 
-    Nothing is done yet while modules are imported and the configuration is read, which takes
-    seconds.
+    Importing modules and reading the configuration takes seconds, in which nothing is done yet.
     """
 
     def end(number: int, frame) -> None:
@@ -128,7 +126,7 @@ def end_until_watched() -> None:
         end_at_once("ended by a signal before it began; the same command begins", code=code)
 
     for number in (*_SIGNALS, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as of a job in the background
+        if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background ignores some
             _until_watched[number] = signal.signal(number, end)
 
 
@@ -181,7 +179,7 @@ class _Watch:
 
     def _ask(self, number: int) -> None:
         if _on_several_hosts() and number != signal.SIGTERM:
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the other processes of
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
             return
         self._deadline = time.monotonic() + self._grace_seconds
         self.asked = True

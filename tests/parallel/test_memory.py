@@ -150,15 +150,6 @@ def test_where_memory_runs_out_the_chunk_is_halved_with_a_warning_and_nothing_is
     assert_same_matrix(matrix, whole)
 
 
-def test_what_was_measured_before_memory_ran_out_is_not_measured_again(monkeypatch, tmp_path):
-    measure(directions=[(0, 1), (0, 2), (1, 0), (1, 2)], resume_dir=tmp_path)
-    tried = limited(monkeypatch, 1)
-    with pytest.warns(UserWarning, match="going on with 1"):
-        matrix = measure(directions_per_chunk=2, resume_dir=tmp_path)
-    assert tried == [2, 1, 1]
-    assert matrix.num_measured() == 6
-
-
 def test_memory_that_does_not_hold_one_direction_is_an_error_that_says_what_to_lower(monkeypatch):
     limited(monkeypatch, 0)
     with (

@@ -7,7 +7,7 @@ import pytest
 
 from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError
-from moth_jax.report import write_report
+from moth_jax.report import Report, write_report
 from moth_jax.scanning import Arm, Scan
 from moth_jax.triggers import Trigger
 from tests.helpers.runs import contents, do, finished_run, summary_of, tiny_config
@@ -142,9 +142,10 @@ def a_scan(**fields):
 def page_of(tmp_path, scan, names=("cat", "dog", "<b>")):
     path = tmp_path / "report.html"
     examples = np.full((3, 4, 4, 3), 0.5, np.float32)
-    write_report(
-        path, title="m", summary={"data": "d"}, scan=scan, examples=examples, class_names=names
+    report = Report(
+        title="m", summary={"data": "d"}, scan=scan, examples=examples, class_names=names
     )
+    write_report(path, report)
     return path.read_text()
 
 

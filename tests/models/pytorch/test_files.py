@@ -9,10 +9,15 @@ import zipfile
 import pytest
 
 from moth_jax.errors import InputError
-from moth_jax.models.pytorch.files import SAFE_CLASSES, read_module, read_program
 from tests.helpers.torchvision_shim import torch, torchvision
 
 nn = torch.nn
+
+from moth_jax.models.pytorch.files import (  # noqa: E402  (needs torch)
+    SAFE_CLASSES,
+    read_module,
+    read_program,
+)
 
 
 @pytest.fixture(scope="module")
