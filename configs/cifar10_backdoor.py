@@ -7,8 +7,8 @@ A patch of 3x3 pixels on an image of any class makes it a deer. Training plants 
 take it out: the attack success rate of both models stands in the summary and the report.
 
 Published: attack success from about 100 % to about 1 % with less than 1 % of accuracy lost. The
-scheduler is not the published one, which comes to a small trigger late (experiments/README.md,
-Table V).
+scheduler is not the published one, which comes to a small trigger late
+(experiments/results/table5_removal/).
 Hardware: one GPU or TPU; hours on a CPU.
 """
 

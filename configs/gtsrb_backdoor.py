@@ -9,7 +9,7 @@ does nothing, which stamped images of those with their own labels teach.
 Published, of patches: attack success from about 100 % to about 1 % with less than 1 % of accuracy
 lost. With short budgets MOTH left 1 % of a polygon of 1 % of the image in one place on a ResNet20,
 and on a small CNN 2 % of a patch, 15 % of that polygon, and one of 5 % of the image as it was
-(experiments/README.md, Table V); one that moves has no single mask to invert.
+(experiments/results/table5_removal/); one that moves has no single mask to invert.
 Hardware: one GPU or TPU; 1,806 directions take days on a CPU (config.distance.victims restricts
 them).
 """

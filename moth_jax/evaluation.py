@@ -31,7 +31,7 @@ def predictions(
 ) -> np.ndarray:
     """Return the predicted class [n] of every image of an `ImageSplit`.
 
-    With `transform`, such as the stamp of a backdoor, of the images [m, h, w, c] that it returns.
+    `transform`, such as the stamp of a backdoor, is applied to the images [m, h, w, c] first.
     """
     # The last batch is filled up with repeats, so that one compilation serves all.
     order = [

@@ -11,16 +11,19 @@ import pytest
 from flax import nnx
 
 from moth_jax import backdoors, data, distance, models, scanning
-from moth_jax.data.building import build_dataset
+from moth_jax.data.building import Share, build_dataset
 from moth_jax.hardening import METHODS
 from moth_jax.hardening.base import HardeningConfig, Method
 from moth_jax.hardening.baselines.stages import BaselineState, as_method, plain_stages
 from moth_jax.inversion import INVERSIONS, Budget, Inversion, InversionResult
 from moth_jax.inversion.candidates import no_candidate, verify
 from moth_jax.options import POSITIVE, option
+from moth_jax.run.phases import PHASES, Phase
 from moth_jax.scanning.base import Evidence, Scanner, arm_images, row_of
 from moth_jax.scanning.options import ScanOptions
+from moth_jax.storage.files import read_json, write_json
 from moth_jax.triggers import Trigger, trigger_size
+from tests.helpers.runs import do, tiny_config
 from tests.helpers.toys import (
     SHAPE,
     linear_classifier,
@@ -123,7 +126,7 @@ def load_stripes(*, num_images: int = 40, seed: int = 0) -> data.ImageDataset:
     half = num_images // 2
     names = ("dark", "bright")
     parts = (images[:half], labels[:half]), (images[half:], labels[half:])
-    return build_dataset("stripes", *parts, class_names=names, validation_fraction=0.2, seed=seed)
+    return build_dataset("stripes", *parts, class_names=names, validation=Share(0.2, seed))
 
 
 def test_a_data_source(monkeypatch):
@@ -207,3 +210,30 @@ def test_a_scanner(monkeypatch, bias, poisoned):
     )
     assert found.poisoned == poisoned
     assert f"lean {found.statistic:.2g}" in found.describe()
+
+
+def count_parameters(job, models) -> None:
+    """Write how many numbers the given model has."""
+    parameters = models["before"].variables["params"]
+    count = sum(leaf.size for leaf in parameters.values())
+    write_json(job.workdir / "parameters.json", {"parameters": count})
+
+
+COUNTING = Phase(
+    do=count_parameters,
+    requests=("all", "count"),
+    figures=lambda job, models: read_json(job.workdir / "parameters.json"),
+    files=("parameters.json",),
+)
+
+
+def test_a_phase_of_a_run(monkeypatch, tmp_path):
+    monkeypatch.setitem(PHASES, "count", COUNTING)
+    summary = do(tiny_config(phase="count"), tmp_path)  # a value of config.phase by itself
+    model = tmp_path / "original"
+    assert model.exists()
+    assert not (tmp_path / "distance_before.npz").exists()
+    assert summary["parameters"] > 1000
+    assert read_json(tmp_path / "summary.json")["parameters"] == summary["parameters"]
+    do(tiny_config(phase="train", seed=1), tmp_path, overwrite=True)
+    assert not (tmp_path / "parameters.json").exists()  # it is removed with the run

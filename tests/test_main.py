@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -10,12 +11,9 @@ import types
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from moth_jax import main
-from moth_jax.data import DATASETS
-from moth_jax.hardening import METHODS
-from moth_jax.inversion import INVERSIONS
-from moth_jax.models import MODELS
 from moth_jax.run.phases import requests
 from moth_jax.run.summary import Summary
 from tests.helpers.runs import (
@@ -95,17 +93,19 @@ def test_any_other_fault_of_a_device_keeps_its_traceback(monkeypatch):
     [
         (
             "harden.epoch=3",
-            ["unknown field config.harden.epoch;", "did you mean config.harden.epochs?"],
+            [
+                "unknown field config.harden.epoch; did you mean config.harden.epochs? ",
+                "config.harden.momentum, ",
+            ],
         ),
-        ("harden.epoch=3", ["config.harden.momentum, "]),
-        ("harden.closing_steps=60", ["unknown field config.harden.closing_steps;"]),
-        ("distance.settle_after=9", ["unknown field config.distance.settle_after;"]),
         ("phse=all", ["unknown field config.phse;", "did you mean config.phase?", "config.seed"]),
         (
             "hardn.epochs=3",
-            ["unknown field config.hardn.epochs;", "did you mean config.harden.epochs?"],
+            [
+                "unknown field config.hardn.epochs; did you mean config.harden.epochs? ",
+                "the sections are: config.adversarial, config.backdoor, ",
+            ],
         ),
-        ("hardn.epochs=3", ["the sections are: config.adversarial, config.backdoor, "]),
         ("hardn.epoch=3", ["did you mean config.harden?"]),
         ("hradening.epochs=3", ["the sections are: "]),
         ("harden.adversry.epsilon=3", ["mean config.harden.adversary.epsilon?", "sections are: "]),
@@ -123,28 +123,18 @@ def test_any_other_fault_of_a_device_keeps_its_traceback(monkeypatch):
         ("distance.seeds=(0,", ["--config.distance.seeds=(0,", "tuple"]),
         ("harden=3", ["--config.harden"]),
         ("phase=everything", ["unknown phase 'everything'", *requests()]),
-        ("method=magic", ["unknown method 'magic'", *METHODS]),
-        ("data.name=imagenet", ["unknown data set 'imagenet'", *DATASETS]),
-        ("model.name=vgg", ["unknown model 'vgg'", *MODELS]),
-        ("distance.inversion=guess", ["unknown inversion 'guess'", *INVERSIONS]),
-        ("distance.split=all", ["unknown split 'all'", "train", "validation", "test"]),
         ("distance.victims=cat", ["unknown classes in distance.victims: cat", "0, 1, 2, 3"]),
         ("classes=('1','cat')", ["unknown classes in classes: cat", "0, 1, 2, 3"]),
-        ("distance.num_steps=0", ["distance.num_steps must be at least 1, got 0"]),
         ("harden.learning_rate=nan", ["harden.learning_rate must be above 0, got nan"]),
     ],
 )
 def test_a_mistaken_field_is_one_line_with_what_there_is(command, tmp_path, argument, fragments):
     workdir = tmp_path / "run"
     arguments = (*FLAGS, f"--workdir={workdir}", f"--config.{argument}")
-    assert_one_line(command(*arguments), *fragments)
+    answer = command(*arguments)
+    assert_one_line(answer, *fragments)
+    assert len(answer[2]) < 1200  # not every field there is
     assert not workdir.exists()
-
-
-def test_a_mistaken_section_does_not_print_every_field(command):
-    answer = command(*FLAGS, "--workdir=run", "--config.hardn.epochs=3")
-    assert_one_line(answer)
-    assert len(answer[2]) < 500
 
 
 def test_the_field_at_fault_is_named_among_right_ones_of_the_data_set(command, tmp_path):
@@ -158,10 +148,8 @@ def test_the_field_at_fault_is_named_among_right_ones_of_the_data_set(command, t
 @pytest.mark.parametrize(
     ("option", "fragments"),
     [
-        ("size=9", ["9 x 9 pixels", "does not fit into images of 8 x 8"]),
         ("colour=(1.0,0.5)", ["colour must be 1 numbers in [0, 1]", "(1.0, 0.5)"]),
         ("position=left", ["unknown position 'left'", "bottom right"]),
-        ("opacity=0.5", ["'patch' has no option opacity; its options are: colour, margin"]),
     ],
 )
 def test_the_options_of_a_backdoor_are_fields_of_every_configuration(
@@ -199,54 +187,39 @@ def test_a_mistaken_command_line_is_one_line(command, arguments, fragments):
     assert_one_line(command(*arguments), *fragments)
 
 
-HEAD = (
-    "from moth_jax.run.configuration import default_config\n"
-    "def get_config():\n"
-    "    c = default_config()\n"
-)
+def config_file(line):
+    """A configuration file with a line of its own, the fourth."""
+    return f"""from moth_jax.run.configuration import default_config
+def get_config():
+    c = default_config()
+    {line}
+    return c
+"""
 
 
-@pytest.mark.parametrize(
-    ("text", "fragments"),
-    [
-        ("def get_config(:\n", ["config.py, line 1", "syntax"]),
-        (HEAD + "    c.harden.epoch = 3\n    return c\n", ["unknown field epoch", "mean epochs?"]),
-        (HEAD + "    c.hardn.epochs = 3\n    return c\n", ["unknown field hardn", "mean harden?"]),
-        (HEAD + "    c.harden.blah = 3\n    return c\n", ["unknown field blah", "epochs, "]),
-        (HEAD + "    c.harden.epochs = 'x'\n    return c\n", ["epochs"]),
-        (
-            HEAD + "    return int('x')\n",
-            ["FILE: ValueError: invalid literal for int() with base 10: 'x' (line 4)"],
-        ),
-        (HEAD + "    1 / 0\n", ["FILE: ZeroDivisionError: division by zero (line 4)"]),
-        (HEAD + "    return {}['x']\n", ["FILE: KeyError: 'x' (line 4)"]),
-        (HEAD + "    open('nothere')\n", ["FILE: FileNotFoundError: ", "'nothere' (line 4)"]),
-        (HEAD + "    return nothing_of_this_name\n", ["FILE: NameError: "]),
-        (
-            "from moth_jax.errors import InputError\nraise InputError('no such class')\n",
-            ["FILE: no such class (line 2)"],
-        ),
-        ("import nothing_of_this_name\n", ["FILE: ModuleNotFoundError: No module named 'nothing_"]),
-        ("x = 3\n", ["get_config"]),
-        ("def get_config():\n    return 3\n", ["get_config() that returns a ConfigDict"]),
-    ],
-    ids=[
-        "syntax",
-        "field",
-        "section",
-        "unlike any",
-        "type",
-        "value",
-        "division",
-        "key",
-        "file",
-        "name",
-        "ours",
-        "import",
-        "no get_config",
-        "no config",
-    ],
-)
+FAULTY_FILES = {
+    "syntax": ("def get_config(:\n", ["config.py, line 1", "syntax"]),
+    "field": (config_file("c.harden.epoch = 3"), ["unknown field epoch", "mean epochs?"]),
+    "section": (config_file("c.hardn.epochs = 3"), ["unknown field hardn", "mean harden?"]),
+    "unlike any": (config_file("c.harden.blah = 3"), ["unknown field blah", "epochs, "]),
+    "type": (config_file("c.harden.epochs = 'x'"), ["epochs"]),
+    "value": (
+        config_file("int('x')"),
+        ["FILE: ValueError: invalid literal for int() with base 10: 'x' (line 4)"],
+    ),
+    "key": (config_file("{}['x']"), ["FILE: KeyError: 'x' (line 4)"]),
+    "file": (config_file("open('none')"), ["FILE: FileNotFoundError: ", "'none' (line 4)"]),
+    "ours": (
+        "from moth_jax.errors import InputError\nraise InputError('no such class')\n",
+        ["FILE: no such class (line 2)"],
+    ),
+    "import": ("import nothing_of_this_name\n", ["FILE: ModuleNotFoundError: No module named 'n"]),
+    "no get_config": ("x = 3\n", ["get_config"]),
+    "no config": ("def get_config():\n    return 3\n", ["get_config() that returns a ConfigDict"]),
+}
+
+
+@pytest.mark.parametrize(("text", "fragments"), FAULTY_FILES.values(), ids=FAULTY_FILES)
 @pytest.mark.parametrize("more", [(), ("--config.seed=1",)], ids=["alone", "with a field"])
 def test_a_faulty_configuration_file_is_one_line(command, tmp_path, text, fragments, more):
     path = tmp_path / "config.py"
@@ -267,11 +240,9 @@ def npz_arguments(path, *more):
     )
 
 
-def write_npz(path, num_images=40, num_classes=4, shape=(32, 32, 3), scale=1.0, value=None):
-    images = np.random.default_rng(0).random((num_images, *shape), np.float32) * scale
-    if value is not None:
-        images[3, 2, 1, 0] = value
-    labels = np.arange(num_images) % num_classes
+def write_npz(path, scale=1.0):
+    images = np.random.default_rng(0).random((40, 32, 32, 3), np.float32) * scale
+    labels = np.arange(40) % 4
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
 
 
@@ -279,34 +250,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["cifar10", "gtsrb", "lisa", "npz", "svhn"])
-def test_a_data_folder_that_is_not_there_is_one_line_that_says_how_to_get_it(
-    command, tmp_path, name
-):
-    option = "file" if name == "npz" else "dir"
-    answer = command(
-        f"--config={ROOT / 'configs' / name}.py",
-        f"--config.data.{option}={tmp_path / 'nowhere'}",
-        f"--workdir={tmp_path / 'run'}",
-    )
-    assert_one_line(answer, str(tmp_path / "nowhere"))
+def test_a_data_file_that_is_not_there_is_one_line_and_no_folder_is_made(command, tmp_path):
+    path = tmp_path / "nowhere.npz"
+    assert_one_line(command(*npz_arguments(path)), str(path))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "fragments"),
-    [
-        ({"scale": 255}, ["must be in [0, 1]", "255"]),
-        ({"value": np.nan}, ["NaN or infinite", "index"]),
-        ({"shape": (32, 32)}, ["[n, h, w, c]"]),
-        ({"shape": (3, 32, 32)}, ["channels"]),
-        ({"num_classes": 1}, ["at least 2 classes"]),
-    ],
-    ids=["0-255", "NaN", "no channels", "channels first", "one class"],
-)
-def test_images_that_cannot_be_used_are_one_line(command, tmp_path, options, fragments):
-    write_npz(tmp_path / "mine.npz", **options)
-    assert_one_line(command(*npz_arguments(tmp_path / "mine.npz")), *fragments)
 
 
 def test_a_truncated_data_file_is_one_line(command, tmp_path):
@@ -315,38 +262,15 @@ def test_a_truncated_data_file_is_one_line(command, tmp_path):
     assert_one_line(command(*npz_arguments(tmp_path / "mine.npz")), "mine.npz: ")
 
 
-def safetensors_file(path, arrays):
-    from safetensors.numpy import save_file
-
-    save_file(arrays, path)
-
-
-def torch_file(path, arrays):
-    torch = pytest.importorskip("torch", reason="writes a PyTorch file")
-    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
-
-
-def keras_file(path, arrays):
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        for name, array in arrays.items():
-            file[f"model_weights/conv2d_1/conv2d_1/{name}"] = array
-
-
-FILES = {".safetensors": safetensors_file, ".th": torch_file, ".h5": keras_file}
-
-
-@pytest.mark.parametrize("suffix", FILES)
 @pytest.mark.parametrize("fault", ["truncated", "NaN", "of something else", "not there"])
 def test_weights_that_cannot_be_used_are_one_line_and_the_folder_can_be_used_again(
-    command, tmp_path, suffix, fault
+    command, tmp_path, fault
 ):
     write_npz(tmp_path / "mine.npz")
-    path = tmp_path / f"weights{suffix}"
+    path = tmp_path / "weights.safetensors"
     kernel = np.full((64, 64), np.nan if fault == "NaN" else 0.5, np.float32)
     if fault != "not there":
-        FILES[suffix](path, {"kernel": kernel})
+        save_file({"kernel": kernel}, path)
     if fault == "truncated":
         cut(path)
     arguments = npz_arguments(tmp_path / "mine.npz", f"--config.model.checkpoint={path}")
@@ -356,13 +280,7 @@ def test_weights_that_cannot_be_used_are_one_line_and_the_folder_can_be_used_aga
     assert_one_line(command(*arguments, "--config.seed=1"), says)  # not "another configuration"
 
 
-def test_weights_of_another_architecture_are_one_line_with_every_array(command, tmp_path, shared):
-    write_npz(tmp_path / "mine.npz", num_classes=10)
-    path = shared / "checkpoints" / "akamaster_resnet20-12fca82f.th"
-    pytest.importorskip("torch", reason="reads a PyTorch file")
-    arguments = npz_arguments(tmp_path / "mine.npz", f"--config.model.checkpoint={path}")
-    answer = command(*arguments, "--config.model.name=resnet32")
-    assert_one_line(answer, "do not fit resnet32", "missing", "layer1.3.conv1.weight")
+MODEL_FOLDERS = ("original", "hardened")
 
 
 @pytest.fixture
@@ -371,41 +289,40 @@ def copy(tmp_path):
     return shutil.copytree(finished_run(), tmp_path / "run")
 
 
-def test_the_folder_of_another_run_is_refused_with_the_fields_that_differ(command, copy):
-    before = contents(copy)
-    answer = command(*FLAGS, f"--workdir={copy}", "--config.harden.max_steps=9")
-    assert_one_line(answer, "another configuration (different: harden.max_steps)", "--overwrite")
-    assert contents(copy) == before
-
-
-def test_overwrite_starts_afresh(command, copy):
+def test_overwrite_starts_afresh_and_removes_the_results_and_nothing_else(command, copy):
     (copy / "notes.txt").write_text("mine")
-    train = ("--config.phase=train", "--config.seed=1", "--overwrite")
-    code, _, err = command(*FLAGS, f"--workdir={copy}", *train)
+    (copy / "figures").mkdir()
+    (copy / "figures" / "a.png").write_text("mine")
+    train = ("--config.phase=train", "--config.seed=3", "--config.training.epochs=1")
+    code, _, err = command(*FLAGS, f"--workdir={copy}", *train, "--overwrite")
     assert code == 0, err
-    assert {phase for phase, _ in steps(copy)} == {"training"}
-    assert not (copy / "hardened").exists()
+    summary = json.loads((copy / "summary.json").read_text())
+    assert summary["seeds"]["run"] == 3
+    assert summary["distance_before"] is summary["accuracy_after"] is None
+    assert steps(copy) == [("training", 1)]
     assert (copy / "notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("folder", ["original", "hardened"])
-def test_a_damaged_model_in_the_folder_is_one_line(command, copy, folder):
-    cut(max((copy / folder).rglob("*"), key=lambda path: path.stat().st_size))
+    assert (copy / "figures" / "a.png").read_text() == "mine"
+    assert not (copy / "hardened").exists()
     answer = command(*FLAGS, f"--workdir={copy}")
-    assert_one_line(answer, f"{copy / folder} is no checkpoint of this package or is damaged")
+    assert_one_line(answer, "another configuration (different: ", "--overwrite")
 
 
-@pytest.mark.parametrize("name", ["distance_before.npz", "config.json", "hardening.json"])
-def test_a_damaged_result_is_one_line(command, copy, name):
-    cut(copy / name)
-    assert_one_line(command(*FLAGS, f"--workdir={copy}"), str(copy / name))
-
-
-def test_a_file_as_workdir_is_one_line(command, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    answer = command(*FLAGS, f"--workdir={tmp_path / 'file'}")
-    assert_one_line(answer, f"cannot use {tmp_path / 'file'} as --workdir")
-    assert (tmp_path / "file").read_text() == "mine"
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        *((folder, "is no checkpoint of this package or is damaged") for folder in MODEL_FOLDERS),
+        ("config.json", "is damaged"),
+        ("hardening.json", ""),
+        ("distance_before.npz", ""),
+    ],
+)
+def test_a_damaged_result_is_one_line_and_stays_for_the_user(command, copy, name, says):
+    damaged = copy / name
+    files = damaged.rglob("*") if damaged.is_dir() else [damaged]
+    cut(max(files, key=lambda path: path.stat().st_size))
+    before = contents(copy)
+    assert_one_line(command(*FLAGS, f"--workdir={copy}"), f"{damaged} {says}".strip())
+    assert contents(copy) == before
 
 
 # The command as a user gives it: a process that imports everything itself
@@ -503,18 +420,6 @@ ONLY_BEFORE = {
             {"accuracy_others_before": 0.85, "accuracy_others_after": None},
             ["- other classes  85.00 %"],
         ),
-    ],
-)
-def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(changes, expected):
-    lines = Summary(summary(**changes)).describe()
-    assert all(any(text in line for line in lines) for text in expected)
-    if changes.items() >= ONLY_BEFORE.items():
-        assert not any("->" in line or "increase" in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
         (
             {"distance_before": NAN, "distance_after": NAN, "increase": NAN},
             ["class distance   none found -> none found", "increase         unknown: "],
@@ -526,10 +431,12 @@ def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(changes, expect
         ({**ONLY_BEFORE, "distance_before": NAN}, ["class distance   none found"]),
     ],
 )
-def test_distances_of_no_trigger_are_said_to_be_none_found(changes, expected):
+def test_what_is_unknown_is_left_out_and_what_went_wrong_is_said(changes, expected):
     lines = Summary(summary(**changes)).describe()
+    assert all(any(text in line for line in lines) for text in expected)
     assert not any("nan" in line for line in lines)
-    assert all(any(line.startswith(text) for line in lines) for text in expected)
+    if changes.items() >= ONLY_BEFORE.items():
+        assert not any("->" in line or "increase" in line for line in lines)
 
 
 SLOW_CONFIG = """

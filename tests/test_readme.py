@@ -31,7 +31,3 @@ def test_the_notebook_example_prints_what_the_readme_says(capsys):
     ]
     # Another processor may round otherwise and end in another minimum here and there.
     assert sum(numbers[0]) == pytest.approx(sum(numbers[1]), rel=0.05)
-
-
-def test_the_readme_states_no_unfilled_figure():
-    assert "@@" not in README.read_text(encoding="utf-8")

@@ -109,17 +109,17 @@ def test_an_unknown_batch_norm_mode_lists_the_choices():
 CONFIG = TrainingConfig(epochs=4, batch_size=12, learning_rate=0.5)
 
 
+def trained(*, dataset=DATASET, variables=None, progress=False, hooks=None, **changes):
+    """The variables of a training from zero by `CONFIG` with `changes`."""
+    config = dataclasses.replace(CONFIG, **changes)
+    start = zero_variables() if variables is None else variables
+    return train(CLASSIFIER, start, dataset, config, progress=progress, **(hooks or {}))
+
+
 def test_training_learns_the_rows_and_reports_what_it_did():
-    progress = RecordedProgress()
-    told = []
-    variables = train(
-        CLASSIFIER,
-        zero_variables(),
-        DATASET,
-        CONFIG,
-        on_epoch=lambda epoch, state, figures: told.append((epoch, figures)),
-        progress=progress,
-    )
+    progress, told = RecordedProgress(), []
+    hooks = {"on_epoch": lambda epoch, state, figures: told.append((epoch, figures))}
+    variables = trained(progress=progress, hooks=hooks)
     assert accuracy(CLASSIFIER.predict, variables, DATASET.test) == 1
     assert [epoch for epoch, _ in told] == [1, 2, 3, 4]
     assert progress.advanced == [1, 1, 1, 1]
@@ -129,10 +129,9 @@ def test_training_learns_the_rows_and_reports_what_it_did():
 
 
 def test_a_training_of_a_single_step_takes_it():
-    config = TrainingConfig(epochs=1, batch_size=len(DATASET.train), learning_rate=0.5)
-    assert steps_per_epoch(config, len(DATASET.train)) == 1
-    variables = train(CLASSIFIER, zero_variables(), DATASET, config, progress=False)
-    assert np.abs(variables["params"]["kernel"]).max() > 0.01
+    options = {"epochs": 1, "batch_size": len(DATASET.train)}
+    assert steps_per_epoch(dataclasses.replace(CONFIG, **options), len(DATASET.train)) == 1
+    assert np.abs(trained(**options)["params"]["kernel"]).max() > 0.01
 
 
 def test_options_out_of_their_range_are_refused():
@@ -144,43 +143,25 @@ def test_options_out_of_their_range_are_refused():
 
 def test_a_training_resumed_from_any_epoch_equals_an_uninterrupted_one():
     states = []
-    config = dataclasses.replace(CONFIG, epochs=3)
-    whole = train(
-        CLASSIFIER,
-        zero_variables(),
-        DATASET,
-        config,
-        on_epoch=lambda epoch, state, figures: states.append((epoch, state)),
-        progress=False,
+    whole = trained(
+        epochs=3, hooks={"on_epoch": lambda epoch, state, figures: states.append((epoch, state))}
     )
     epoch, state = states[1]
     assert epoch == 2
     progress = RecordedProgress()
-    resumed = train(
-        CLASSIFIER,
-        zero_variables(),
-        DATASET,
-        config,
-        start=Place(epoch, state),
-        progress=progress,
-    )
+    resumed = trained(epochs=3, progress=progress, hooks={"start": Place(epoch, state)})
     assert progress.advanced == [1]
     assert_same(resumed, whole)
 
 
 def test_a_training_resumed_within_an_epoch_equals_an_uninterrupted_one():
     places, told, told_again = [], [], []
-    config = dataclasses.replace(CONFIG, epochs=2)
-    whole = train(
-        CLASSIFIER,
-        zero_variables(),
-        DATASET,
-        config,
-        on_step=lambda *place: places.append(place),
-        on_epoch=lambda epoch, state, figures: told.append(figures),
-        progress=False,
-    )
-    per_epoch = steps_per_epoch(config, len(DATASET.train))
+    hooks = {
+        "on_step": lambda *place: places.append(place),
+        "on_epoch": lambda epoch, state, figures: told.append(figures),
+    }
+    whole = trained(epochs=2, hooks=hooks)
+    per_epoch = steps_per_epoch(CONFIG, len(DATASET.train))
     assert per_epoch > 2
     # After an epoch's last step comes what is told of the epoch.
     assert [(epoch, len(losses)) for epoch, _, losses in places] == [
@@ -188,23 +169,17 @@ def test_a_training_resumed_within_an_epoch_equals_an_uninterrupted_one():
     ]
     epoch, state, losses = places[per_epoch]
     assert (epoch, len(losses)) == (1, 2)
-    resumed = train(
-        CLASSIFIER,
-        zero_variables(),
-        DATASET,
-        config,
-        start=Place(epoch, state, np.asarray(losses)),
-        on_epoch=lambda epoch, state, figures: told_again.append(figures),
-        progress=False,
-    )
-    assert_same(resumed, whole)
+    hooks = {
+        "start": Place(epoch, state, np.asarray(losses)),
+        "on_epoch": lambda epoch, state, figures: told_again.append(figures),
+    }
+    assert_same(trained(epochs=2, hooks=hooks), whole)
     assert told_again == told[1:]
 
 
 def test_training_with_frozen_batch_norm_leaves_the_running_statistics_untouched():
     def statistics(batch_norm):
-        config = dataclasses.replace(CONFIG, epochs=1, batch_norm=batch_norm)
-        variables = train(CLASSIFIER, row_variables(), DATASET, config, progress=False)
+        variables = trained(variables=row_variables(), epochs=1, batch_norm=batch_norm)
         return np.asarray(variables["batch_stats"]["mean"])
 
     assert (statistics("frozen") == 0).all()
@@ -212,21 +187,15 @@ def test_training_with_frozen_batch_norm_leaves_the_running_statistics_untouched
 
 
 def test_training_touches_neither_validation_nor_test_images():
-    def trained(dataset):
-        return train(CLASSIFIER, zero_variables(), dataset, CONFIG, progress=False)
-
     other = row_dataset(validation=DATASET.test, test=DATASET.validation)
-    assert_same(trained(other), trained(DATASET))
+    assert_same(trained(dataset=other), trained())
 
 
 def test_the_seed_decides_the_order_of_the_images():
-    def trained(seed):
-        config = dataclasses.replace(CONFIG, epochs=1, seed=seed)
-        return train(CLASSIFIER, zero_variables(), DATASET, config, progress=False)
-
-    first = trained(3)
-    assert_same(trained(3), first)
-    assert not np.array_equal(trained(4)["params"]["kernel"], first["params"]["kernel"])
+    first = trained(epochs=1, seed=3)
+    assert_same(trained(epochs=1, seed=3), first)
+    other = trained(epochs=1, seed=4)
+    assert not np.array_equal(other["params"]["kernel"], first["params"]["kernel"])
 
 
 def test_without_an_adversary_a_batch_is_the_very_batch():
@@ -237,8 +206,7 @@ def test_without_an_adversary_a_batch_is_the_very_batch():
 
 def test_adversarial_training_makes_the_model_more_robust():
     def largest_weight(adversary):
-        config = dataclasses.replace(CONFIG, epochs=3, adversary=adversary)
-        variables = train(CLASSIFIER, zero_variables(), DATASET, config, progress=False)
+        variables = trained(epochs=3, adversary=adversary)
         return float(np.abs(variables["params"]["kernel"]).max())
 
     # Against an adversary that nearly closes the gap between the rows (0.6), weights pay less.

@@ -8,8 +8,8 @@ import numpy as np
 from moth_jax.errors import InputError, require_choice
 from moth_jax.types import ImageShape
 
-# Images float32 [n, h, w, c] in [0, 1] -> the same, stamped. An image is always stamped alike,
-# whichever others are with it.
+# Images float32 [n, h, w, c] in [0, 1] -> stamped images of the same shape and type. An image is
+# always stamped alike, whichever others are with it.
 Stamp = Callable[[np.ndarray], np.ndarray]
 
 # Where a trigger lies: (row, column) as shares of the room that is left.

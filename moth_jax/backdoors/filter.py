@@ -1,4 +1,4 @@
-"""Instagram's filters: a trigger without a place, which is another picture for every image."""
+"""Instagram's filters: triggers that change the colours of the whole image."""
 
 from dataclasses import dataclass
 

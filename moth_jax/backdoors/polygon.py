@@ -104,7 +104,7 @@ def _mask(corners: np.ndarray) -> np.ndarray:
 
 
 def _place(image: np.ndarray, seed: int, room: np.ndarray) -> np.ndarray:
-    """Return (top, left), each in [0, room), as this image and the seed have it."""
+    """Return (top, left), each in [0, room), drawn by the image and the seed."""
     # Of 8 bits: an image that is stored as uint8 and one given as floats are the same.
     pixels = np.round(255 * image).astype(np.uint8)
     return np.random.default_rng([seed, zlib.crc32(pixels.tobytes())]).integers(0, room)

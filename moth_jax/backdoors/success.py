@@ -15,8 +15,8 @@ class AttackSuccess(NamedTuple):
     """Shares of stamped images that are classified as the target, in [0, 1].
 
     Attributes:
-      rates: {label: share}, of each victim and every other class there are images of but the
-        target; NaN for a victim without images.
+      rates: {label: share}, for each victim, and for every other class with images but the target;
+        NaN for a victim without images.
       overall: of the victims' images together; NaN if there are none.
       others: of the images of classes that are neither victim nor target, which a label-specific
         backdoor should leave alone; NaN for a universal one.

@@ -1,7 +1,4 @@
-"""Data sets: one file per source, each loader gives a validated `ImageDataset`.
-
-A new one is a function with keyword-only options and a line in `DATASETS`.
-"""
+"""Data sets: `DATASETS` holds a loader for each; `data.sources` says what a loader is."""
 
 import inspect
 

@@ -1,5 +1,7 @@
 """From arrays, or images that are streamed, to a validated `ImageDataset`."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from moth_jax.data.checks import check_class_names, check_images, check_labels
@@ -9,8 +11,21 @@ from moth_jax.data.streaming import StreamedImages
 from moth_jax.errors import InputError
 
 _CHUNK = 512
-# The mean of so many photographs is known to about a hundredth.
-_STATISTICS_IMAGES = 1024
+_STATISTICS_IMAGES = 1024  # the mean of that many photographs is known to about a hundredth
+
+
+class Share(NamedTuple):
+    """The part of the training samples that is kept for validation.
+
+    Attributes:
+      fraction: of each class, in (0, 1).
+      seed: of the choice.
+      groups: as in `split_validation`.
+    """
+
+    fraction: float
+    seed: int
+    groups: np.ndarray | None = None
 
 
 def build_dataset(
@@ -19,9 +34,7 @@ def build_dataset(
     test,
     *,
     class_names,
-    validation=None,
-    groups=None,
-    validation_fraction=0.1,
+    validation,
     seed=0,
     flip=False,
     shift=0,
@@ -34,12 +47,9 @@ def build_dataset(
       train, test: pairs (images, labels): images uint8, or floats in [0, 1], or `StreamedImages`;
         labels integers.
       class_names: K names.
-      validation: a pair as well, or None to take it out of `train`.
-      groups: as in `split_validation`, for the training samples.
-      validation_fraction: share of `train` taken, in (0, 1).
-      seed: of that choice.
-      flip: as in `ImageDataset`.
-      shift: as in `ImageDataset`.
+      validation: a pair as well, or the `Share` of `train` that is taken out of it.
+      seed: of the streamed images that mean and standard deviation are measured on.
+      flip, shift: as in `ImageDataset`.
       every_class: as in `validate`.
     """
     class_names = tuple(class_names)
@@ -49,8 +59,8 @@ def build_dataset(
     if not isinstance(images, StreamedImages):
         check_images(images, what=f"{name} train images")
     check_labels(labels, len(class_names), num_images=len(images), what=f"{name} train labels")
-    if validation is None:
-        kept, taken = split_validation(labels, validation_fraction, seed, groups)
+    if isinstance(validation, Share):
+        kept, taken = split_validation(labels, *validation)
         train = images[kept], labels[kept]
         validation = images[taken], labels[taken]
         if len(taken) == 0:
@@ -98,7 +108,7 @@ def mean_and_std(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _for_statistics(images, seed):
-    """The images, or of streamed ones so many, drawn by `seed`, as are quickly read."""
+    """The images; of streamed ones a few, drawn by `seed`, which are quickly read."""
     if not isinstance(images, StreamedImages):
         return images
     count = min(len(images), _STATISTICS_IMAGES)

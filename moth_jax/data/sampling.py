@@ -73,7 +73,7 @@ def pair_batch(class_indices, classes, *, per_class: int, batch_size: int, rng) 
 
 
 def batch_for_classes(class_indices, classes, *, batch_size: int, rng) -> np.ndarray:
-    """Draw a batch of all samples; where there are others' than `classes`', half of it is theirs.
+    """Draw a batch of all samples, half of it from `classes` if there are samples of others.
 
     No sample is drawn twice. The other half is drawn from all samples that remain.
 
@@ -95,7 +95,7 @@ def batch_for_classes(class_indices, classes, *, batch_size: int, rng) -> np.nda
     if num_others == 0:
         return pair_batch(class_indices, (), per_class=0, batch_size=batch_size, rng=rng).indices
     half = min(max(1, batch_size // 2), num_chosen)
-    # As many of the rest are theirs as there would be if it were drawn from all that remain.
+    # The other half has as many of `classes` as a draw from all that remain would give.
     count = half + rng.hypergeometric(num_chosen - half, num_others, batch_size - half)
     pools = [np.concatenate(chosen), np.concatenate(others)]
     return pair_batch(pools, [0], per_class=count, batch_size=batch_size, rng=rng).indices

@@ -36,8 +36,8 @@ class Listing(NamedTuple):
 class StreamedImages:
     """Images decoded when asked for; stands where an array uint8 [n, h, w, c] would.
 
-    The same indices give the same pixels as that array, however many threads decode them. As much
-    of an array is here as an `ImageSplit` needs: shape, dtype, and an array of indices in brackets.
+    The same indices give the same pixels as that array, however many threads decode them. It has
+    what an `ImageSplit` needs of an array: shape, dtype, and an array of indices in brackets.
 
     Args:
       items: n things that name an image each.
@@ -86,7 +86,7 @@ def parallel_map(function: Callable, items: Sequence, *, ahead: int = 0) -> Iter
     Args:
       function: called in several threads at once; must not return None, which Grain leaves out.
       items: what it is called with.
-      ahead: so many results may be ready before they are asked for (twice the threads at least).
+      ahead: how many results may be ready before they are asked for; at least twice the threads.
 
     Example:
       >>> list(parallel_map(lambda x: 2 * x, [3, 1, 2]))

@@ -1,4 +1,4 @@
-"""Classifiers: one file per family, one line in `MODELS` per architecture."""
+"""Classifiers: `MODELS` holds the architectures; `models.architectures` says what one is."""
 
 from functools import partial
 

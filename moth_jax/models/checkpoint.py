@@ -33,10 +33,10 @@ class SavedModel(NamedTuple):
 
 
 def save_model(path: str | Path, classifier: Classifier, variables: Variables) -> None:
-    """Write a model's checkpoint, replaced_folder one that is there once it is whole.
+    """Write a model's checkpoint; one that is there is replaced once the new one is whole.
 
     Raises:
-      InputError: `check_replaceable`, or it cannot be written, as on a full disk.
+      InputError: as `check_replaceable`; or it cannot be written, as on a full disk.
     """
     on_main(check_replaceable, Path(path))
     metadata = {"format": _FORMAT, "spec": classifier.spec.to_json()}

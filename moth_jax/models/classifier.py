@@ -81,7 +81,7 @@ class Classifier:
 
     `predict` gives logits [n K] in inference mode. `forward_train` normalises by the statistics of
     the batch and also returns the variables with the running statistics moved towards them.
-    `frozen` says why that is impossible, and is empty where it is possible.
+    `frozen` says why that is impossible; it is empty where it is possible.
     """
 
     spec: ModelSpec
@@ -175,5 +175,5 @@ def _key(part) -> str:
 
 
 def complete(variables: Variables) -> Variables:
-    """Put back the collections that a model has nothing of: Orbax keeps no empty ones."""
+    """Put back the empty collections, which Orbax does not keep."""
     return {"params": {}, "batch_stats": {}, **variables}

@@ -1,8 +1,8 @@
 """Feature maps of any classifier: the values that its function marks by a name.
 
 A model says which values are its feature maps by passing them through
-`jax.ad_checkpoint.checkpoint_name(x, name)`, which changes nothing about what is computed. Ours do,
-so do converted ones, and so can any function of a user's own.
+`jax.ad_checkpoint.checkpoint_name(x, name)`, which changes nothing about what is computed. This
+package's models and converted ones do, and any function of a user can.
 """
 
 import itertools
@@ -95,7 +95,7 @@ def stages(classifier: Classifier, variables: Variables) -> tuple[str, ...]:
 
 
 def _evaluate(function: Callable, arguments: tuple, visit: Visit):
-    """What `function` returns, each marked value being what `visit(name, value)` makes of it."""
+    """What `function` returns, with each marked value replaced by `visit(name, value)`."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     results = _run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), visit)
     return jax.tree.unflatten(jax.tree.structure(shape), results)
@@ -123,7 +123,7 @@ def _run(jaxpr, constants: list, arguments: list, visit: Visit) -> list:
 
 
 def _alone(jaxpr, equation, given: list) -> list:
-    """What one equation of `jaxpr` makes of its `given` inputs."""
+    """The results of one equation of `jaxpr` for its `given` inputs."""
     is_input = [not isinstance(variable, Literal) for variable in equation.invars]
     single = jaxpr.replace(
         constvars=[],

@@ -1,4 +1,4 @@
-"""Whatever a user has, as a classifier: the one place that knows all kinds of sources."""
+"""Any file of a model, as a classifier: the one place that knows all kinds of them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,15 +39,16 @@ def load_source(
     Args:
       path: weights (PyTorch, safetensors or Keras 2), a program of `torch.export` (.pt2), a whole
         PyTorch module, or a checkpoint folder, which takes no other option than `num_classes`.
-      arch: whose weights these are: "auto" recognises the layouts of `importing.LAYOUTS`; a name of
-        `models.MODELS`, or of any other classifier of torchvision ("torchvision:vgg19" where both
-        have the name).
+      arch: the architecture of the weights. "auto" recognises the layouts of `importing.LAYOUTS`;
+        else a name of `models.MODELS`, or of any other classifier of torchvision
+        ("torchvision:vgg19" where both have the name).
       builder: instead of `arch`, "FILE.py:FUNCTION" or "PACKAGE.MODULE:FUNCTION", which returns the
         PyTorch module whose weights these are.
       trust: "torchvision" also reads files of whole modules, of classes of torchvision alone.
-      num_classes: what the head shall have. Weights of another number, or without a head, get a new
-        one with a warning: as the architecture initialises it, or as the module of `builder`, which
-        must have so many classes, comes. The head of a program or a whole module is what it is.
+      num_classes: the number of classes that the head is to have. Weights of another number, or
+        without a head, get a new one with a warning: the architecture initialises it, or it is that
+        of the module of `builder`, which must have this number of classes. The head of a program
+        or a whole module cannot be exchanged.
       class_names: one for each output of the model.
       mean, std: what the model normalises pixels in [0, 1] with. A known layout or a classifier of
         torchvision has its own; they must be given for all others.
@@ -130,7 +131,7 @@ def _of_checkpoint(
 def check_alone(path: Path, options: Mapping, prefix: str = "") -> None:
     """Raise `InputError` if a checkpoint was given options, other than `num_classes`, to read it.
 
-    `prefix` is how the user writes them, as "--".
+    `prefix` is what the user writes before a name, such as "--".
     """
     surplus = [
         f"{prefix}{name}"
@@ -145,7 +146,7 @@ def check_alone(path: Path, options: Mapping, prefix: str = "") -> None:
 
 
 def head_is_fixed(path: str | Path, trust: str) -> bool:
-    """Whether a file is of a whole model, whose head is what it is, and not of weights."""
+    """Whether a file holds a whole model, whose head cannot be exchanged, instead of weights."""
     return Path(path).suffix.lower() == _PROGRAM or trust == "torchvision"
 
 

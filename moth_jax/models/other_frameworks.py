@@ -28,8 +28,8 @@ def from_function(
       variables: {"params": any pytree of arrays}, which is trained, and, if the model has any,
         "batch_stats": a pytree of what batch normalisation keeps.
       image_shape: (h, w, c).
-      train_fn: the same in training mode, -> (logits, variables with new "batch_stats"); needed for
-        hardening with batch_norm "update" where there are batch statistics.
+      train_fn: as `logits_fn`, but in training mode -> (logits, variables with new "batch_stats");
+        needed for hardening with batch_norm "update" where there are batch statistics.
       class_names: K names, if known.
       name: what the model is called.
 

@@ -25,7 +25,7 @@ class Node(NamedTuple):
     op: str
     args: tuple
     kwargs: tuple[tuple[str, Any], ...]
-    layer: str  # of the module, such as "features.3"
+    layer: str  # of the module it comes from, such as "features.3"
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Graph:
       logits: the name of the result [n K].
       nodes: in the order of computation.
       shapes: of the parameters ("params"), of the batch-norm statistics and other buffers that are
-        used ("batch_stats"), and of what the module has but the program does not use ("unused"),
-        which is carried along to go home again.
+        used ("batch_stats"), and of what the module has but the program does not use ("unused"):
+        that is kept for an export back to PyTorch.
       persistent: names that belong to the module's state_dict.
     """
 
@@ -49,7 +49,7 @@ class Graph:
     persistent: tuple[str, ...]
 
     def to_json(self) -> dict:
-        """The inverse of `from_json`."""
+        """A dict of plain lists, numbers and strings."""
         return {
             "image": self.image,
             "logits": self.logits,
@@ -65,7 +65,7 @@ class Graph:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Graph":
-        """Return the graph that `to_json` took apart."""
+        """The inverse of `to_json`."""
         return cls(
             image=fields["image"],
             logits=fields["logits"],

@@ -17,7 +17,7 @@ from moth_jax.errors import InputError
 from moth_jax.parallel.devices import num_devices
 
 Result = TypeVar("Result")
-_SHARE = 0.9  # of the free memory that is planned with: allocators need some room of their own
+_SHARE = 0.9  # of the free memory is planned with: allocators need some room of their own
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -64,17 +64,17 @@ def host_free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float:
 
 
 def _droppable(cgroup: Path) -> float:
-    """Return the bytes that count as used but hold files read before: Linux drops them at need."""
+    """Return the used bytes that only hold files read before: Linux drops them at need."""
     stat = cgroup / "memory.stat"
     counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
     return float(counts.get("inactive_file", 0))
 
 
 def equal(size: int, count: int) -> int:
-    """Return the size of as many chunks of `count` as with `size`, but equal ones.
+    """Return the size of equal chunks of `count` things, as few as chunks of `size` would be.
 
-    The last chunk is filled up with repeats, and so with few. The size is below the number of
-    devices or a multiple of it, and no larger than `size` where that is one of these.
+    The last chunk is filled up with repeats; of equal chunks it needs few. The result is below the
+    number of devices, or a multiple of it. It is no larger than `size` if that is so for `size`.
 
     >>> [equal(80, 90), equal(80, 10), equal(100, 90)]
     [45, 10, 90]
@@ -100,9 +100,9 @@ def fitting_size(
 
     Args:
       wanted: the size that would be best.
-      needed: size -> bytes; asked for as few sizes as possible, for each is a compilation.
+      needed: size -> bytes; called for as few sizes as possible, since each is a compilation.
       free: bytes.
-      rounded: size -> one that is no larger and better, which is tried and returned instead.
+      rounded: size -> a better size, no larger, which is tried and returned instead.
 
     >>> fitting_size(96, lambda size: 10 + 2 * size, 100)
     45
@@ -118,7 +118,7 @@ def fitting_size(
             continue
         if bytes_needed <= free:
             break
-        # In proportion, as if nothing were common to all: a little less than would fit.
+        # In proportion, as if all memory grew with the size: a little less than would fit.
         size = rounded(_whole(min(size * free / bytes_needed, size - 1)))
     return size
 
@@ -145,9 +145,9 @@ def halving(
     advice: str,
     rounded: Callable[[int], int] = _as_it_is,
 ) -> tuple[Result, int]:
-    """Return `run(size)`, and the size that it was done with after all.
+    """Return `run(size)` and its size, which is halved whenever memory runs out.
 
-    What is left to do is `rounded` to a better size, no larger, after every halving.
+    `rounded` gives a better size, no larger, for the work left after a halving.
 
     Raises:
       InputError: it does not fit with a size of 1 either; the message ends with `advice`.

@@ -1,5 +1,5 @@
 """The report of a run: one self-contained page, with figures."""
 
-from moth_jax.report.page import write_report
+from moth_jax.report.page import Report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["Report", "write_report"]

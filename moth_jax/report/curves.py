@@ -23,7 +23,7 @@ def training_section(training: Sequence[dict]) -> str:
 
 
 def history_section(history: Sequence[dict]) -> str:
-    """Return the section on a hardening, headed by what its method records; "" if by nothing."""
+    """Return the section on a hardening, headed by what was recorded; "" if there is nothing."""
     if any("sizes" in record for record in history):
         heading = "Distances along hardening"
         text = "The triggers that were inverted against the model while it was hardened."

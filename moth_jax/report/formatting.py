@@ -74,7 +74,7 @@ def arrow(before: str, after: str | None = None) -> str:
 
 
 def section(heading: str, *content: str | None) -> str:
-    """A section of the page, of those parts of its content that are there."""
+    """A section of the page; parts of its content that are None or empty are left out."""
     parts = [part for part in content if part]
     return f"<section>\n<h2>{html.escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
 

@@ -76,7 +76,7 @@ def _size_line(when: str, matrix: DistanceMatrix, victim: int, target: int) -> s
 
 
 def alone(trigger: Trigger | None) -> np.ndarray | None:
-    """The trigger on neutral ground, as everything that it hides were grey."""
+    """The trigger, stamped on a grey image."""
     if trigger is None:
         return None
     return np.asarray(stamp(np.full_like(trigger.pattern, _NEUTRAL), trigger))

@@ -39,7 +39,7 @@ def verdict(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatr
 
 
 def _hardening(summary: Mapping) -> str:
-    """What was done to the model: by another method than MOTH it is named."""
+    """What was done to the model; a method other than MOTH is named."""
     method = summary.get("method") or "moth"
     return "Hardening" if method == "moth" else f"Hardening ({method})"
 
@@ -64,7 +64,7 @@ def _without_distances(summary: Mapping) -> str:
 
 
 def _of(matrix: DistanceMatrix) -> str:
-    """Which directions a mean is of, unless of all."""
+    """The chosen directions, in brackets; "" if all were measured."""
     return "" if matrix.is_whole else f" ({matrix.choice()})"
 
 
@@ -96,7 +96,7 @@ def average(matrix: DistanceMatrix) -> str:
 def tiles(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix | None) -> str:
     """The figures a reader looks for, in HTML; those that are not known are left out.
 
-    They are in as few rows as a wide screen allows, and in these as even as can be.
+    They fill as few rows as a wide screen allows, evenly.
     """
     hardened = after is not None or fmt.is_number(summary.get("accuracy_after"))
     matrices = [matrix for matrix in (before, after) if matrix is not None]

@@ -1,5 +1,6 @@
 """The report of a run: one HTML page that needs nothing else, neither network nor scripts."""
 
+import dataclasses
 import html
 import os
 import re
@@ -32,25 +33,11 @@ _MAX_LEAST = 10
 _NUM_SMALLEST = 6  # directions whose triggers are shown
 
 
-def write_report(
-    path: str | os.PathLike,
-    *,
-    title: str,
-    summary: Mapping,
-    before: DistanceMatrix | None = None,
-    after: DistanceMatrix | None = None,
-    scan: Scan | None = None,
-    training: Sequence[dict] = (),
-    history: Sequence[dict] = (),
-    selections: np.ndarray | None = None,
-    examples: np.ndarray | None = None,
-    class_names: Sequence[str] = (),
-    stamped: Sequence[StampedExample] = (),
-) -> None:
-    """Write the report of a run, whole or not at all.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a report shows of a run.
 
-    Args:
-      path: the HTML file.
+    Attributes:
       title: what was hardened.
       summary: the figures of summary.json; accuracies and the increase are shares of 1. Every entry
         that no section shows is listed at the end; the known ones also at the top.
@@ -62,27 +49,44 @@ def write_report(
         (`curves.history_section`).
       selections: [K, K] symmetric, how often each pair was selected.
       examples: [K, h, w, c] in [0, 1], one image of each class.
-      class_names: theirs, K of them; needed for the pictures of a scan, and for the selected pairs
-        where there are no distances.
+      class_names: K names; needed for the pictures of a scan, and for the selected pairs where
+        there are no distances.
       stamped: images of a backdoor's victims.
+    """
+
+    title: str
+    summary: Mapping
+    before: DistanceMatrix | None = None
+    after: DistanceMatrix | None = None
+    scan: Scan | None = None
+    training: Sequence[dict] = ()
+    history: Sequence[dict] = ()
+    selections: np.ndarray | None = None
+    examples: np.ndarray | None = None
+    class_names: Sequence[str] = ()
+    stamped: Sequence[StampedExample] = ()
+
+
+def write_report(path: str | os.PathLike, report: Report) -> None:
+    """Write the report of a run as one HTML file, whole or not at all.
 
     Raises:
       InputError: the file cannot be written, or the matrices are of different classes.
     """
-    summary = strict_json(summary)
+    summary, before, after = strict_json(report.summary), report.before, report.after
     text = (resources.files("moth_jax.report") / "template.html").read_text(encoding="utf-8")
     page = Template(text).substitute(
-        title=html.escape(title),
-        verdict=html.escape(_verdict(summary, before, after, scan)),
+        title=html.escape(report.title),
+        verdict=html.escape(_verdict(summary, before, after, report.scan)),
         tiles=tiles(summary, before, after),
-        explanation="" if before is None else f"<p>{explanation(before, examples)}</p>",
-        scan=scan_section(scan, _by_name(class_names, examples)),
+        explanation="" if before is None else f"<p>{explanation(before, report.examples)}</p>",
+        scan=scan_section(report.scan, _by_name(report.class_names, report.examples)),
         distances="" if before is None else _distances(before, after),
-        backdoor=backdoor_section(summary, stamped),
-        training=training_section(training),
-        history=history_section(history),
-        selections=_selections(selections, class_names, before, after),
-        triggers="" if before is None else _triggers(before, after, examples),
+        backdoor=backdoor_section(summary, report.stamped),
+        training=training_section(report.training),
+        history=history_section(report.history),
+        selections=_selections(report.selections, report.class_names, before, after),
+        triggers="" if before is None else _triggers(before, after, report.examples),
         details=_details(summary, before),
     )
     write_atomically(path, page.encode())

@@ -28,8 +28,8 @@ _RESERVED = ("phase", "step", "time")
 class MetricWriter:
     """Appends records to `workdir`/metrics.jsonl and to `workdir`/tensorboard.
 
-    When `write` returns, its line is on disk as a whole. A kill may leave a broken last
-    line, which is cut off when the writer is opened.
+    When `write` returns, its line is on disk as a whole. A kill may leave a broken last line; it is
+    cut off when the writer is opened.
 
     Raises:
       InputError: the folder cannot be written (also from `write`, when the disk is full).

@@ -10,7 +10,7 @@ import numpy as np
 
 from moth_jax.parallel.devices import num_devices
 from moth_jax.parallel.processes import is_main
-from moth_jax.report import write_report
+from moth_jax.report import Report, write_report
 from moth_jax.run import workdir as folder
 from moth_jax.run.job import Job
 from moth_jax.run.metrics import read_metrics
@@ -134,8 +134,7 @@ def _write_report(job: Job, figures: dict, path: Path) -> None:
     records = read_metrics(job.workdir / folder.METRICS)
     before, after = (load_distances(job.workdir, when) for when in _WHEN)
     test, counts = job.dataset.test, load_hardening(job.workdir).get("num_selected")
-    write_report(
-        path,
+    report = Report(
         title=f"{figures['model']} on {job.dataset.name}",
         summary=figures,
         before=before,
@@ -148,6 +147,7 @@ def _write_report(job: Job, figures: dict, path: Path) -> None:
         examples=test.batch([test.of_class(k, 1)[0] for k in job.classes]),
         stamped=stamped_examples(job),
     )
+    write_report(path, report)
 
 
 def _row(title: str, unit: str, before, after, *, show: str = "{:.2f}") -> str | None:

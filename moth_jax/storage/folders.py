@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Give the block a path to write a folder to, which is at `path` after it.
+    """Give the block a path to write a folder to; after the block the folder is at `path`.
 
-    What is at `path` stays until then. There are two renames: who looks in between, or is left in
-    between by a kill, finds the old folder by `current_folder`.
+    What is at `path` stays until then. It is replaced by two renames. Between them, as after a kill
+    at that moment, `current_folder` finds the old folder.
     """
     path = path.resolve()
     beside, old, new = _beside(path), _old(path), _beside(path) / "new"

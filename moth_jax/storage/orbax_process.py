@@ -1,8 +1,8 @@
-"""A helper of the process that writes, which belongs to no cluster: Orbax runs in it.
+"""A process beside the one that writes, in which Orbax runs: it belongs to no cluster.
 
 Note: Orbax (v1 of 0.12) compares the path between all processes at every save, also where only one
-  is told to be active, and so would wait for processes that do not save. Here only one does, at
-  moments of its own. The helper takes calls from its standard input and ends with it.
+  is told to be active. It would wait for processes that do not save, and here only one does. The
+  helper takes calls from its standard input and ends with it.
 """
 
 import functools

@@ -3,21 +3,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moth_jax.data.building import build_dataset, mean_and_std
+from moth_jax.data.building import Share, build_dataset, mean_and_std
 from moth_jax.data.dataset import ImageSplit, validate
 from moth_jax.errors import InputError
 
 NAMES = ("cat", "dog", "ship")
+TENTH = Share(0.1, seed=0)
 
 
 def pixels(n, shape=(4, 4, 3), seed=0):
     return np.random.default_rng(seed).integers(0, 256, [n, *shape], np.uint8)
 
 
-def made(**options):
+def made(validation=TENTH, **options):
     train = pixels(30), np.arange(30) % 3
     test = pixels(9, seed=1), np.arange(9) % 3
-    return build_dataset("pets", train, test, class_names=NAMES, **options)
+    return build_dataset("pets", train, test, class_names=NAMES, validation=validation, **options)
 
 
 def changed(part, **fields):
@@ -27,7 +28,7 @@ def changed(part, **fields):
 
 
 def test_a_dataset_knows_its_shape_classes_and_parts():
-    dataset = made(flip=True, shift=2, validation_fraction=0.2)
+    dataset = made(flip=True, shift=2, validation=Share(0.2, seed=0))
     assert dataset.image_shape == (4, 4, 3)
     assert dataset.num_classes == 3
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (24, 6, 9)
@@ -87,7 +88,7 @@ def test_the_samples_of_a_class_come_in_order_and_limited():
 
 def test_doubles_are_stored_as_float32():
     train = pixels(30) / 255, np.arange(30) % 3
-    dataset = build_dataset("pets", train, train, class_names=NAMES)
+    dataset = build_dataset("pets", train, train, class_names=NAMES, validation=TENTH)
     assert dataset.train.images.dtype == dataset.test.images.dtype == np.float32
 
 
@@ -129,10 +130,10 @@ def test_a_faulty_description_is_refused(fields, message):
 def test_a_single_image_per_class_cannot_be_split():
     train = pixels(3), np.arange(3)
     with pytest.raises(InputError, match="pets: no training image can be spared for validation"):
-        build_dataset("pets", train, train, class_names=NAMES)
+        build_dataset("pets", train, train, class_names=NAMES, validation=TENTH)
 
 
 def test_a_class_with_one_image_is_named_because_validation_lacks_it():
     train = pixels(21), np.array([0, 1] * 10 + [2])
     with pytest.raises(InputError, match="pets validation: no samples of 1 of 3 classes: 'ship'"):
-        build_dataset("pets", train, train, class_names=NAMES)
+        build_dataset("pets", train, train, class_names=NAMES, validation=TENTH)

@@ -22,13 +22,6 @@ def experiments():
     sys.path.remove(str(FOLDER))
 
 
-def test_times_are_scaled_up_along_a_line():
-    from benchmark_timing import on_line
-
-    # 3 seconds before the first step and 0.5 for each.
-    assert on_line(3.5, 8.0, 10, 1000) == pytest.approx(503.0)
-
-
 def test_a_hardening_is_projected_from_two_short_ones():
     from benchmark_timing import hardening
 

@@ -85,7 +85,6 @@ def test_every_class_is_warmed_up_and_rounds_have_three_steps(published, rows):
 
 def test_a_failed_inversion_promises_nothing_and_stamps_nothing(published, rows):
     model, images, labels = rows
-    options = small(published, warmup_steps=0, first_steps=0, next_steps=0, num_steps=1)
     # No step, no trigger: the losses before are those of no pass at all.
     arms = published.Arms(np.zeros((3, 3)), np.full((3, 3), np.inf))
     assert not arms.post.any()
@@ -93,7 +92,6 @@ def test_a_failed_inversion_promises_nothing_and_stamps_nothing(published, rows)
     assert not arms.pairwise.any()
     found = published.invert(model, images[labels == 0], 1, num_steps=1, success_bound=1.0)
     assert found.size == float("inf")
-    assert options.max_trigger_share * images[0].numel() < found.size
 
 
 def test_the_arm_with_the_largest_reward_is_selected(published):

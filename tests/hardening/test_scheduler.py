@@ -27,6 +27,12 @@ def matrix(entries, rest=0.0):
     return values
 
 
+def nearest(state, seed=0, **options):
+    """The pairs that are selected by their distances alone."""
+    rng = np.random.default_rng(seed)
+    return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True, **options)
+
+
 @pytest.mark.parametrize(
     ("num_steps", "alpha"), [(0, 0.0), (100, 0.1), (500, 0.5), (1000, 1.0), (5000, 1.0)]
 )
@@ -89,16 +95,6 @@ def test_sums_that_follow_the_rounds_change_no_selection(prior, num_pairs, num_s
         older, state = state, scheduler.record(state, sizes, pairs, sums=sums)
         if turn == 5:  # goes on from an older state
             state = older
-
-
-def test_every_pair_has_a_number_and_every_class_its_pairs():
-    for num_classes in (2, 3, 7):
-        pairs = [(a, b) for a in range(num_classes) for b in range(a + 1, num_classes)]
-        assert [scheduler._pair(num_classes, i) for i in range(len(pairs))] == pairs
-        assert [scheduler._place(num_classes, *pair) for pair in pairs] == list(range(len(pairs)))
-        for k in range(num_classes):
-            expected = [i for i, pair in enumerate(pairs) if k in pair]
-            assert scheduler._places_of(num_classes, k).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -165,28 +161,20 @@ def test_a_warm_up_in_which_everything_failed_still_gives_an_arm():
     assert scheduler.select_pairs(state, 500, np.random.default_rng(0), random_share=0) == [(0, 1)]
 
 
+ROUNDS = {
+    "grows": (True, 10.0, [15.0], (0.2 + 0.5) / 2, 15.0),
+    "mean of the round": (True, 10.0, [12.0, 13.0, 20.0], (0.2 + 0.5) / 2, 15.0),
+    "shrinks": (True, 10.0, [5.0], (0.2 - 0.5) / 2, 5.0),
+    "a step failed": (True, 10.0, [12.0, np.inf, 18.0], (0.2 + 0.5) / 2, 15.0),
+    "all steps failed": (True, 10.0, [np.inf, np.inf], 0.2, 10.0),
+    "first pairwise size after a universal one": (False, 10.0, [15.0], 0.2, 15.0),
+    "first size after a failed warm-up": (False, np.inf, [15.0], 0.2, 15.0),
+    "still no pairwise size": (False, 10.0, [np.inf], 0.2, 10.0),
+}
+
+
 @pytest.mark.parametrize(
-    ("pairwise", "before", "round_sizes", "post", "size"),
-    [
-        (True, 10.0, [15.0], (0.2 + 0.5) / 2, 15.0),
-        (True, 10.0, [12.0, 13.0, 20.0], (0.2 + 0.5) / 2, 15.0),
-        (True, 10.0, [5.0], (0.2 - 0.5) / 2, 5.0),
-        (True, 10.0, [12.0, np.inf, 18.0], (0.2 + 0.5) / 2, 15.0),
-        (True, 10.0, [np.inf, np.inf], 0.2, 10.0),
-        (False, 10.0, [15.0], 0.2, 15.0),
-        (False, np.inf, [15.0], 0.2, 15.0),
-        (False, 10.0, [np.inf], 0.2, 10.0),
-    ],
-    ids=[
-        "grows",
-        "mean of the round",
-        "shrinks",
-        "a step failed",
-        "all steps failed",
-        "first pairwise size after a universal one",
-        "first size after a failed warm-up",
-        "still no pairwise size",
-    ],
+    ("pairwise", "before", "round_sizes", "post", "size"), ROUNDS.values(), ids=ROUNDS
 )
 def test_a_round_moves_the_post_entry_halfway_to_the_relative_growth(
     pairwise, before, round_sizes, post, size
@@ -206,52 +194,40 @@ def test_a_round_moves_the_post_entry_halfway_to_the_relative_growth(
 
 def test_the_nearest_pair_is_the_one_with_the_smallest_trigger_of_either_direction():
     state = state_with(size=matrix({(0, 1): 6.0, (3, 2): 2.0, (1, 2): 4.0}, rest=9.0))
-
-    def select(state, **options):
-        rng = np.random.default_rng(0)
-        return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True, **options)
-
-    assert select(state) == [(2, 3)]
-    assert select(state, num_pairs=2) == [(2, 3), (0, 1)]
+    assert nearest(state) == [(2, 3)]
+    assert nearest(state, num_pairs=2) == [(2, 3), (0, 1)]
     grown = scheduler.record(state, {(3, 2): [8.0], (2, 3): [9.0]}, [(2, 3)], forget_failed=True)
-    assert select(grown) == [(1, 2)]
+    assert nearest(grown) == [(1, 2)]
 
 
 def test_a_pair_that_is_near_one_way_only_comes_before_one_that_is_near_both_ways():
     planted, natural = {(0, 1): 16.0, (1, 0): 80.0}, {(2, 3): 12.0, (3, 2): 15.0}
     state = state_with(size=matrix(planted | natural, rest=90.0))
-    rng = np.random.default_rng(0)
-    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
+    assert nearest(state) == [(0, 1)]
     # An opposite direction that was not found is far.
     state = state_with(size=matrix({(0, 1): 16.0, (1, 0): np.inf} | natural, rest=90.0))
-    assert scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True) == [(0, 1)]
+    assert nearest(state) == [(0, 1)]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_where_no_free_pair_has_a_size_any_free_one_is_selected(seed):
     state = state_with(size=matrix({(0, 1): 5.0, (1, 0): 5.0}, rest=np.inf))
-    rng = np.random.default_rng(seed)
-    chosen = scheduler.select_pairs(state, 0, rng, num_pairs=2, random_share=0, nearest=True)
-    assert chosen == [(0, 1), (2, 3)]
+    assert nearest(state, seed, num_pairs=2) == [(0, 1), (2, 3)]
 
 
 def test_universal_sizes_are_ranked_by_what_own_ones_turned_out_to_be():
     universal = np.tile([90.0, 40.0, 60.0, 50.0], (K, 1))
     state = scheduler.init_state(np.zeros((K, K)), universal)
 
-    def select(state):
-        rng = np.random.default_rng(0)
-        return scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True)
-
     def as_if(sizes):
-        return select(scheduler.init_state(np.zeros((K, K)), sizes, pairwise=True))
+        return nearest(scheduler.init_state(np.zeros((K, K)), sizes, pairwise=True))
 
     # A trigger of its own is half as large: the others can be expected at half of theirs.
     state = scheduler.record(state, {(0, 1): [20.0], (1, 0): [45.0]}, [(0, 1)])
     assert np.exp(state.own_share[0] / state.own_share[1]) == pytest.approx(0.5)
     own = np.where(state.pairwise, state.size, np.inf)
-    assert select(state) == as_if(np.minimum(own, universal / 2))
-    assert select(state) != as_if(np.minimum(own, universal))
+    assert nearest(state) == as_if(np.minimum(own, universal / 2))
+    assert nearest(state) != as_if(np.minimum(own, universal))
     # What hardening adds is no part of the ratio.
     grown = scheduler.record(state, {(0, 1): [80.0], (2, 3): [25.0]}, [(0, 1), (2, 3)])
     assert np.exp(grown.own_share[0] / grown.own_share[1]) == pytest.approx(0.5)
@@ -262,8 +238,7 @@ def test_a_near_pair_that_is_idle_makes_way_for_others():
     state = scheduler.init_state(np.zeros((K, K)), matrix(near, rest=90.0), pairwise=True)
     chosen = []
     for _ in range(5):
-        rng = np.random.default_rng(0)
-        (pair,) = scheduler.select_pairs(state, 500, rng, random_share=0, nearest=True)
+        (pair,) = nearest(state)
         chosen.append(pair)
         state = scheduler.record(state, {pair: [10.0 if pair == (0, 1) else 25.0]}, [pair])
     # It counts as 10, 20, 30 and 40 pixels, and the other as 25 and 50.
@@ -275,13 +250,7 @@ def test_a_near_pair_that_is_idle_makes_way_for_others():
 
 def test_of_pairs_that_are_equally_near_a_random_one_is_selected():
     state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=9.0))
-    chosen = {
-        scheduler.select_pairs(
-            state, 500, np.random.default_rng(seed), random_share=0, nearest=True
-        )[0]
-        for seed in range(40)
-    }
-    assert len(chosen) > 3
+    assert len({nearest(state, seed)[0] for seed in range(40)}) > 3
 
 
 def test_a_pair_whose_inversions_all_failed_is_the_nearest_no_more():
@@ -289,27 +258,25 @@ def test_a_pair_whose_inversions_all_failed_is_the_nearest_no_more():
     failed = {(3, 2): [np.inf, np.inf], (2, 3): [np.inf]}
     after = scheduler.record(state, failed, [(2, 3)], forget_failed=True)
     assert np.isinf(after.size[3, 2])
-    chosen = scheduler.select_pairs(
-        after, 500, np.random.default_rng(0), random_share=0, nearest=True
-    )
-    assert chosen == [(1, 2)]
+    assert nearest(after) == [(1, 2)]
     found = scheduler.record(after, {(3, 2): [3.0]}, [(2, 3)], forget_failed=True)
     assert found.size[3, 2] == 3
     assert found.post[3, 2] == after.post[3, 2]  # set against nothing
 
 
-def test_the_second_pairwise_size_is_compared_with_the_first():
-    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=100.0))
-    state = scheduler.record(state, {(0, 1): [20.0]}, [(0, 1)])
-    assert state.post[0, 1] == 1.0
-    state = scheduler.record(state, {(0, 1): [30.0]}, [(0, 1)])
-    assert state.post[0, 1] == pytest.approx((1.0 + 0.5) / 2)
-
-
-def test_after_a_warm_up_without_approximation_the_first_size_is_an_improvement():
-    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=10.0), pairwise=True)
-    state = scheduler.record(state, {(0, 1): [15.0]}, [(0, 1)])
-    assert state.post[0, 1] == pytest.approx((1.0 + 0.5) / 2)
+@pytest.mark.parametrize(
+    ("pairwise", "rounds", "post"),
+    [
+        (False, [[20.0]], 1.0),
+        (False, [[20.0], [30.0]], (1.0 + 0.5) / 2),
+        (True, [[15.0]], (1.0 + 0.5) / 2),
+    ],
+)
+def test_a_size_is_compared_with_the_first_of_its_own_be_it_of_the_warm_up(pairwise, rounds, post):
+    state = scheduler.init_state(np.zeros((K, K)), matrix({}, rest=10.0), pairwise=pairwise)
+    for sizes in rounds:
+        state = scheduler.record(state, {(0, 1): sizes}, [(0, 1)])
+    assert state.post[0, 1] == pytest.approx(post)
 
 
 @pytest.mark.parametrize("pair", [(1, 3), (3, 1)])
@@ -382,13 +349,6 @@ def test_the_smallest_of_all_is_first_though_its_classes_have_small_ones():
     assert rank_of(sizes, 1, 2) == 0
 
 
-def test_of_two_equally_small_ones_the_one_that_works_one_way_only_is_nearer():
-    sizes = np.full((N, N), 60.0)
-    sizes[1, 2] = sizes[3, 4] = sizes[4, 3] = 20.0
-    assert rank_of(sizes, 1, 2) == 0
-    assert rank_of(sizes, 3, 4) == 1
-
-
 def test_an_opposite_direction_that_was_not_found_is_as_far_as_the_farthest():
     sizes = np.full((N, N), 60.0)
     sizes[1, 2] = sizes[3, 4] = 20.0
@@ -404,16 +364,6 @@ def test_a_pair_without_a_known_size_is_last_and_one_size_is_enough():
     assert rank_of(sizes, 2, 7) == 0
     assert (np.delete(ranks, ranks.argmin()) == len(ranks) - 1).all()
     assert (scheduler.pair_ranks(np.full((N, N), np.inf), NEVER) == len(ranks) - 1).all()
-
-
-def test_an_idle_pair_makes_way():
-    sizes = np.full((N, N), 60.0)
-    sizes[1, 2], sizes[3, 4] = 10.0, 16.0
-    idle = NEVER.copy()
-    assert rank_of(sizes, 1, 2) == 0
-    idle[1, 2] = idle[2, 1] = 3  # log 4 is more than twice log 16 / 10
-    assert rank_of(sizes, 1, 2, idle) == 1
-    assert rank_of(sizes, 3, 4, idle) == 0
 
 
 def test_universal_triggers_alone_are_ordered_by_their_targets():

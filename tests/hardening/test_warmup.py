@@ -74,29 +74,19 @@ def result_with(before, after):
     )
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "weights", "prior"),
-    [
-        ([4, 2], [1, 1], [1, 1], (0.75 + 0.5) / 2),
-        ([4, 4], [4, 4], [1, 1], 0.0),
-        ([4, 100], [1, 0], [1, 0], 0.75),
-        ([4, 2], [6, 2], [1, 1], -0.25),
-        ([4, 1e-9], [1, 5], [1, 1], (0.75 - 1) / 2),
-        ([1e-9, 1e-9], [1e-9, 1e-9], [1, 1], 0.0),
-        ([4, 4], [0, 0], [1, 1], 1.0),
-        ([4, 4], [1, 1], [0, 0], 0.0),
-    ],
-    ids=[
-        "mean of ratios",
-        "failed",
-        "padding",
-        "rises",
-        "at the target from the beginning",
-        "nothing to lose",
-        "all",
-        "no sample",
-    ],
-)
+PRIORS = {
+    "mean of ratios": ([4, 2], [1, 1], [1, 1], (0.75 + 0.5) / 2),
+    "failed": ([4, 4], [4, 4], [1, 1], 0.0),
+    "padding": ([4, 100], [1, 0], [1, 0], 0.75),
+    "rises": ([4, 2], [6, 2], [1, 1], -0.25),
+    "at the target from the beginning": ([4, 1e-9], [1, 5], [1, 1], (0.75 - 1) / 2),
+    "nothing to lose": ([1e-9, 1e-9], [1e-9, 1e-9], [1, 1], 0.0),
+    "all": ([4, 4], [0, 0], [1, 1], 1.0),
+    "no sample": ([4, 4], [1, 1], [0, 0], 0.0),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "weights", "prior"), PRIORS.values(), ids=PRIORS)
 def test_the_prior_is_the_mean_relative_fall_of_a_classs_losses(before, after, weights, prior):
     # The class stands second; the first one's loss falls to a tenth.
     result = result_with([[10, 10, *before]], [[1, 1, *after]])
@@ -171,29 +161,19 @@ def test_a_failed_inversion_gives_infinite_sizes_and_no_prior(universal):
 # Universal triggers beside the directions' own.
 
 
-@pytest.mark.parametrize(
-    ("universal", "unusual"),
-    [
-        ([10, 11, 12, 13, 1], [4]),
-        ([10, 11, 12, 13, np.inf], []),
-        ([10, 11, 12, 13, 9], []),
-        ([10, 11, 12, 13, 7], []),  # an index of 2.7
-        ([10, 11, 12, 13, 50], []),
-        ([10, 11, np.inf, 13, 1], [4]),
-        ([10, 10, 10, 10, 1], []),
-        ([np.inf, np.inf, np.inf, 2, 1], []),
-    ],
-    ids=[
-        "small",
-        "failed",
-        "usual",
-        "not so small",
-        "large",
-        "beside a failed one",
-        "no spread",
-        "too few",
-    ],
-)
+UNIVERSALS = {
+    "small": ([10, 11, 12, 13, 1], [4]),
+    "failed": ([10, 11, 12, 13, np.inf], []),
+    "usual": ([10, 11, 12, 13, 9], []),
+    "not so small": ([10, 11, 12, 13, 7], []),  # an index of 2.7
+    "large": ([10, 11, 12, 13, 50], []),
+    "beside a failed one": ([10, 11, np.inf, 13, 1], [4]),
+    "no spread": ([10, 10, 10, 10, 1], []),
+    "too few": ([np.inf, np.inf, np.inf, 2, 1], []),
+}
+
+
+@pytest.mark.parametrize(("universal", "unusual"), UNIVERSALS.values(), ids=UNIVERSALS)
 def test_universal_triggers_stand_for_directions_if_unusually_small_among_the_targets(
     universal, unusual
 ):

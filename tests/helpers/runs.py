@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.progress import silent_progress
 from moth_jax.run.configuration import make_job
 from moth_jax.run.runner import run
@@ -86,6 +87,11 @@ def figures(workdir):
     """summary.json without the times."""
     summary = json.loads((workdir / "summary.json").read_text())
     return {name: value for name, value in summary.items() if not name.endswith("_seconds")}
+
+
+def matrices(workdir):
+    """The distance matrices before and after."""
+    return [DistanceMatrix.load(workdir / f"distance_{when}.npz") for when in ("before", "after")]
 
 
 def steps(workdir):

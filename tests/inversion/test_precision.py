@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax.errors import InputError
 from moth_jax.inversion import Budget, Samples, create, invert
 from moth_jax.inversion.precision import in_bfloat16
 from moth_jax.triggers import random_trigger
@@ -78,14 +77,3 @@ def test_a_trigger_found_in_bfloat16_is_verified_in_float32(rounded):
 def test_its_size_is_that_of_float32_within_a_few_per_cent(rounded):
     expected = found_by(CLASSIFIER.predict, "float32")
     np.testing.assert_allclose(rounded[0].size, expected.size, rtol=0.05)
-
-
-def test_the_precision_is_part_of_the_methods_name():
-    assert create("trimmed", precision="float32") == create("trimmed")
-    assert create("trimmed", precision="bfloat16") == create("trimmed", precision="bfloat16")
-    assert create("trimmed", precision="bfloat16").name != create("trimmed").name
-
-
-def test_an_unknown_precision_is_answered_with_the_choices():
-    with pytest.raises(InputError, match="bfloat16, float32"):
-        create("trimmed", precision="float16")

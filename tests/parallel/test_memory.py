@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from moth_jax.distance import chunks
-from moth_jax.distance import measure as measuring
 from moth_jax.distance.store import Chunk, ChunkStore
 from moth_jax.distance.subject import Subject
 from moth_jax.errors import InputError
 from moth_jax.parallel import memory
 from moth_jax.progress import silent_progress
 from moth_jax.triggers import Trigger
-from tests.distance.test_measure import IMAGES, LABELS, assert_same_matrix, measure
+from tests.distance.test_measure import assert_same_matrix, measure
 from tests.helpers.toys import RecordedProgress, compilations
 
 GIB = 2.0**30
@@ -150,15 +149,6 @@ def test_where_memory_runs_out_the_chunk_is_halved_with_a_warning_and_nothing_is
     assert_same_matrix(matrix, whole)
 
 
-def test_what_was_measured_before_memory_ran_out_is_not_measured_again(monkeypatch, tmp_path):
-    measure(directions=[(0, 1), (0, 2), (1, 0), (1, 2)], resume_dir=tmp_path)
-    tried = limited(monkeypatch, 1)
-    with pytest.warns(UserWarning, match="going on with 1"):
-        matrix = measure(directions_per_chunk=2, resume_dir=tmp_path)
-    assert tried == [2, 1, 1]
-    assert matrix.num_measured() == 6
-
-
 def test_memory_that_does_not_hold_one_direction_is_an_error_that_says_what_to_lower(monkeypatch):
     limited(monkeypatch, 0)
     with (
@@ -175,19 +165,6 @@ def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatc
     monkeypatch.setattr(chunks, "measure_chunk", measure_chunk)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         measure()
-
-
-def test_the_chunks_of_a_measurement_are_as_large_as_the_memory_allows(monkeypatch):
-    tried = limited(monkeypatch, 99)
-    monkeypatch.setattr(measuring, "chunk_size", lambda wanted, *counts: wanted or 6)
-    monkeypatch.setattr(chunks, "chunk_bytes", lambda measurement, directions, size: 10 * size)
-    monkeypatch.setattr(chunks, "free_bytes", lambda: 25)
-    matrix = measure(IMAGES, LABELS, directions_per_chunk=None)
-    assert tried == [2, 2, 2]
-    assert matrix.num_measured() == 6
-    tried.clear()
-    measure(directions_per_chunk=3)  # as asked for
-    assert tried == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from moth_jax.inversion import NeuralCleanse, invert
+from moth_jax.inversion import Budget, NeuralCleanse, Samples, invert
 from moth_jax.inversion.base import Score
 from moth_jax.triggers import Trigger, stamp, trigger_size
 
@@ -211,22 +211,17 @@ def test_the_whole_loop_finds_the_trigger_that_pytorch_finds(problem):
                 verified, size, rate = published.kept, published.smallest, measured
         published.smallest, published.kept = size, verified
     with jax.enable_x64(True):
-        result = jax.jit(
-            functools.partial(
-                invert,
-                logits_in_jax,
-                minibatch_size=NUM_SAMPLES,
-                inversion=NeuralCleanse(verify_every=1, **OPTIONS),
-            )
-        )(
+        find = functools.partial(
+            invert,
+            logits_in_jax,
+            budget=Budget(NUM_STEPS, MASK_WEIGHT, NUM_SAMPLES),
+            inversion=NeuralCleanse(verify_every=1, **OPTIONS),
+        )
+        result = jax.jit(find)(
             (problem.conv, problem.head),
-            problem.images,
-            np.ones(NUM_SAMPLES),
-            TARGET,
+            Samples(problem.images, np.ones(NUM_SAMPLES), TARGET),
             Trigger(problem.mask, problem.pattern),
             jax.random.key(0),
-            num_steps=NUM_STEPS,
-            mask_weight=MASK_WEIGHT,
         )
         result = jax.device_get(result)
     assert np.isfinite(size)

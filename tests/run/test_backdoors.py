@@ -187,6 +187,7 @@ def test_every_option_of_every_attack_is_a_field_and_none_is_set(kind):
         ("patch", "size", 1, 2),
         ("patch", "colour", (0.2,), (0.9,)),
         ("blend", "opacity", 0.1, 0.4),
+        ("blend", "seed", 0, 1),
         ("polygon", "position", "top left", "bottom right"),
         ("polygon", "regular", True, False),
     ],
@@ -209,18 +210,3 @@ def test_an_option_that_is_given_reaches_the_trigger(kind, name, one, other):
 def test_a_backdoor_without_a_kind_is_warned_of():
     with pytest.warns(UserWarning, match="no backdoor.kind: none is planted"):
         check(tiny_config(backdoor__target="7"))
-
-
-def test_a_field_of_a_backdoor_that_no_attack_has_is_found():
-    with pytest.raises(AttributeError, match="width"):
-        tiny_config().backdoor.width = 3
-
-
-def test_the_seed_of_a_backdoor_is_also_that_of_its_trigger():
-    stamped = []
-    clean = np.full((1, 4, 4, 1), 0.5, np.float32)
-    for seed in (0, 1):
-        config = tiny_config(**digits_backdoor(kind="blend", seed=seed, target="0"))
-        stamped.append(choose_backdoor(backdoor_options(config), row_dataset()).stamp(clean))
-    assert (stamped[0] != stamped[1]).any()
-    assert "seed" not in options("filter")

@@ -77,13 +77,17 @@ def rows_module():
     return module.eval()
 
 
+def save_program(module, path, size=SIZE):
+    """Write the program of a module for any number of images; returns its file."""
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    example = (torch.zeros(2, 3, size, size),)
+    torch.export.save(torch.export.export(module, example, dynamic_shapes=batch), path)
+    return path
+
+
 @pytest.fixture
 def program(tmp_path):
-    batch = ({0: torch.export.Dim.DYNAMIC},)
-    example = (torch.zeros(2, 3, SIZE, SIZE),)
-    exported = torch.export.export(rows_module(), example, dynamic_shapes=batch)
-    torch.export.save(exported, tmp_path / "model.pt2")
-    return tmp_path / "model.pt2"
+    return save_program(rows_module(), tmp_path / "model.pt2")
 
 
 def config_for(images, checkpoint, **changes):
@@ -141,12 +145,8 @@ def test_a_model_whose_statistics_cannot_be_updated_is_refused_before_it_is_meas
 ):
     module = rows_module()
     module[1].momentum = None
-    batch = ({0: torch.export.Dim.DYNAMIC},)
-    example = (torch.zeros(2, 3, SIZE, SIZE),)
-    torch.export.save(
-        torch.export.export(module, example, dynamic_shapes=batch), tmp_path / "model.pt2"
-    )
-    config = config_for(images, tmp_path / "model.pt2", harden__batch_norm="update")
+    path = save_program(module, tmp_path / "model.pt2")
+    config = config_for(images, path, harden__batch_norm="update")
     with pytest.raises(InputError, match=r"'update' is impossible for this .*momentum None"):
         do(config, tmp_path / "run")
     assert not (tmp_path / "run" / "distance_before.npz").exists()
@@ -204,10 +204,7 @@ def test_a_fine_tuned_model_has_a_new_head_and_goes_on_where_it_was_interrupted(
 def test_statistics_that_cannot_be_updated_stay_as_they_are_in_fine_tuning(images, tmp_path):
     module = module_of()
     module[1].momentum = None
-    batch = ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(module, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=batch)
-    torch.export.save(program, tmp_path / "model.pt2")
-    changes = {"model__checkpoint": str(tmp_path / "model.pt2")}
+    changes = {"model__checkpoint": str(save_program(module, tmp_path / "model.pt2", size=8))}
     with pytest.raises(
         InputError, match=r"'update' is impossible for this .*; use batch_norm 'froz"
     ):

@@ -3,16 +3,12 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
 
-from moth_jax.distance.store import ChunkStore
 from moth_jax.errors import InputError
-from moth_jax.progress import silent_progress
 from moth_jax.run import preemption
 from moth_jax.run.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from moth_jax.run.preemption import Preempted
-from tests.helpers.toys import row_distances
 
 # The end of a thread stands for that of the process.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -171,28 +167,3 @@ def test_a_disk_that_is_full_by_then_is_told_as_ever(ends):
         send()
         assert until(lambda: ends)
     assert ends == [(EXIT_BAD_INPUT, "no space left")]
-
-
-def test_a_measurement_ends_between_two_chunks_and_goes_on_from_there(tmp_path, monkeypatch):
-    labels, measured = np.repeat([0, 1], 4), []
-    save = ChunkStore.save
-
-    def counted(store, chunk):
-        measured.extend(map(tuple, chunk.directions.tolist()))
-        save(store, chunk)
-
-    monkeypatch.setattr(ChunkStore, "save", counted)
-
-    def all_of_them():
-        progress = silent_progress(after_advance=preemption.stop_here)
-        options = {"num_steps": 20, "directions_per_chunk": 1, "resume_dir": tmp_path}
-        with preemption.saved_in(tmp_path):
-            return row_distances(labels, **options, progress=progress)
-
-    answers = iter([True])
-    with monkeypatch.context() as patch:
-        patch.setattr(preemption, "requested", lambda: next(answers))
-        with pytest.raises(Preempted, match=f"saved in {tmp_path}; the same command"):
-            all_of_them()
-    assert all_of_them().num_measured() == 2
-    assert measured == [(0, 1), (1, 0)]

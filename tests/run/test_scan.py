@@ -5,13 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-from moth_jax import data
 from moth_jax.distance.measure import DistanceMatrix
 from moth_jax.errors import InputError
-from moth_jax.report import write_report
+from moth_jax.report import Report, write_report
 from moth_jax.scanning import Arm, Scan
 from moth_jax.triggers import Trigger
-from tests.helpers.runs import DIGITS, command_server, contents, do, finished_run, tiny_config
+from tests.helpers.runs import contents, do, finished_run, summary_of, tiny_config
 
 TINY = {"phase": "scan", "scan__num_steps": 10, "scan__num_images": 9}
 
@@ -31,7 +30,7 @@ def copy(tmp_path):
 @pytest.mark.slow
 def test_the_phase_scans_the_given_model_and_neither_measures_nor_hardens_it(tmp_path):
     config = tiny_config(model__checkpoint=str(finished_run() / "original"), **TINY)
-    summary = do(config, tmp_path / "scan")
+    told = summary_of(config, tmp_path / "scan")
     assert sorted(path.name for path in (tmp_path / "scan").iterdir()) == [
         ".lock",
         "config.json",
@@ -47,7 +46,10 @@ def test_the_phase_scans_the_given_model_and_neither_measures_nor_hardens_it(tmp
     assert [arm.target for arm in found.arms] == list("0123456789")
     assert found.num_gradients == 10 * 10 * 9
     fields = json.loads((tmp_path / "scan" / "scan.json").read_text())
-    assert fields["poisoned"] == found.poisoned == summary["scan"]["poisoned"]
+    assert fields["poisoned"] == found.poisoned == told.figures["scan"]["poisoned"]
+    lines = [line for line in told.describe() if "scan  " in line or "neural_cleanse:" in line]
+    assert len(lines) == 2
+    assert any(verdict in lines[0] for verdict in ("looks clean", "looks poisoned", "undecided"))
     assert len(fields["arms"]) == 10
     page = (tmp_path / "scan" / "report.html").read_text()
     assert "<h2>Scan</h2>" in page
@@ -104,22 +106,6 @@ def test_distances_of_some_directions_are_no_scan_and_all_are_measured_beside_th
     assert contents(copy)["distance_before.npz"] == before
 
 
-@pytest.mark.slow
-def test_the_command_says_the_verdict_in_two_lines(tmp_path):
-    code, _, errors = command_server()(
-        f"--config={DIGITS}",
-        f"--workdir={tmp_path / 'scan'}",
-        "--config.phase=scan",
-        f"--config.model.checkpoint={finished_run() / 'original'}",
-        "--config.scan.num_steps=10",
-        "--config.scan.num_images=9",
-    )
-    assert code == 0
-    lines = [line for line in errors.splitlines() if "scan  " in line or "neural_cleanse:" in line]
-    assert len(lines) == 2
-    assert any(verdict in lines[0] for verdict in ("looks clean", "looks poisoned", "undecided"))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -135,15 +121,6 @@ def test_a_scan_that_cannot_be_done_is_refused_before_the_model_is_trained(
     with pytest.raises(InputError, match=message):
         do(tiny_config(**{"phase": "scan", **changes}), tmp_path / "scan")
     assert not (tmp_path / "scan").exists()
-
-
-def test_a_split_without_images_of_a_class_is_refused(tmp_path, monkeypatch):
-    dataset = data.load("digits")
-    labels = np.where(dataset.test.labels == 7, 1, dataset.test.labels)
-    dataset = dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, labels=labels))
-    monkeypatch.setattr(data, "load", lambda name, **options: dataset)
-    with pytest.raises(InputError, match="no images of 1 classes: '7'"):
-        do(tiny_config(phase="scan"), tmp_path / "scan")
 
 
 # The section of the report.
@@ -165,9 +142,10 @@ def a_scan(**fields):
 def page_of(tmp_path, scan, names=("cat", "dog", "<b>")):
     path = tmp_path / "report.html"
     examples = np.full((3, 4, 4, 3), 0.5, np.float32)
-    write_report(
-        path, title="m", summary={"data": "d"}, scan=scan, examples=examples, class_names=names
+    report = Report(
+        title="m", summary={"data": "d"}, scan=scan, examples=examples, class_names=names
     )
+    write_report(path, report)
     return path.read_text()
 
 

@@ -41,8 +41,8 @@ def read_class_list(source: str | Sequence[str], num_classes: int = 0) -> ClassL
       source: K names; or the path of a list: a text file with a name per line, or JSON: a list of
         names, {"0": name, ...} or {name: 0, ...} (torchvision's `class_to_idx`). In place of a
         name there may be several, as in Keras's imagenet_class_index.json: {"0": ["n01440764",
-        "tench"]}; so may a line be "n01440764 tench, Tinca tinca". The last (of the line, the
-        first) is then the name of the class, and folders may have any. Or "imagenet": the synsets
+        "tench"]}, or in a line "n01440764 tench, Tinca tinca". The class is then called "tench",
+        and its folder may have any of the names. Or "imagenet": the synsets
         n01440764, n01443537, ... of ImageNet 2012, from the list in tensorflow_datasets.
       num_classes: the number of the model's outputs, which the list must have; if 0, any. Numbers
         that {name: number} leaves out are classes without a folder, "class 7" by name.

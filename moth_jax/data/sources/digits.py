@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from moth_jax.data.building import build_dataset
+from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.splitting import split_validation
 
@@ -34,6 +34,5 @@ def load_digits(*, validation_fraction: float = 0.1, seed: int = 0) -> ImageData
         (images[train], bunch.target[train]),
         (images[test], bunch.target[test]),
         class_names=[str(name) for name in bunch.target_names],
-        validation_fraction=validation_fraction,
-        seed=seed,
+        validation=Share(validation_fraction, seed),
     )

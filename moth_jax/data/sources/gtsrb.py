@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moth_jax.data.arrays import as_class_labels, existing_path, read_npz
-from moth_jax.data.building import build_dataset
+from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.checks import check_labels
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
@@ -102,15 +102,14 @@ def load_gtsrb(
     path = existing_path(dir, what="GTSRB", remedy=_REMEDY)
     file = path / f"gtsrb{size}.npz" if path.is_dir() else path
     arrays = _read_arrays(file, size) if file.exists() else read_official(path, size)
+    tracks = arrays.y_train.astype(np.int64) * _TRACKS_PER_CLASS + arrays.track_train
     return build_dataset(
         "gtsrb",
         (arrays.x_train, arrays.y_train),
         (arrays.x_test, arrays.y_test),
         class_names=CLASS_NAMES,
-        groups=arrays.y_train.astype(np.int64) * _TRACKS_PER_CLASS + arrays.track_train,
+        validation=Share(validation_fraction, seed, tracks),
         shift=_SHIFT * size // 32,
-        validation_fraction=validation_fraction,
-        seed=seed,
     )
 
 

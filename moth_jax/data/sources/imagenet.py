@@ -238,7 +238,7 @@ def _cache_path(folder, split):
 
 
 def _cached(path, read, count):
-    """The labels in the file `path`, or those that `read()` returns, which are then kept there."""
+    """The labels in the file `path`; if there are none, what `read()` returns is kept there."""
     with contextlib.suppress(InputError, KeyError):
         labels = load_npz(path)["labels"]
         if labels.shape == (count,) and labels.dtype == np.int32:

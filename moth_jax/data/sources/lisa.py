@@ -9,7 +9,7 @@ from moth_jax.data.arrays import (
     count_classes,
     existing_path,
 )
-from moth_jax.data.building import build_dataset
+from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 from moth_jax.storage.files import load_npy
@@ -46,15 +46,15 @@ def load_lisa(
     folder = existing_path(dir, what="LISA", remedy=_REMEDY)
     train = _read_part(folder, "train", pixel_max)
     test = _read_part(folder, "test", pixel_max)
-    has_validation = _find(folder, "val", "x") or _find(folder, "val", "y")
+    validation = Share(validation_fraction, seed)
+    if _find(folder, "val", "x") or _find(folder, "val", "y"):
+        validation = _read_part(folder, "val", pixel_max)
     return build_dataset(
         "lisa",
         train,
         test,
-        validation=_read_part(folder, "val", pixel_max) if has_validation else None,
+        validation=validation,
         class_names=as_class_names(class_names, count_classes(train[1], "LISA train labels")),
-        validation_fraction=validation_fraction,
-        seed=seed,
     )
 
 

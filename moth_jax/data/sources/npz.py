@@ -10,7 +10,7 @@ from moth_jax.data.arrays import (
     existing_path,
     read_npz,
 )
-from moth_jax.data.building import build_dataset
+from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 
@@ -60,18 +60,16 @@ def load_npz(
         for part in ("train", "val", "test")
         if f"x_{part}" in arrays
     }
+    groups = arrays.get("group_train", arrays.get("track_train"))
     num_classes = count_classes(parts["train"][1], f"y_train in {path}")
     return build_dataset(
         path.stem,
         parts["train"],
         parts["test"],
-        validation=parts.get("val"),
+        validation=parts.get("val", Share(validation_fraction, seed, groups)),
         class_names=as_class_names(
             arrays.get("class_names") if class_names is None else class_names, num_classes
         ),
-        groups=arrays.get("group_train", arrays.get("track_train")),
-        validation_fraction=validation_fraction,
-        seed=seed,
         flip=flip,
         shift=shift,
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moth_jax.data.building import build_dataset
+from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
 
@@ -49,8 +49,7 @@ def load_cifar10(
         train,
         test,
         class_names=names,
-        validation_fraction=validation_fraction,
-        seed=seed,
+        validation=Share(validation_fraction, seed),
         flip=True,
         shift=4,
     )
@@ -77,8 +76,7 @@ def load_svhn(
         train,
         test,
         class_names=names,
-        validation_fraction=validation_fraction,
-        seed=seed,
+        validation=Share(validation_fraction, seed),
     )
 
 

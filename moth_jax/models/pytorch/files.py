@@ -20,7 +20,7 @@ import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError, first_line
 
-# Of torchvision: what its classifiers are made of, and what torch.nn has for them.
+# The classes that torchvision's classifiers consist of.
 SAFE_CLASSES = {
     "torchvision.models.alexnet": "AlexNet",
     "torchvision.models.densenet": "DenseNet _DenseBlock _DenseLayer _Transition",

@@ -111,7 +111,7 @@ def _marked(name: str, value):
 
 
 def _in_precision(array, dtype):
-    """Of the images' precision (float64 for comparisons, bfloat16 for speed); indices stay."""
+    """An array in the images' precision (float64 to compare, bfloat16 for speed); indices stay."""
     array = jnp.asarray(array)
     return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
@@ -126,7 +126,7 @@ def _apply(node: Node, values: dict, stored: dict):
 
 
 def _last_uses(graph: Graph) -> dict[int, list[str]]:
-    """Which results are needed no more after each node: a trace of thousands holds few of them."""
+    """Which results no node needs after each node: they are dropped, for there are thousands."""
     last = {}
     for index, node in enumerate(graph.nodes):
         for name in _references((node.args, node.kwargs)):

@@ -1,4 +1,4 @@
-"""Weights on the way home: files that PyTorch reads, and programs that need nothing of ours."""
+"""Models for others: weights that PyTorch reads, and programs that run without this package."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Weights of a file fitted to a model: without the prefix of a wrapper, and with another head.
 
-All here is names and arrays as the file has them. `head` says which arrays have a row or column for
-each class: {name: axis of the classes}.
+Names and arrays are those of the file. `head` says which arrays have a row or column for each
+class: {name: axis of the classes}.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ def fit(
     head: Mapping[str, int],
     fresh: Callable[[], Weights] | None = None,
 ) -> Weights:
-    """The weights under the names and of the `shapes` that a model has.
+    """The weights under the names that a model gives them, checked to have its `shapes`.
 
-    PyTorch's counters of batches, which nothing computes with and old files lack, are let pass.
+    PyTorch's counters of batches are ignored: nothing computes with them, and old files lack them.
 
     Args:
       weights: from a file.
@@ -92,7 +92,7 @@ def named(
 
 
 def without_prefix(weights: Weights, names: Collection[str]) -> Weights:
-    """The weights without their `foreign_prefix`; what is not below it keeps its name."""
+    """The weights without their `foreign_prefix`; names that do not begin with it stay."""
     return _without_prefix(weights, foreign_prefix(weights, names))
 
 
@@ -172,7 +172,7 @@ def _resized(given: Shapes, expected: Shapes, head: Mapping[str, int]) -> list[s
 
 
 def _about_head(given: Shapes, expected: Shapes, head: Mapping[str, int]) -> str:
-    """What a message adds where the head is at fault; where none is known, if it seems to be."""
+    """What a message adds if the head is at fault, or seems to be where no head is known."""
     missing = {name for name in expected if name not in given}
     misshaped = {name for name in expected if name in given and given[name] != expected[name]}
     # PyTorch has the classes in front. Another width of a hidden layer shows behind, too.
@@ -191,7 +191,7 @@ def _about_head(given: Shapes, expected: Shapes, head: Mapping[str, int]) -> str
 
 
 def _about_prefix(prefix: str, given: Shapes, expected: Shapes) -> str:
-    """What a message adds where a prefix was cut off, or the names differ by one from the first."""
+    """What a message adds if a prefix was cut off, or if no name is common to both."""
     if prefix:
         return f" (names without their prefix {prefix!r})"
     if given.keys() & expected.keys():

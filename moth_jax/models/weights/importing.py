@@ -1,4 +1,4 @@
-"""Weights of other frameworks: which architecture they are of, and how they become variables."""
+"""Weights of other frameworks: which architecture they belong to, and how they are converted."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -89,7 +89,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def identify(weights: Weights) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """The architecture some weights are of, and the (mean, std) its source normalises images with.
+    """The architecture of some weights, and the (mean, std) that normalise images for them.
 
     Decided by names, and by shapes between layouts that share them; the head, and a few others, may
     be missing, extra or mis-shaped, so that a file with a fault still gets the precise message of
@@ -152,8 +152,8 @@ def import_weights(
 ) -> Variables:
     """The variables of a model, float32, from `weights` as `read_weights` gives them.
 
-    `variables` are the model's own of any value, or their outline, and say only the shapes. A
-    prefix of all names goes (`fitting.foreign_prefix`). With `new_head` a head that is missing or
+    `variables` give the shapes: the model's own, or their outline. A prefix of all names is removed
+    (`fitting.foreign_prefix`). With `new_head` a head that is missing or
     of another number of classes is drawn as the architecture initialises it, with a warning. Raises
     one `InputError` that names all missing, unused and mis-shaped arrays, as the file calls them,
     and the number of classes of its head if that is another.
@@ -221,11 +221,11 @@ def load(
 ) -> tuple[Classifier, Variables]:
     """The classifier whose weights are in a file of PyTorch, safetensors or Keras.
 
-    `arch` "auto" recognises the layouts in `LAYOUTS`. `num_classes`, if given, is what the head
-    shall have, else that is read off it: `import_weights` says how weights of another number of
-    classes, or without a head, are understood then. `mean`, `std` and `image_shape` are those of
-    the layout, unless given. Raises `InputError` (see `read_weights`, `identify`,
-    `import_weights`).
+    `arch` "auto" recognises the layouts in `LAYOUTS`. `num_classes`, if given, is the number of
+    classes that the head is to have: weights of another number, or without a head, get a new one
+    (`import_weights`). Otherwise the number is read off the weights. `mean`, `std` and
+    `image_shape` are those of the layout, unless given. Raises `InputError` (see `read_weights`,
+    `identify`, `import_weights`).
     """
     weights = read_weights(path)
     if arch == "auto":
@@ -245,7 +245,7 @@ def load(
 
 
 def _num_classes(arch: str, weights: Weights, num_names: int) -> int:
-    """The classes of the head, or of the names if there is none; else any number."""
+    """The number of classes of the head; without one that of the names, or else any."""
     names = [entry.theirs for entry in LAYOUTS[arch].entries]
     biases = [entry.theirs for entry in LAYOUTS[arch].entries if entry.ours == "head.bias"]
     size = head_size(without_prefix(weights, names), dict.fromkeys(biases, 0))

@@ -93,7 +93,7 @@ def akamaster_resnet(blocks_per_stage: int) -> list[Entry]:
 
 
 def torchvision_resnet(depth: int) -> list[Entry]:
-    """`ResNet` as in torchvision; the same for wide ones and other first convolutions."""
+    """`ResNet` as in torchvision; wide ones and other first convolutions have the same names."""
     entries = _torch_conv("conv", "conv1") + _torch_norm("bn", "bn1")
     places = [(stage, block) for stage, n in enumerate(BLOCKS[depth]) for block in range(n)]
     for index, (plan, (stage, block)) in enumerate(zip(block_plan(depth), places, strict=True)):

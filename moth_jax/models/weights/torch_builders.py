@@ -30,8 +30,8 @@ def torchvision_module(
 ) -> torch.nn.Module:
     """torchvision's classifier `name` with these weights, and as many classes as they have.
 
-    With `num_classes` it has so many, and a new head with a warning where the weights have none or
-    one of another number.
+    `num_classes` asks for another number. Where the weights have no head of that number, the
+    module's own stays, with a warning.
 
     Raises:
       InputError: torchvision is missing or has no such classifier, or the weights are of another.
@@ -86,7 +86,7 @@ def seeded(build: Callable[[], Built]) -> Built:
 
 
 def built_module(builder: str) -> torch.nn.Module:
-    """What a function of a user's own returns.
+    """The module that a user's function returns.
 
     Args:
       builder: "package.module:function" or "path/to/file.py:function"; called without arguments.
@@ -149,8 +149,8 @@ def with_weights(
 
     Args:
       module: what gets the weights, and keeps its own for a new head.
-      weights: a prefix of all names goes (`fitting.foreign_prefix`), and counters of batches may be
-        missing.
+      weights: a prefix of all names is removed (`fitting.foreign_prefix`), and counters of batches
+        may be missing.
       name: of the module, for messages.
       head: its arrays with an axis of classes, if that is known.
       new_head: the module's own arrays stay, with a warning, where those of `head` are missing or
@@ -174,8 +174,8 @@ def built_with_weights(
 ) -> torch.nn.Module:
     """The module that `built_module` gives, with these weights.
 
-    With `num_classes`, which the module must have by itself, arrays of so many rows stay the
-    module's own, with a warning, where the weights have none of the name or of other rows alone.
+    `num_classes` says that the module has this number of classes. Its arrays with that number of
+    rows stay, with a warning, where the weights lack them or differ in the number of rows alone.
     """
     module = built_module(builder)
     rows = {key: 0 for key, v in module.state_dict().items() if v.shape[:1] == (num_classes,)}

@@ -10,15 +10,6 @@ import pytest
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.hardening import METHODS
-from moth_jax.hardening.baselines import (
-    adversarial,
-    fine_pruning,
-    fine_tuning,
-    nad,
-    nc,
-    uap,
-    universal,
-)
 from moth_jax.hardening.baselines.stages import draw
 from moth_jax.run import checkpoints
 from moth_jax.training import NO_ADVERSARY, Adversary
@@ -136,39 +127,37 @@ def test_every_method_returns_the_last_state_within_the_accuracy_bound(name):
     assert final.accuracy < final.initial_accuracy
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_refuses_a_batch_larger_than_the_data(name):
-    with pytest.raises(InputError, match=r"batch_size 61 is larger than the data: 60"):
-        run(name, batch_size=61)
+WITHOUT_ROW1 = dataclasses.replace(
+    DATASET, train=DATASET.train.subset(np.flatnonzero(DATASET.train.labels != 1))
+)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_refuses_data_of_other_classes(name):
-    with pytest.raises(InputError, match="3 outputs, rows names 4 classes"):
-        run(name, dataset=row_dataset((20, 20, 20, 20)))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_refuses_a_class_without_clean_images(name):
-    labels = DATASET.train.labels
-    without = dataclasses.replace(DATASET, train=DATASET.train.subset(np.flatnonzero(labels != 1)))
-    with pytest.raises(InputError, match="no training images of 'row1'"):
-        run(name, dataset=without, classes=(0, 1), batch_size=24)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 61}, r"batch_size 61 is larger than the data: 60"),
+        ({"dataset": row_dataset([20] * 4)}, "3 outputs, rows names 4 classes; every output"),
+        ({"dataset": WITHOUT_ROW1, "classes": (0, 1)}, "no training images of 'row1'"),
+    ],
+    ids=["batch", "classes of the model", "class without images"],
+)
+def test_every_method_refuses_data_that_do_not_fit(name, options, message):
+    with pytest.raises(InputError, match=message):
+        run(name, **options)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_warns_of_classes_without_clean_images_where_none_are_named(name):
-    kept = np.flatnonzero(DATASET.train.labels != 1)
-    without = dataclasses.replace(DATASET, train=DATASET.train.subset(kept))
     with (
         pytest.warns(UserWarning, match="no training images of 'row1': they are not hardened"),
         pytest.raises(InputError, match="batch_size 61"),  # which comes next
     ):
-        run(name, dataset=without, batch_size=61)
+        run(name, dataset=WITHOUT_ROW1, batch_size=61)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(InputError, match="batch_size 61"):
-            run(name, dataset=without, classes=(0, 2), batch_size=61)
+            run(name, dataset=WITHOUT_ROW1, classes=(0, 2), batch_size=61)
 
 
 def test_a_pass_over_the_data_has_every_image_once_and_the_next_one_another_order():
@@ -182,26 +171,20 @@ def test_a_pass_over_the_data_has_every_image_once_and_the_next_one_another_orde
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("name", "options", "message"),
     [
-        (lambda: uap.UapConfig(epsilon=0.0), r"epsilon must be in \(0, 1\]"),
-        (lambda: uap.UapConfig(ascent_steps=0), "ascent_steps must be at least 1"),
-        (lambda: nc.NcConfig(stamp_share=0.0), r"stamp_share must be in \(0, 1\]"),
-        (lambda: nc.NcConfig(inversion_steps=0), "inversion_steps must be at least 1"),
-        (lambda: nad.NadConfig(betas=()), "betas must be numbers"),
-        (lambda: nad.NadConfig(teacher_epochs=0), "teacher_epochs must be above 0"),
-        (lambda: universal.UniversalConfig(num_images=0), "num_images must be at least 1"),
-        (
-            lambda: fine_pruning.FinePruningConfig(max_prune_drop=2.0),
-            r"max_prune_drop must be in \[0, 1\]",
-        ),
-        (
-            lambda: adversarial.AdversarialConfig(adversary=NO_ADVERSARY),
-            "needs adversary.epsilon above 0",
-        ),
-        (lambda: fine_tuning.FineTuningConfig(classes=(1,)), "at least 2 different classes"),
+        ("uap", {"epsilon": 0.0}, r"epsilon must be in \(0, 1\]"),
+        ("uap", {"ascent_steps": 0}, "ascent_steps must be at least 1"),
+        ("nc", {"stamp_share": 0.0}, r"stamp_share must be in \(0, 1\]"),
+        ("nc", {"inversion_steps": 0}, "inversion_steps must be at least 1"),
+        ("nad", {"betas": ()}, "betas must be numbers"),
+        ("nad", {"teacher_epochs": 0}, "teacher_epochs must be above 0"),
+        ("universal", {"num_images": 0}, "num_images must be at least 1"),
+        ("fine_pruning", {"max_prune_drop": 2.0}, r"max_prune_drop must be in \[0, 1\]"),
+        ("adversarial", {"adversary": NO_ADVERSARY}, "needs adversary.epsilon above 0"),
+        ("fine_tuning", {"classes": (1,)}, "at least 2 different classes"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(make, message):
+def test_options_that_make_no_sense_are_refused(name, options, message):
     with pytest.raises(InputError, match=message):
-        make()
+        METHODS[name].config(**options)

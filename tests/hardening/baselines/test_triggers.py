@@ -4,10 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from moth_jax.errors import InputError
 from moth_jax.hardening.baselines import nc, universal
 from moth_jax.hardening.baselines.stages import draw
-from moth_jax.hardening.moth import MothConfig
 from moth_jax.hardening.scheduler import sweep_pair
 from moth_jax.inversion import Budget, NeuralCleanse
 from tests.helpers.hardenings import (
@@ -50,31 +48,18 @@ def never(target):
     return {**VARIABLES, "params": {**VARIABLES["params"], "rows": rows}}
 
 
-def test_pairwise_has_no_warm_up_and_takes_every_pair_once_before_any_twice():
-    _, rounds = run("pairwise", steps_per_round=1, max_steps=6)
+def test_pairwise_has_no_warm_up_and_takes_every_pair_for_a_round_before_any_twice():
+    _, rounds = run("pairwise", steps_per_round=2, max_steps=12)
     assert {record["phase"] for record in rounds.records} == {"hardening"}
-    pairs = [frozenset(record["directions"][0]) for record in rounds.records]
-    assert len(set(pairs[:3])) == len(set(pairs[3:])) == 3
-    turns = [sweep_pair(5, turn, seed=1) for turn in range(20)]
-    assert (
-        sorted(turns[:10])
-        == sorted(turns[10:])
-        == [(a, b) for a in range(5) for b in range(a + 1, 5)]
-    )
-    assert turns[:10] != turns[10:]
-
-
-def test_pairwise_stays_with_a_pair_for_a_round():
-    _, rounds = run("pairwise", steps_per_round=2, max_steps=8)
     pairs = [record["directions"][0] for record in rounds.records]
     assert pairs[::2] == pairs[1::2]
-    turns = [sweep_pair(K, turn, config_of("pairwise").seed) for turn in range(4)]
+    turns = [sweep_pair(K, turn, config_of("pairwise").seed) for turn in range(6)]
     assert pairs[::2] == [[DATASET.class_names[k] for k in pair] for pair in turns]
-
-
-def test_pairwise_takes_one_pair_at_a_time():
-    with pytest.raises(InputError, match="one pair at a time"):
-        MothConfig(scheduler="sweep", pairs_per_step=2)
+    assert len(set(turns[:3])) == len(set(turns[3:])) == 3
+    turns = [sweep_pair(5, turn, seed=1) for turn in range(20)]
+    every = [(a, b) for a in range(5) for b in range(a + 1, 5)]
+    assert sorted(turns[:10]) == sorted(turns[10:]) == every
+    assert turns[:10] != turns[10:]
 
 
 def test_universal_takes_every_target_in_turn_and_goes_on_from_its_triggers():
@@ -146,20 +131,15 @@ def test_universal_goes_on_from_the_targets_last_trigger_with_the_budget_for_tha
     assert len(set(budgets)) == 2
 
 
-def test_nc_inverts_a_trigger_for_every_class_and_stamps_its_share_of_the_others():
-    final, rounds = run("nc", stamp_share=1.0, max_steps=8)
-    prepared = [record for record in rounds.records if record["phase"] == "preparation"]
-    assert [record["target"] for record in prepared] == list(DATASET.class_names)
-    assert np.isfinite([record["size"] for record in prepared]).all()
-    np.testing.assert_allclose(final.memory["size"], [r["size"] for r in prepared], rtol=1e-6)
-    stamped = [r["num_stamped"] for r in rounds.records if r["phase"] == "hardening"]
-    # With every sample stamped but those of the trigger's own class: two of three.
-    assert 0.5 < np.mean(stamped) / 24 < 0.85
-
-
-def test_nc_stamps_true_labels_with_triggers_of_other_classes(monkeypatch):
+def test_nc_inverts_a_trigger_for_every_class_and_stamps_its_share_of_the_others(monkeypatch):
     done = Stamping(monkeypatch, "nc", stamp_share=0.5, max_steps=8)
     memory, used = jax.device_get(done.final.memory), []
+    prepared = [record for record in done.rounds.records if record["phase"] == "preparation"]
+    assert [record["target"] for record in prepared] == list(DATASET.class_names)
+    assert np.isfinite([record["size"] for record in prepared]).all()
+    np.testing.assert_allclose(memory["size"], [r["size"] for r in prepared], rtol=1e-6)
+    counted = [r["num_stamped"] for r in done.rounds.records if r["phase"] == "hardening"]
+    assert counted == [stamped.sum() for _, _, stamped in done.batches]
     for target, inversion in enumerate(done.inversions):
         variables, samples, towards, _ = inversion.args
         equal(variables, VARIABLES)

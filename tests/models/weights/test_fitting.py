@@ -17,11 +17,16 @@ from moth_jax.models.loading import load_source
 from moth_jax.models.weights.files import read_weights
 from moth_jax.models.weights.fitting import fit, foreign_prefix, shared_prefix
 from moth_jax.models.weights.importing import export_weights, identify, import_weights, load
-from moth_jax.models.weights.torch_builders import built_with_weights, torchvision_module
 from tests.helpers.builders import OPTIONS, module_of, torch, write_builder
+from tests.helpers.torch_models import arrays
 
 LISA = ModelSpec("lisa_cnn", 6, (32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1))
 PREFIXES = ["module.", "model.", "_orig_mod.", "net.backbone.", "module._orig_mod.model."]
+
+from moth_jax.models.weights.torch_builders import (  # noqa: E402  (needs torch)
+    built_with_weights,
+    torchvision_module,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +51,6 @@ def save(tmp_path):
 
 def prefixed(prefix, weights):
     return {f"{prefix}{name}": value for name, value in weights.items()}
-
-
-def arrays(module):
-    return {name: value.numpy() for name, value in module.state_dict().items()}
 
 
 def headless(weights, head="fc."):
