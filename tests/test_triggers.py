@@ -46,16 +46,6 @@ def random_triggers(count, seed=0):
     )
 
 
-def test_one_mask_and_one_pattern_serve_every_image_and_every_channel():
-    trigger = jax.tree.map(lambda v: v[0], random_triggers(1))
-    images = np.random.default_rng(1).random((5, H, W, C), np.float32)
-    together = np.asarray(stamp(images, trigger))
-    for image, expected in zip(images, together, strict=True):
-        np.testing.assert_allclose(stamp(image, trigger), expected, rtol=1e-6)
-    moved = (together - images) / (trigger.pattern - images)
-    np.testing.assert_allclose(moved, np.broadcast_to(trigger.mask, moved.shape), rtol=2e-3)
-
-
 def test_a_trigger_of_its_own_may_be_stamped_on_each_image():
     triggers = random_triggers(5)
     images = np.random.default_rng(1).random((5, H, W, C), np.float32)

@@ -55,13 +55,6 @@ def test_a_pair_batch_holds_the_pair_where_it_says_and_no_sample_twice(data):
     assert of_others == min(num_others, batch_size - drawn_on_purpose)
 
 
-def test_with_two_classes_the_rest_comes_from_both():
-    labels = np.arange(40) % 2
-    rest = [draw(labels, [0, 1], per_class=4, batch_size=20, seed=s).indices[8:] for s in range(20)]
-    assert set(labels[np.concatenate(rest)]) == {0, 1}
-    assert all(len(set(r)) == 12 for r in rest)
-
-
 def test_the_rest_of_a_batch_is_uniform_over_the_other_samples():
     labels = np.array([0] * 10 + [1] * 10 + [2] * 30 + [3] * 5 + [4] * 15)
     seen = np.zeros(len(labels))

@@ -42,9 +42,13 @@ def measure(images=IMAGES, labels=LABELS, **options):
         "minibatch_size": 4,
         "directions_per_chunk": 2,
         "inversion": NeuralCleanse(patience=3, verify_every=5),
-        "progress": False,
     }
-    return distance.distance_matrix(rows, images, labels, **{**defaults, **options})
+    return measure_function(rows, images, labels, **{**defaults, **options})
+
+
+def measure_function(logits_fn, images=IMAGES, labels=LABELS, **options):
+    """Measure another model, or with the library's own defaults."""
+    return distance.distance_matrix(logits_fn, images, labels, **{"progress": False, **options})
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +78,7 @@ def test_a_distance_comes_close_to_the_optimum_for_nine_in_ten_samples_and_not_b
     images = np.random.default_rng(0).random((20, 4, 4, 3)).astype(np.float32)
     images[:10, 1, 2] = levels[:, None]
     images[10:, 1, 2] = 1 - levels[:, None]
-    found = distance.distance_matrix(
-        decides_on_one_pixel, images, np.repeat([0, 1], 10), num_steps=600, progress=False
-    )
+    found = measure_function(decides_on_one_pixel, images, np.repeat([0, 1], 10), num_steps=600)
     # (1 - m) * level + m = 1/2 for the darkest but one: the darkest may be missed.
     best = 3 * (0.5 - levels[1]) / (1 - levels[1])
     for direction in ((0, 1), (1, 0)):
@@ -100,14 +102,8 @@ def test_where_every_pixel_does_as_well_each_method_comes_close_to_the_closed_fo
         return 20 * jnp.stack([0.5 - level, level - 0.5], axis=1)
 
     images = np.concatenate([np.full((4, 4, 4, 1), level, np.float32) for level in (0.1, 0.9)])
-    found = distance.distance_matrix(
-        brightness,
-        images,
-        np.repeat([0, 1], 4),
-        num_steps=num_steps,
-        inversion=inversion,
-        progress=False,
-    )
+    labels, options = np.repeat([0, 1], 4), {"num_steps": num_steps, "inversion": inversion}
+    found = measure_function(brightness, images, labels, **options)
     best = 16 * (0.5 - 0.1) / (1 - 0.1)
     assert 0.999 * best < found.values[0, 1] < 7.5
 
@@ -164,16 +160,10 @@ def test_a_success_rate_of_exactly_the_bound_is_found_with_any_number_of_seeds()
         return jnp.broadcast_to(jnp.array([[0.0, 2.0]]), (len(images), 2))
 
     # 41 times the reciprocal of 41 is less than 1 in single precision.
-    found = distance.distance_matrix(
-        always_class_1,
-        np.zeros((41, 2, 2, 1), np.float32),
-        np.zeros(41, np.int32),
-        directions=[(0, 1)],
-        num_steps=2,
-        seeds=(0, 1),
-        inversion=NeuralCleanse(success_bound=1.0),
-        progress=False,
-    )
+    images, labels = np.zeros((41, 2, 2, 1), np.float32), np.zeros(41, np.int32)
+    options = {"directions": [(0, 1)], "num_steps": 2, "seeds": (0, 1)}
+    inversion = NeuralCleanse(success_bound=1.0)
+    found = measure_function(always_class_1, images, labels, inversion=inversion, **options)
     assert found.num_failures() == 0
 
 
@@ -358,17 +348,10 @@ def test_chunks_of_another_function_are_not_taken_for_this_one(tmp_path, instant
     def model(scale):
         return lambda images: CLASSIFIER.predict(row_variables(scale=scale), images)
 
+    options = {"num_steps": 1, "directions": [(0, 1)], "resume_dir": tmp_path}
     for scale in (2.0, 4.0):
         progress = RecordedProgress()
-        distance.distance_matrix(
-            model(scale),
-            IMAGES,
-            LABELS,
-            num_steps=1,
-            directions=[(0, 1)],
-            resume_dir=tmp_path,
-            progress=progress,
-        )
+        measure_function(model(scale), **options, progress=progress)
         assert progress.skipped == []
 
 
@@ -378,10 +361,10 @@ def test_a_function_that_has_changed_is_measured_as_it_is_now(instant):
     def logits_fn(images):
         return CLASSIFIER.predict(model["variables"], images)
 
-    assert distance.distance_matrix(logits_fn, IMAGES, LABELS, progress=False).num_measured() == 6
+    assert measure_function(logits_fn).num_measured() == 6
     model["variables"] = nan_weights()
     with pytest.raises(InputError, match="NaN or infinite logits"):
-        distance.distance_matrix(logits_fn, IMAGES, LABELS, progress=False)
+        measure_function(logits_fn)
 
 
 def test_a_resumed_measurement_says_what_is_done(tmp_path, instant):
@@ -433,7 +416,7 @@ def test_input_that_cannot_be_measured_is_a_clear_error(options, message):
 )
 def test_a_function_that_is_no_classifier_is_a_clear_error(logits_fn, message):
     with pytest.raises(InputError, match=message):
-        distance.distance_matrix(logits_fn, IMAGES, LABELS, num_steps=1, progress=False)
+        measure_function(logits_fn, num_steps=1)
 
 
 def small_logits(images):
@@ -448,15 +431,8 @@ def test_logits_that_happen_to_sum_to_one_on_a_few_images_are_logits(num_images)
     logits = np.asarray(small_logits(images))
     assert logits.min() >= 0
     np.testing.assert_allclose(logits.sum(1), 1, rtol=1e-6)
-    found = distance.distance_matrix(
-        small_logits,
-        images,
-        np.zeros(num_images, np.int32),
-        directions=[(0, 1)],
-        num_steps=1,
-        progress=False,
-    )
-    assert found.num_measured() == 1
+    labels, options = np.zeros(num_images, np.int32), {"directions": [(0, 1)], "num_steps": 1}
+    assert measure_function(small_logits, images, labels, **options).num_measured() == 1
 
 
 @pytest.mark.parametrize("num_images", [1, 24])

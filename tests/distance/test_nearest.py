@@ -39,14 +39,9 @@ def choose(num_directions, images=IMAGES, labels=LABELS, **options):
 def test_the_nearest_directions_are_those_of_the_smallest_distances():
     choice = choose(12)
     assert choice.details == {"kind": "nearest", "of": 12}
+    options = {"variables": variables(), "num_steps": 60, "progress": False}
     matrix = measure.distance_matrix(
-        CLASSIFIER.predict,
-        IMAGES,
-        LABELS,
-        variables=variables(),
-        directions=choice,
-        num_steps=60,
-        progress=False,
+        CLASSIFIER.predict, IMAGES, LABELS, directions=choice, **options
     )
     assert matrix.details["selection"] == choice.details
     measured = np.array([matrix.values[direction] for direction in choice.directions])

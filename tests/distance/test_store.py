@@ -36,19 +36,11 @@ def test_chunks_are_named_and_laid_out_as_they_always_were(tmp_path, kind):
         "with variables": (with_variables, {"variables": VARIABLES}),
         "closed": (closed, {}),
     }[kind]
+    budget = {"num_steps": 2, "minibatch_size": 2, "seeds": (0, 3), "directions_per_chunk": 2}
+    inversion = NeuralCleanse(patience=3)
+    options = {**model, **budget, "inversion": inversion, "progress": False}
     measure.distance_matrix(
-        logits_fn,
-        IMAGES,
-        LABELS,
-        directions=DIRECTIONS,
-        num_steps=2,
-        minibatch_size=2,
-        seeds=(0, 3),
-        directions_per_chunk=2,
-        inversion=NeuralCleanse(patience=3),
-        resume_dir=tmp_path,
-        progress=False,
-        **model,
+        logits_fn, IMAGES, LABELS, directions=DIRECTIONS, resume_dir=tmp_path, **options
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == RECORDED[kind]
     with np.load(tmp_path / RECORDED[kind][0]) as file:

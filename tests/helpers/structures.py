@@ -17,7 +17,16 @@ from moth_jax import models
 from moth_jax.models import Classifier, ModelSpec
 from moth_jax.models.weights import importing
 from moth_jax.types import Variables
-from tests.helpers.torch_models import CifarResNet, CifarVGG19, LisaCNN, NiN, torch
+from tests.helpers.torch_models import (
+    CifarResNet,
+    CifarVGG19,
+    LisaCNN,
+    NiN,
+    arrays,
+    in_float64,
+    to_torch,
+    torch,
+)
 from tests.helpers.torchvision_shim import torchvision
 
 
@@ -114,11 +123,6 @@ def as_bridge(
 CONVERT = {"native": as_native, "bridge": as_bridge}
 
 
-def arrays(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The state_dict as NumPy arrays."""
-    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-
-
 def random_images(count: int, size: int) -> np.ndarray:
     """Images [n h w 3] in [0,1], float32, always the same."""
     return np.random.default_rng(3).random((count, size, size, 3), np.float32)
@@ -151,18 +155,6 @@ def build_random(structure: Structure) -> torch.nn.Module:
         norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn(norm.num_features)
         norm.running_var *= 0.5 + torch.rand(norm.num_features)
     return module.eval()
-
-
-def to_torch(images, dtype, spec: ModelSpec | None = None) -> torch.Tensor:
-    """Images [n h w c] as PyTorch takes them, [n c h w], normalised if `spec` is given."""
-    images = images.astype(np.float64)
-    if spec is not None:
-        images = (images - np.array(spec.mean)) / np.array(spec.std)
-    return torch.tensor(images.transpose(0, 3, 1, 2), dtype=dtype)
-
-
-def in_float64(tree):
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
 
 
 def largest_difference(ours, theirs) -> float:

@@ -1,9 +1,31 @@
 """Plain PyTorch modules of the architectures that torchvision does not have, by public names."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from moth_jax.models import ModelSpec
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
+
+
+def arrays(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The state_dict as NumPy arrays."""
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def to_torch(images, dtype, spec: ModelSpec | None = None) -> torch.Tensor:
+    """Images [n h w c] as PyTorch takes them, [n c h w], normalised if `spec` is given."""
+    images = images.astype(np.float64)
+    if spec is not None:
+        images = (images - np.array(spec.mean)) / np.array(spec.std)
+    return torch.tensor(images.transpose(0, 3, 1, 2), dtype=dtype)
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
 
 
 class CifarBlock(torch.nn.Module):

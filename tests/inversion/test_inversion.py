@@ -529,18 +529,6 @@ def test_the_mask_weight_moves_by_a_tenth_of_a_pass_at_most_at_the_end():
     assert moved(0.0, 2) == moved(1.0, 2) == pytest.approx(1.28**0.1, rel=1e-5)
 
 
-def test_the_learning_rate_falls_over_the_budget():
-    state = trimmed_state([0.0] * 10, mask_weight=1.0)
-
-    def moved(progress):
-        after = trimmed_update(state, leaning_on(0), progress)
-        return float(np.abs(np.asarray(after.trigger.mask - state.trigger.mask)).max())
-
-    assert moved(0.0) == pytest.approx(0.1, rel=1e-3)
-    assert moved(0.5) == pytest.approx(0.0505, rel=1e-3)
-    assert moved(1.0) == pytest.approx(0.001, rel=1e-3)
-
-
 def test_the_latest_trigger_that_reached_the_bound_is_verified_if_it_is_smaller_than_the_known():
     def seen(state, size, margin=1.0):
         mask = np.full((4, 4, 1), size / 16, np.float32)

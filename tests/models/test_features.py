@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from moth_jax import models
 from moth_jax.errors import InputError
 from moth_jax.models.features import stages, with_features, with_replaced
+from tests.helpers.toys import linear_classifier, row_variables
 
 STAGES = {
     "resnet20": ((32, 32, 3), [(32, 16), (16, 32), (8, 64)]),
@@ -39,6 +40,9 @@ def test_the_stages_of_every_family_end_in_their_last_maps(arch, num_classes):
     assert shapes == [(2, side, side, channels) for side, channels in expected]
 
 
+IMAGES = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)
+
+
 def small(seed=0):
     return models.create(
         "small_cnn", num_classes=3, image_shape=(8, 8, 1), mean=(0.5,), std=(0.5,), seed=seed
@@ -49,9 +53,8 @@ def small(seed=0):
 def test_the_maps_are_those_the_logits_come_from(jitted):
     classifier, variables = small()
     predict = jax.jit(classifier.predict) if jitted else classifier.predict
-    images = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)
-    logits, marked = with_features(predict)(variables, images)
-    np.testing.assert_allclose(logits, classifier.predict(variables, images), rtol=1e-5, atol=1e-6)
+    logits, marked = with_features(predict)(variables, IMAGES)
+    np.testing.assert_allclose(logits, classifier.predict(variables, IMAGES), rtol=1e-5, atol=1e-6)
     last = marked["conv2"].reshape(5, -1)
     params = variables["params"]
     by_hand = last @ params["head.kernel"] + params["head.bias"][None]
@@ -61,11 +64,10 @@ def test_the_maps_are_those_the_logits_come_from(jitted):
 
 def test_training_mode_has_its_own_maps_and_gradients_flow_through_them():
     classifier, variables = small()
-    images = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)
 
     def loss(params):
         (_, _), marked = with_features(classifier.forward_train)(
-            {**variables, "params": params}, images
+            {**variables, "params": params}, IMAGES
         )
         return jnp.sum(marked["conv1"] ** 2)
 
@@ -96,14 +98,8 @@ def test_logits_that_have_yet_to_be_averaged_give_way_to_the_map_before_them():
 
 
 def test_a_model_that_marks_nothing_is_told_how():
-    def predict(tree, images):
-        return images.reshape(images.shape[0], -1) @ tree["params"]["w"]
-
-    classifier, variables = models.from_function(
-        predict, {"params": {"w": jnp.ones((16, 3))}}, image_shape=(4, 4, 1)
-    )
     with pytest.raises(InputError, match=r"marks no feature maps; .*checkpoint_name\(x, name\)"):
-        stages(classifier, variables)
+        stages(linear_classifier(), row_variables())
 
 
 def test_a_converted_model_has_maps_in_our_order_of_axes():

@@ -9,7 +9,7 @@ from flax import nnx
 from moth_jax import models
 from moth_jax.errors import InputError
 from moth_jax.models import ModelSpec
-from moth_jax.models.classifier import describe_mismatch, from_module
+from moth_jax.models.classifier import from_module
 
 SPEC = {"num_classes": 5, "image_shape": (8, 8, 3), "mean": (0.4,) * 3, "std": (0.2,) * 3}
 FAST = ["resnet20", "preact_resnet20", "small_cnn"]
@@ -91,45 +91,16 @@ def test_gradients_under_vmap_equal_a_loop(images):
         np.testing.assert_allclose(batched, np.stack([compiled(g) for g in groups]), atol=1e-10)
 
 
-def test_training_moves_the_statistics_and_leaves_the_callers_alone(model, images):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_training_moves_the_statistics_and_leaves_the_callers_alone(model, images, compiled):
     classifier, variables = model
     before = jax.tree.map(np.array, variables)
-    _, updated = jax.jit(classifier.forward_train)(variables, images)
+    train = jax.jit(classifier.forward_train) if compiled else classifier.forward_train
+    _, updated = train(variables, images)
     assert jax.tree.all(jax.tree.map(np.array_equal, before, variables))
     for name, value in before["batch_stats"].items():
         assert not np.array_equal(updated["batch_stats"][name], value)
     assert jax.tree.all(jax.tree.map(np.array_equal, before["params"], updated["params"]))
-
-
-def test_a_training_pass_that_is_not_compiled_leaves_the_callers_variables_alone(images):
-    classifier, variables = models.create("small_cnn", **SPEC)
-    before = jax.tree.map(np.array, variables)
-    classifier.forward_train(variables, images)
-    assert jax.tree.all(jax.tree.map(np.array_equal, before, variables))
-
-
-def test_training_on_one_batch_lowers_its_loss(images):
-    classifier, variables = models.create("small_cnn", **SPEC)
-    labels = jnp.arange(6) % 5
-
-    def loss(params, variables):
-        logits, updated = classifier.forward_train({**variables, "params": params}, images)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-        return losses.mean(), updated
-
-    @jax.jit
-    def step(variables):
-        (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(
-            variables["params"], variables
-        )
-        params = jax.tree.map(lambda p, g: p - 0.01 * g, variables["params"], gradients)
-        return {**updated, "params": params}, value
-
-    losses = []
-    for _ in range(4):
-        variables, value = step(variables)
-        losses.append(float(value))
-    assert losses[-1] < losses[0]
 
 
 def test_normalisation_is_inside(images):
@@ -217,7 +188,3 @@ def test_a_module_of_ones_own_becomes_a_classifier(images):
     assert variables["batch_stats"] == {}
     assert classifier.predict(variables, images).shape == (6, 5)
     assert classifier.forward_train(variables, images)[1] == variables
-
-
-def test_arrays_that_fit_have_no_mismatch():
-    assert describe_mismatch({"a": (1, 2)}, {"a": (1, 2)}) == ""

@@ -5,28 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax import MothConfig, data, harden
-from moth_jax.data import ImageDataset, ImageSplit
+from moth_jax import MothConfig, harden
 from moth_jax.distance import measure
 from moth_jax.errors import InputError
 from moth_jax.models import from_function, like
+from tests.helpers.toys import SHAPE, row_dataset
 
-SHAPE = (8, 8, 1)
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """The first three digits."""
-    whole = data.load("digits")
-    parts = {}
-    for part in ("train", "validation", "test"):
-        split = getattr(whole, part)
-        few = np.flatnonzero(split.labels < 3)
-        parts[part] = ImageSplit(split.images[few], split.labels[few])
-    return ImageDataset(
-        "digits", **parts, class_names=("zero", "one", "two"), mean=whole.mean, std=whole.std
-    )
+DATASET = row_dataset()
 
 
 def plain_function():
@@ -34,7 +20,7 @@ def plain_function():
         w, b = variables["params"]
         return images.reshape(images.shape[0], -1) @ w + b.reshape(1, -1)
 
-    return logits_fn, {"params": (jax.random.normal(KEY, (64, 3)), jnp.zeros(3))}, None
+    return logits_fn, {"params": (jax.random.normal(KEY, (16, 3)), jnp.zeros(3))}, None
 
 
 def flax_nnx():
@@ -43,7 +29,7 @@ def flax_nnx():
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.conv = nnx.Conv(1, 8, (3, 3), strides=2, rngs=rngs)
-            self.head = nnx.Linear(128, 3, rngs=rngs)
+            self.head = nnx.Linear(32, 3, rngs=rngs)
 
         def __call__(self, x):
             return self.head(nnx.relu(self.conv(x)).reshape(x.shape[0], -1))
@@ -86,7 +72,7 @@ def equinox():
             eqx.nn.Conv2d(1, 8, 3, stride=2, padding=1, key=keys[0]),
             eqx.nn.Lambda(jax.nn.relu),
             eqx.nn.Lambda(jnp.ravel),
-            eqx.nn.Linear(128, 3, key=keys[1]),
+            eqx.nn.Linear(32, 3, key=keys[1]),
         ]
     )
     params, rest = eqx.partition(model, eqx.is_inexact_array)
@@ -137,28 +123,21 @@ SHORT = MothConfig(
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries themselves
-def test_a_model_of_any_library_is_measured_and_hardened(model, digits):
+def test_a_model_of_any_library_is_measured_and_hardened(model):
     # The libraries broadcast as they like.
     with jax.numpy_rank_promotion("allow"):
         logits_fn, variables, train_fn = model()
 
         classifier, flat = from_function(logits_fn, variables, image_shape=SHAPE, train_fn=train_fn)
-        images = digits.test.batch(np.arange(len(digits.test)))
-        matrix = measure.distance_matrix(
-            classifier.predict,
-            images,
-            digits.test.labels,
-            variables=flat,
-            num_steps=20,
-            num_images=8,
-            progress=False,
-        )
-        state = harden(classifier, flat, digits, SHORT, progress=False)
+        test = DATASET.test
+        options = {"variables": flat, "num_steps": 20, "progress": False}
+        matrix = measure.distance_matrix(classifier.predict, test.images, test.labels, **options)
+        state = harden(classifier, flat, DATASET, SHORT, progress=False)
 
         assert matrix.num_measured() == 6
         hardened = like(variables, state.kept)
-        logits = logits_fn(hardened, jnp.asarray(images))
-    assert logits.shape == (len(images), 3)
+        logits = logits_fn(hardened, jnp.asarray(test.images))
+    assert logits.shape == (len(test), 3)
     assert np.isfinite(logits).all()
     before, after = (jax.tree.leaves(tree["params"]) for tree in (variables, hardened))
     assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
@@ -185,9 +164,9 @@ def test_a_function_that_gives_no_logits_is_refused():
         from_function(lambda v, x: x, {"params": {}}, image_shape=SHAPE)
 
 
-def test_batch_statistics_that_nothing_moves_are_frozen_and_updating_them_is_refused(digits):
+def test_batch_statistics_that_nothing_moves_are_frozen_and_updating_them_is_refused():
     logits_fn, variables, _ = plain_function()
     variables["batch_stats"] = {"mean": jnp.zeros(3)}
     classifier, flat = from_function(logits_fn, variables, image_shape=SHAPE)
     with pytest.raises(InputError, match=r"'update' is impossible .* without a train_fn"):
-        harden(classifier, flat, digits, SHORT, progress=False)
+        harden(classifier, flat, DATASET, SHORT, progress=False)

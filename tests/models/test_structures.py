@@ -17,16 +17,13 @@ from tests.helpers.structures import (
     CONVERT,
     STRUCTURES,
     Structure,
-    arrays,
     build_random,
     gradient_difference,
-    in_float64,
     largest_difference,
     logits_difference,
     random_images,
-    to_torch,
 )
-from tests.helpers.torch_models import torch
+from tests.helpers.torch_models import arrays, in_float64, to_torch, torch
 
 
 def _rows(is_slow, hows=tuple(CONVERT)):

@@ -30,6 +30,7 @@ from moth_jax.parallel.devices import (
 )
 from moth_jax.training import Adversary, TrainingConfig, TrainState, sgd, train
 from tests.helpers.toys import (
+    compilations,
     linear_classifier,
     row_dataset,
     row_distances,
@@ -57,10 +58,10 @@ def run_python(*arguments):
     return done.stdout
 
 
-def measured(directions_per_chunk):
+def measured(directions_per_chunk, labels=LABELS):
     """A distance matrix; each size of chunk is placed on the devices in its own way."""
     return row_distances(
-        LABELS,
+        labels,
         num_steps=20,
         minibatch_size=2,
         inversion=INVERSION,
@@ -144,6 +145,10 @@ def test_the_samples_of_a_pair_and_the_batch_are_cut_among_all_devices(count):
     assert sorted(on_devices(count)[0]["rows"]) == sorted({24 // count, -(-36 // count)})
 
 
+def test_the_program_that_is_asked_for_its_memory_is_the_one_that_measures():
+    assert on_devices(4)[0]["programs"].count("jit(invert_with_seeds)") == 1
+
+
 def test_some_of_the_devices_give_what_all_of_them_give():
     report, _ = on_devices(4)
     assert report["two_devices"] == {"num_devices": 2, "used": 2, "sum": 28.0}
@@ -196,6 +201,14 @@ def rows_through_the_model(program):
     return sorted(results - {16})  # which is the gradient of the weights
 
 
+def programs_of_a_measurement():
+    """The names of those that are compiled, where a chunk is as large as the memory allows."""
+    jax.clear_caches()
+    with compilations() as names:
+        measured(None, np.repeat(range(4), 4))
+    return names
+
+
 def on_two_devices():
     """What is computed once only two devices are to be used, after others were."""
     use_devices(2)
@@ -231,7 +244,8 @@ def main(count, path):
         "rows": rows_through_the_model(program),
         "shards": shapes_on_a_device(),
     }
-    if count > 1:
+    if count == 4:
+        report["programs"] = programs_of_a_measurement()
         report["two_devices"] = on_two_devices()
     print(json.dumps(report))
 

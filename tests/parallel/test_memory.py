@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from moth_jax.distance import chunks
-from moth_jax.distance import measure as measuring
 from moth_jax.distance.store import Chunk, ChunkStore
 from moth_jax.distance.subject import Subject
 from moth_jax.errors import InputError
 from moth_jax.parallel import memory
 from moth_jax.progress import silent_progress
 from moth_jax.triggers import Trigger
-from tests.distance.test_measure import IMAGES, LABELS, assert_same_matrix, measure
+from tests.distance.test_measure import assert_same_matrix, measure
 from tests.helpers.toys import RecordedProgress, compilations
 
 GIB = 2.0**30
@@ -166,19 +165,6 @@ def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatc
     monkeypatch.setattr(chunks, "measure_chunk", measure_chunk)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         measure()
-
-
-def test_the_chunks_of_a_measurement_are_as_large_as_the_memory_allows(monkeypatch):
-    tried = limited(monkeypatch, 99)
-    monkeypatch.setattr(measuring, "chunk_size", lambda wanted, *counts: wanted or 6)
-    monkeypatch.setattr(chunks, "chunk_bytes", lambda measurement, directions, size: 10 * size)
-    monkeypatch.setattr(chunks, "free_bytes", lambda: 25)
-    matrix = measure(IMAGES, LABELS, directions_per_chunk=None)
-    assert tried == [2, 2, 2]
-    assert matrix.num_measured() == 6
-    tried.clear()
-    measure(directions_per_chunk=3)  # as asked for
-    assert tried == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,12 @@ def test_the_accuracy_on_chosen_and_on_other_classes_is_shown_where_classes_were
     assert "On the chosen classes" not in _report(tmp_path).text
 
 
-def test_the_same_run_gives_the_same_page(tmp_path):
+def test_the_same_run_gives_the_same_page_and_leaves_no_figure_of_pyplot(tmp_path):
+    from matplotlib import pyplot
+
     first = _report(tmp_path).source
     assert _report(tmp_path).source == first
+    assert pyplot.get_fignums() == []
 
 
 def test_class_names_and_titles_are_escaped(tmp_path):
@@ -280,13 +283,8 @@ def test_a_page_that_cannot_be_written_is_an_input_error(tmp_path):
 
 
 def test_the_summary_is_strict_json(tmp_path):
-    summary = {
-        **SUMMARY,
-        "distance_after": np.float32("nan"),
-        "increase": np.inf,
-        "num": np.int64(3),
-        "name": "catégorie",
-    }
+    numbers = {"distance_after": np.float32("nan"), "increase": np.inf, "num": np.int64(3)}
+    summary = {**SUMMARY, **numbers, "name": "catégorie"}
     write_json(tmp_path / "summary.json", summary)
 
     def refuse(name):
@@ -499,13 +497,6 @@ def test_a_matrix_can_be_plotted_in_a_notebook_with_or_without_axes():
     assert own.get_title() == "before $x"
     own.figure.canvas.draw()
     pyplot.close("all")
-
-
-def test_writing_a_report_leaves_no_pyplot_figure_behind(tmp_path):
-    from matplotlib import pyplot
-
-    _report(tmp_path)
-    assert pyplot.get_fignums() == []
 
 
 def test_the_mean_of_a_sample_is_shown_with_its_interval_and_what_it_is_of(tmp_path):

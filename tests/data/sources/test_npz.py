@@ -1,8 +1,11 @@
+import pickle
+
 import numpy as np
 import pytest
 
 from moth_jax.data.sources.npz import load_npz
 from moth_jax.errors import InputError
+from tests.helpers.pickles import Calls
 
 
 def arrays(**changes):
@@ -122,17 +125,12 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
 
 
 def test_a_pickle_is_never_opened(tmp_path):
-    import pickle
-
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
+    trap = Calls(open, str(tmp_path / "sprung"), "w")
     path = tmp_path / "images.npz"
-    path.write_bytes(pickle.dumps(Trap()))
+    path.write_bytes(pickle.dumps(trap))
     with pytest.raises(InputError, match="not a zip file"):
         load_npz(file=str(path))
-    np.savez(path, **arrays(y_train=np.array([Trap()], object)))
+    np.savez(path, **arrays(y_train=np.array([trap], object)))
     with pytest.raises(InputError, match="running code"):
         load_npz(file=str(path))
     assert not (tmp_path / "sprung").exists()

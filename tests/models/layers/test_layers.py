@@ -10,15 +10,24 @@ from jax import lax
 from moth_jax.models.layers import BatchNorm, Conv, conv2d, convolution, resolve_padding, windows
 
 
-def lax_conv(x, w, strides, padding):
-    pads = resolve_padding(padding, x.shape[1:3], w.shape[:2], strides)
-    return lax.conv_general_dilated(x, w, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def lax_conv(x, w, strides, padding, dilation=(1, 1), groups=1):
+    span = windows.span(w.shape[:2], dilation)
+    return lax.conv_general_dilated(
+        x,
+        w,
+        strides,
+        resolve_padding(padding, x.shape[1:3], span, strides),
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
-def example(size, kernel, out=4, channels=3, dtype=np.float64, lead=(2,)):
+def example(size, kernel, out=4, channels=3, dtype=np.float64, lead=(2,), groups=1):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(*lead, *size, channels)).astype(dtype)
-    return jnp.asarray(x), jnp.asarray(rng.normal(size=(*kernel, channels, out)).astype(dtype))
+    w = rng.normal(size=(*kernel, channels // groups, out)).astype(dtype)
+    return jnp.asarray(x), jnp.asarray(w)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
@@ -27,11 +36,12 @@ def values_and_gradients(conv, x, w, g, strides, padding):
     return y, *pull(g)
 
 
-def assert_same_conv_and_gradients(x, w, strides, padding):
-    shape = jax.eval_shape(lambda x, w: lax_conv(x, w, strides, padding), x, w).shape
+def assert_same_conv_and_gradients(x, w, strides, padding, **options):
+    conv, xla = partial(conv2d, **options), partial(lax_conv, **options)
+    shape = jax.eval_shape(lambda x, w: xla(x, w, strides, padding), x, w).shape
     g = np.random.default_rng(1).normal(size=shape)
-    ours = values_and_gradients(conv2d, x, w, g, strides, padding)
-    want = values_and_gradients(lax_conv, x, w, g, strides, padding)
+    ours = values_and_gradients(conv, x, w, g, strides, padding)
+    want = values_and_gradients(xla, x, w, g, strides, padding)
     for got, expected in zip(ours, want, strict=True):
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected, atol=1e-11)
@@ -78,29 +88,9 @@ GROUPED = [
 def test_grouped_and_dilated_convolutions_and_their_gradients_equal_those_of_xla(
     channels, out, groups, kernel, strides, padding, dilation
 ):
-    def xla(x, w, strides, padding):
-        span = windows.span(w.shape[:2], dilation)
-        return lax.conv_general_dilated(
-            x,
-            w,
-            strides,
-            resolve_padding(padding, x.shape[1:3], span, strides),
-            rhs_dilation=dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
     with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(2, 9, 10, channels)))
-        w = jnp.asarray(rng.normal(size=(kernel, kernel, channels // groups, out)))
-        g = rng.normal(size=jax.eval_shape(lambda: xla(x, w, strides, padding)).shape)
-        conv = partial(conv2d, dilation=dilation, groups=groups)
-        ours = values_and_gradients(conv, x, w, g, strides, padding)
-        for got, expected in zip(
-            ours, values_and_gradients(xla, x, w, g, strides, padding), strict=True
-        ):
-            np.testing.assert_allclose(got, expected, atol=1e-11)
+        x, w = example((9, 10), (kernel, kernel), out, channels, groups=groups)
+        assert_same_conv_and_gradients(x, w, strides, padding, dilation=dilation, groups=groups)
 
 
 @pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CASES)
@@ -109,13 +99,6 @@ def test_conv2d_and_its_gradients_equal_those_of_xla(size, kernel, strides, padd
     with jax.enable_x64(True):
         x, w = example(size, kernel, out)
         assert_same_conv_and_gradients(x, w, strides, padding)
-
-
-def test_conv2d_equals_xla_at_the_sizes_of_a_resnet():
-    with jax.enable_x64(True):
-        for size, channels, out, stride in ((32, 3, 16, 1), (16, 16, 32, 2), (16, 16, 16, 1)):
-            x, w = example((size, size), (3, 3), out, channels)
-            assert_same_conv_and_gradients(x, w, (stride, stride), 1)
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
@@ -258,16 +241,3 @@ def test_batch_norm_statistics_and_gradients_equal_pytorchs(shape):
     np.testing.assert_allclose(gradient.transpose(axes), their_x.grad, atol=1e-8)
     np.testing.assert_allclose(mean, theirs.running_mean, atol=1e-10)
     np.testing.assert_allclose(var, theirs.running_var, atol=1e-10)  # both the unbiased one
-
-
-def test_gradients_through_two_convolutions_agree_with_finite_differences():
-    with jax.enable_x64(True):
-        x, w = example((6, 6), (3, 3), 3)
-
-        def loss(x):
-            return jnp.tanh(conv2d(jnp.tanh(conv2d(x, w, (2, 2))), w, (1, 1), 1)).sum()
-
-        direction = np.random.default_rng(2).normal(size=x.shape)
-        slope = jax.jit(lambda s: (loss(x + s * direction) - loss(x - s * direction)) / (2 * s))
-        gradient = jax.jit(jax.grad(loss))(x)
-        np.testing.assert_allclose((gradient * direction).sum(), slope(1e-6), rtol=1e-7)

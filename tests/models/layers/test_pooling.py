@@ -2,9 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
-from moth_jax.models.layers import pooling, windows
+from moth_jax.models.layers import pooling
 
 torch = pytest.importorskip("torch")
 
@@ -18,26 +17,15 @@ WINDOWS = [
 ]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
+# Few values, so that many are equal within a window.
+IMAGES = np.random.default_rng(0).integers(0, 4, (2, 9, 10, 3)).astype(np.float32)
 
 
-@pytest.fixture
-def images(rng):
-    # Few values, so that many are equal within a window.
-    return rng.integers(0, 4, (2, 9, 10, 3)).astype(np.float32)
-
-
-def as_torch(images):
-    return torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
-
-
-def assert_equal_with_gradients(ours, theirs, images):
+def assert_equal_with_gradients(ours, theirs):
     """Values and, for a random cotangent, gradients by the images."""
-    x = as_torch(images)
+    x = torch.tensor(IMAGES.transpose(0, 3, 1, 2), requires_grad=True)
     expected = theirs(x)
-    y, pullback = jax.vjp(ours, jnp.asarray(images))
+    y, pullback = jax.vjp(ours, jnp.asarray(IMAGES))
     np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-6)
     cotangent = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
     expected.backward(torch.tensor(cotangent))
@@ -47,49 +35,28 @@ def assert_equal_with_gradients(ours, theirs, images):
 
 @pytest.mark.parametrize(("window", "strides", "padding", "dilation"), WINDOWS)
 def test_the_maximum_and_its_gradient_are_pytorchs_also_where_values_are_equal(
-    images, window, strides, padding, dilation
+    window, strides, padding, dilation
 ):
     assert_equal_with_gradients(
         lambda x: pooling.max_pool(x, window, strides, padding, (dilation, dilation)),
         lambda x: torch.nn.functional.max_pool2d(x, window, strides, padding, dilation),
-        images,
     )
 
 
 @pytest.mark.parametrize("count_padding", [True, False])
 @pytest.mark.parametrize(("window", "strides", "padding", "dilation"), WINDOWS[:4])
-def test_the_mean_and_its_gradient_are_pytorchs(
-    images, window, strides, padding, dilation, count_padding
-):
+def test_the_mean_and_its_gradient_are_pytorchs(window, strides, padding, dilation, count_padding):
     assert_equal_with_gradients(
         lambda x: pooling.avg_pool(x, window, strides, padding, count_padding=count_padding),
         lambda x: torch.nn.functional.avg_pool2d(
             x, window, strides, padding, count_include_pad=count_padding
         ),
-        images,
     )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 7), (3, 4), (9, 10), (12, 5)])
-def test_adaptive_means_are_pytorchs(images, size):
+def test_adaptive_means_are_pytorchs(size):
     assert_equal_with_gradients(
         lambda x: pooling.adaptive_avg_pool(x, size),
         lambda x: torch.nn.functional.adaptive_avg_pool2d(x, size),
-        images,
     )
-
-
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2)])
-def test_adding_up_views_is_the_transpose_of_taking_them(rng, strides):
-    x = jnp.asarray(rng.normal(size=(2, 9, 10, 3)), jnp.float32)
-    shown = windows.views(x, (3, 2), strides)
-    parts = {p: jnp.asarray(rng.normal(size=v.shape), jnp.float32) for p, v in shown.items()}
-    forwards = sum(float((shown[place] * parts[place]).sum()) for place in shown)
-    backwards = float((windows.from_views(parts, (9, 10), strides) * x).sum())
-    assert forwards == pytest.approx(backwards, rel=1e-4, abs=1e-3)
-
-
-def test_the_maximum_is_that_of_xla(rng):
-    x = jnp.asarray(rng.normal(size=(1, 8, 8, 2)), jnp.float32)
-    expected = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
-    np.testing.assert_array_equal(pooling.max_pool(x, (3, 3), (2, 2)), expected)

@@ -1,7 +1,6 @@
 """Programs and whole modules: what is read, and that nothing in them is run."""
 
 import io
-import json
 import os
 import pickle
 import zipfile
@@ -9,6 +8,7 @@ import zipfile
 import pytest
 
 from moth_jax.errors import InputError
+from tests.helpers.pickles import Calls
 from tests.helpers.torchvision_shim import torch, torchvision
 
 nn = torch.nn
@@ -41,24 +41,10 @@ def changed(program, path, change):
     return path
 
 
-class Payload:
-    """Unpickling this makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def pickled(value):
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
-
-
-def test_a_program_is_read(program):
-    assert isinstance(read_program(program), torch.export.ExportedProgram)
 
 
 @pytest.mark.parametrize("part", ["data/sample_inputs/model.pt", "data/constants/extra.pt"])
@@ -69,7 +55,7 @@ def test_a_program_with_code_in_a_pickle_is_refused_and_the_code_does_not_run(
     path = tmp_path / "evil.pt2"
     changed(program, path, lambda name, content: None if name.endswith(part) else content)
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(f"model/{part}", pickled({"x": Payload(trap)}))
+        archive.writestr(f"model/{part}", pickled({"x": Calls(os.mkdir, str(trap))}))
     with pytest.raises(InputError, match="is refused: it contains more than numbers in"):
         read_program(path)
     assert not trap.exists()
@@ -137,7 +123,7 @@ def test_a_module_that_asks_for_more_is_refused_with_the_names(tmp_path):
 def test_a_module_with_code_is_refused_and_the_code_does_not_run(tmp_path):
     trap = tmp_path / "trap"
     module = nn.Sequential(nn.ReLU())
-    module.extra = Payload(trap)
+    module.extra = Calls(os.mkdir, str(trap))
     torch.save(module, tmp_path / "model.pt")
     with pytest.raises(InputError, match=r"asks for posix\.mkdir"):
         read_module(tmp_path / "model.pt")
@@ -163,14 +149,3 @@ def test_every_safe_class_is_a_module():
         there = __import__(module, fromlist=["_"])
         for name in names.split():
             assert issubclass(getattr(there, name), nn.Module), f"{module}.{name}"
-
-
-def test_the_parts_of_a_program_are_those_that_are_looked_at(program):
-    with zipfile.ZipFile(program) as archive:
-        names = archive.namelist()
-        model = next(name for name in names if name.endswith("models/model.json"))
-        targets = [
-            node["target"]
-            for node in json.loads(archive.read(model))["graph_module"]["graph"]["nodes"]
-        ]
-    assert "torch.ops.aten.conv2d.default" in targets

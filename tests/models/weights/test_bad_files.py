@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from moth_jax.errors import InputError
 from moth_jax.models.weights.importing import read_weights
+from tests.helpers.pickles import Calls
 
 KERAS = "moth_cifar10_resnet20_nat.h5"
 
@@ -81,21 +82,11 @@ def test_a_zip_archive_with_a_flipped_bit_is_refused(tmp_path, arrays):
         read_weights(tmp_path / "w.pt")
 
 
-class RunsCode:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, protocol):
     torch = pytest.importorskip("torch")
     trace = tmp_path / "trace"
-    payload = {"state_dict": RunsCode(str(trace))}
+    payload = {"state_dict": Calls(open, str(trace), "w")}
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(payload, protocol=protocol))
     torch.save(payload, tmp_path / "torch.pth", pickle_protocol=protocol)
     for name in ("bare.pth", "torch.pth"):
@@ -104,20 +95,14 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, protocol)
     assert not trace.exists()
 
 
-class RunsCommand:
-    """Runs a command when it is unpickled, of a module that PyTorch itself blocks."""
-
-    def __reduce__(self):
-        return os.system, ("true",)
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_pickle_that_runs_a_command_is_refused_by_its_name(tmp_path, protocol, beside):
     torch = pytest.importorskip("torch")
     weights = {"weight": torch.zeros(2)} if beside else {}
-    torch.save({**weights, "x": RunsCommand()}, tmp_path / "w.pt", pickle_protocol=protocol)
+    command = Calls(os.system, "true")  # of a module that PyTorch itself blocks
+    torch.save({**weights, "x": command}, tmp_path / "w.pt", pickle_protocol=protocol)
     with pytest.raises(InputError, match=r"is refused: .* \((posix|nt)\.system\), .*") as caught:
         read_weights(tmp_path / "w.pt")
     assert "trust" not in str(caught.value)

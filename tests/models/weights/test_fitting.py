@@ -18,6 +18,7 @@ from moth_jax.models.weights.files import read_weights
 from moth_jax.models.weights.fitting import fit, foreign_prefix, shared_prefix
 from moth_jax.models.weights.importing import export_weights, identify, import_weights, load
 from tests.helpers.builders import OPTIONS, module_of, torch, write_builder
+from tests.helpers.torch_models import arrays
 
 LISA = ModelSpec("lisa_cnn", 6, (32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1))
 PREFIXES = ["module.", "model.", "_orig_mod.", "net.backbone.", "module._orig_mod.model."]
@@ -50,10 +51,6 @@ def save(tmp_path):
 
 def prefixed(prefix, weights):
     return {f"{prefix}{name}": value for name, value in weights.items()}
-
-
-def arrays(module):
-    return {name: value.numpy() for name, value in module.state_dict().items()}
 
 
 def headless(weights, head="fc."):

@@ -207,11 +207,6 @@ def test_pytorch_files_are_understood_however_training_scripts_wrap_them(tmp_pat
     np.testing.assert_allclose(variables["params"]["blocks.3.conv1.kernel"], want, 1e-2)
 
 
-def test_the_number_of_classes_is_read_off_the_head(tmp_path):
-    save_file(weights_like("resnet20", num_classes=43), tmp_path / "w.safetensors")
-    assert importing.load(tmp_path / "w.safetensors")[0].spec.num_classes == 43
-
-
 # What is refused
 
 
@@ -229,19 +224,6 @@ def test_weights_that_do_not_fit_are_all_named_in_one_message(resnet20):
     assert "layer3.2.bn2.weight (65,), expected (64,)" in message
     assert "conv1.weight (16, 3, 3), expected (16, 3, 3, 3)" in message
     assert identify(faulty)[0] == "resnet20"
-
-
-def test_another_number_of_classes_names_both(saved, resnet20):
-    _, shapes = models.outline(spec := ModelSpec("resnet20", 43, **SHAPE))
-    with pytest.raises(InputError, match="the head has 10 classes, the model 43"):
-        import_weights(spec, shapes, resnet20)
-
-
-def test_a_missing_head_is_named(tmp_path, resnet20):
-    body = {name: array for name, array in resnet20.items() if not name.startswith("linear")}
-    save_file(body, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"2 missing: linear.weight, linear.bias"):
-        importing.load(tmp_path / "w.safetensors")
 
 
 def test_weights_of_another_architecture_are_refused(saved):

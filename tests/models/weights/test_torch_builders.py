@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moth_jax.models.weights import importing
-from tests.helpers.torch_models import CifarResNet, F, torch
+from tests.helpers.torch_models import CifarResNet, F, in_float64, to_torch, torch
 
 AKAMASTER = "akamaster_resnet20-12fca82f.th"
 KERAS = "moth_cifar10_resnet20_nat.h5"
@@ -46,15 +46,6 @@ def keras_logits(weights, x):
     return pooled @ kernel + bias
 
 
-def in_float64(variables):
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), variables)
-
-
-def torch_images(images, spec):
-    normalised = (images.astype(np.float64) - np.array(spec.mean)) / np.array(spec.std)
-    return torch.tensor(normalised.transpose(0, 3, 1, 2))
-
-
 @pytest.fixture(scope="module")
 def images(cifar10_test):
     return cifar10_test[0][:8]
@@ -74,7 +65,7 @@ def akamaster(shared):
 
 def test_logits_and_input_gradients_of_akamasters_resnet_equal_pytorchs(akamaster, images):
     (classifier, variables), module = akamaster
-    x = torch_images(images, classifier.spec).requires_grad_()
+    x = to_torch(images, torch.float64, classifier.spec).requires_grad_()
     logits = module.eval()(x)
     logits[:, 3].sum().backward()
     with jax.enable_x64(True):
@@ -93,7 +84,7 @@ def test_a_training_pass_equals_pytorchs_in_logits_gradients_and_statistics(akam
     (classifier, variables), module = akamaster
     module.train()
     module.zero_grad()
-    logits = module(torch_images(images, classifier.spec))
+    logits = module(to_torch(images, torch.float64, classifier.spec))
     logits[:, 3].sum().backward()
     with jax.enable_x64(True):
         variables = in_float64(variables)
@@ -120,7 +111,8 @@ def test_a_training_pass_equals_pytorchs_in_logits_gradients_and_statistics(akam
 def test_logits_of_the_authors_keras_resnet_equal_pytorchs(shared, images):
     path = shared / "checkpoints" / KERAS
     classifier, variables = importing.load(path)
-    theirs = keras_logits(importing.read_weights(path), torch_images(images, classifier.spec))
+    x = to_torch(images, torch.float64, classifier.spec)
+    theirs = keras_logits(importing.read_weights(path), x)
     with jax.enable_x64(True):
         ours = jax.jit(classifier.predict)(in_float64(variables), jnp.asarray(images, jnp.float64))
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
