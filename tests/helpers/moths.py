@@ -98,16 +98,3 @@ def as_arrays(state):
 
 def assert_same_state(one, other):
     assert_same_arrays(as_arrays(one), as_arrays(other))
-
-
-def learning_rates(num_steps, **options):
-    """The learning rate of each of the first steps, of the one that is configured."""
-    config = dataclasses.replace(CONFIG, momentum=0.0, weight_decay=0.0, **options)
-    tx = moth.optimiser(config, DATASET)
-    params = {"bias": np.zeros(1, np.float32)}
-    opt_state = tx.init(params)
-    rates = []
-    for _ in range(num_steps):
-        update, opt_state = tx.update({"bias": np.ones(1, np.float32)}, opt_state, params)
-        rates.append(-float(update["bias"][0]) / config.learning_rate)
-    return rates
