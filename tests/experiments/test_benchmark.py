@@ -136,7 +136,8 @@ def test_the_smallest_budget_runs_from_end_to_end(shared, tmp_path):
     assert (tmp_path / "out" / "cpu_smoke.png").exists()
 
 
-def test_distances_stand_beside_the_published_ones(tmp_path):
+def test_distances_stand_beside_the_published_ones(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "studies")
     from published import against, published_matrix
 
     rows = np.arange(10.0, 100.0).reshape(10, 9)
