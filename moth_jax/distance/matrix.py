@@ -52,7 +52,7 @@ class DistanceMatrix:
       success_rate: [K, K] float32, that of the very trigger whose size is given; 0 where none was
         found, NaN where nothing was measured.
       class_names: K names.
-      values_per_seed: [S, K, K], the same of each seed; `values` is their minimum.
+      values_per_seed: [S, K, K], the distances found by each seed; `values` is their minimum.
       triggers: those found; None if they were not kept.
       details: how it was measured (seeds, num_steps, num_images, seconds, ...); `classes` are the
         labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.

@@ -69,7 +69,7 @@ def distance_matrix(
         if not given. A trigger still has to send its victims to the target among all K.
       directions: (victim, target) label numbers to measure, or a choice of them, by
         `choose_directions` or `nearest.nearest_directions`; all between `classes` if not given.
-      num_images: the first so many images of each victim class are used.
+      num_images: how many images of each victim class are used, its first ones.
       num_steps, minibatch_size, mask_weight: budget of an inversion (`inversion.invert`); that
         which the method was made for (`inversion.Budget`) if not given.
       seeds: one inversion per seed and direction; the smallest trigger counts. The published

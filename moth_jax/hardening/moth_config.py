@@ -30,7 +30,7 @@ class MothConfig(HardeningConfig):
       success_bound: of the pairwise inversions.
       first_steps, first_mask_weight: steps and first λ of a round's first inversion, and of the
         next one after a failure.
-      next_steps, next_mask_weight: the same of the other inversions.
+      next_steps, next_mask_weight: steps and first λ of the other inversions.
       warmup_steps, warmup_mask_weight, warmup_success_bound, warmup_images_per_class: of the
         warm-up's inversions.
       warmup_max_images: the most images of one inversion of the warm-up, all classes together, but

@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moth_jax.errors import InputError
 
-_chosen = 0  # so many devices; 0 for all
+_chosen = 0  # number of devices to use; 0 for all
 
 
 def use_all_cores() -> None:
@@ -45,10 +45,10 @@ def use_all_cores() -> None:
 
 
 def use_devices(count: int = 0) -> None:
-    """Compute on `count` devices from now on, of every process as many; 0 means all.
+    """Compute on `count` devices from now on, the same number in every process; 0 means all.
 
     Raises:
-      InputError: there are not so many, or they cannot be shared out among the processes.
+      InputError: there are fewer devices, or they cannot be shared out among the processes.
     """
     global _chosen
     present, processes = jax.device_count(), jax.process_count()

@@ -15,7 +15,7 @@ from moth_jax.scanning.base import inversion_of
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.triggers import Trigger
 
-_GIVE_UP_STEPS = 200  # an arm without a trigger after so many is hopeless, as published
+_GIVE_UP_STEPS = 200  # an arm without a trigger by then is hopeless, as published
 _IDLE_ROUNDS = 2  # in a row without progress, after which an arm gets no more
 _PROGRESS = 0.99  # a round that leaves more than this of the size has made none
 

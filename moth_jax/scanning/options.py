@@ -21,17 +21,18 @@ class ScanOptions:
       max_pair_size, max_universal_size: relative sizes below which an arm is suspect, for K-Arm and
         where there is no anomaly index. K-Arm's bounds on 224x224 images: 1,000 and 1,720 pixels.
       min_ratio: K-Arm's bound on size(b→a) / size(a→b).
-      top_k: K-Arm's pre-screening looks at so many of the largest logits; 0 is the published rule:
-        2 of up to 8 classes, else a quarter of them.
+      top_k: how many of the largest logits K-Arm's pre-screening looks at; 0 is the published
+        rule: 2 of up to 8 classes, else a quarter of them.
       pair_share, universal_share: a pair, a universal arm survives the pre-screening if the target
         is among them for at least this share of the victims' images.
       victims_per_target: the most pairs to one target that survive. The published number is 3.
-      min_pairs, min_universal: so many survive in any case, those with the largest shares.
-      num_rounds: K-Arm's shared budget after its warm-up, in rounds of `steps_per_round` steps of
-        as many arms as run together.
-      steps_per_round, warmup_rounds: see `num_rounds`; the warm-up is so many rounds of every arm.
+      min_pairs, min_universal: how many survive in any case, those with the largest shares.
+      num_rounds: K-Arm's budget after its warm-up, which all arms share. A round takes the arms that
+        run together `steps_per_round` steps further.
+      steps_per_round: steps of a round.
+      warmup_rounds: how many rounds every arm gets before the budget begins.
       random_share: probability of a random arm instead of the most promising one.
-      num_checked: pairs, the smallest first, whose way back is measured by K-Arm.
+      num_checked: how many pairs K-Arm measures in the reverse direction, too, the smallest first.
       arms_per_chunk: arms in one compiled call; 0 suits the device.
       seed: of everything random.
     """
