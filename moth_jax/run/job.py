@@ -158,8 +158,8 @@ def choose_measured(
       seed: of the draw.
 
     Raises:
-      InputError: an unknown class, or one outside `classes`; not as many directions; or both
-        numbers are given.
+      InputError: an unknown class, or one outside `classes`; more directions than there are; or
+        both numbers are given.
     """
     ends = {}
     for name, names in (("victims", victims), ("targets", targets)):

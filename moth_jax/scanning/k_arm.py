@@ -2,10 +2,10 @@
 
     Shen et al.: Backdoor Scanning for Deep Neural Networks through K-Arm Optimization. ICML 2021
 
-Arms are universal targets and pairs (victim, target). They are pre-screened by the clean images'
-predictions, their inversions go on in turns, a few arms together in each round, and an arm is
-suspect if its trigger is small and, for a pair, if the way back is much longer: two classes that
-look alike are near in both directions, an injected backdoor is a shortcut in one.
+Arms are universal targets and pairs (victim, target). The predictions of clean images pre-screen
+them. Their inversions go on in turns, a few arms together in each round. An arm is suspect if its
+trigger is small. A pair must also be much longer in the reverse direction: two classes that look
+alike are near in both directions, an injected backdoor is a shortcut in one.
 
 The published rule, "smaller than the size bound, and ratio above the ratio bound", is one number
 here, the suspicion: min(size bound / size, ratio / ratio bound), flagged above 1. Like this it can
@@ -16,7 +16,7 @@ Note: The published objective is the size's speed of decrease plus 10^4 / size, 
 Note: The published success bound is 0.99. Of the few images of one class that means all, which a
   planted trigger that works on 97 % of them does not reach: it is 0.9 here, as for class distances.
 Note: Where a universal arm survives the pre-screening the published code looks at it alone, and it
-  measures the way back of the smallest pair alone. Here all arms compete, and the way back of a few
+  measures the reverse of the smallest pair alone. Here all arms compete, and the reverse of a few
   pairs is measured: a natural pair of twins must not hide a backdoor behind it.
 """
 
@@ -72,7 +72,7 @@ def search(
 def suspicion(arm: Arm, options: ScanOptions) -> float:
     """Return min(size bound / size, ratio / ratio bound), without the ratio for a universal arm.
 
-    It is 0 where none was found, and NaN for a pair whose way back was not measured.
+    It is 0 where none was found, and NaN for a pair whose reverse was not measured.
 
     >>> options = ScanOptions(max_pair_size=0.02, min_ratio=10.0)
     >>> suspicion(Arm("cat", "dog", 4.0, 0.01, 1.0, ratio=30.0), options)
@@ -103,7 +103,7 @@ def _reverse_direction(
 ) -> Bandit:
     """Return the inversions of the reversed `pairs`, with as many steps as any of them had.
 
-    As published; a way back that was not found has infinite size.
+    As published; a reverse that was not found has infinite size.
     """
     steps = max(bandit.steps(pair) for pair in pairs)
     back = Bandit(images, options, [(b, a) for a, b in pairs], like=bandit)

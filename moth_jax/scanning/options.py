@@ -27,8 +27,8 @@ class ScanOptions:
         is among them for at least this share of the victims' images.
       victims_per_target: the most pairs to one target that survive. The published number is 3.
       min_pairs, min_universal: how many survive in any case, those with the largest shares.
-      num_rounds: K-Arm's budget after its warm-up, which all arms share. A round takes the arms that
-        run together `steps_per_round` steps further.
+      num_rounds: K-Arm's budget after its warm-up, which all arms share. A round takes the arms
+        that run together `steps_per_round` steps further.
       steps_per_round: steps of a round.
       warmup_rounds: how many rounds every arm gets before the budget begins.
       random_share: probability of a random arm instead of the most promising one.
