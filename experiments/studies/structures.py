@@ -5,9 +5,9 @@
 From random weights and batch-norm statistics: the largest difference of logits in float32 at full
 size, and of the gradients by the image in float64 at a smaller one, both relative to the largest
 value; seconds from the PyTorch module to arrays on the device. Rows are those of
-`tests/structures.py`. Each is added to the file when it is done, so `--only` goes through them one
-at a time; the table of all rows in the file is printed at the end. Needs the `torch` and `test`
-extras.
+`tests/helpers/structures.py`. Each is added to the file when it is done, so `--only` goes through
+them one at a time. The table of all rows in the file is printed at the end. Needs the `torch` and
+`test` extras.
 """
 
 import importlib.metadata

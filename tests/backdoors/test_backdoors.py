@@ -274,6 +274,18 @@ def test_a_label_specific_backdoor_has_covers_with_their_own_labels():
     assert 2 in true[6:]
 
 
+@pytest.mark.parametrize("victims", [(), (0,)])
+def test_the_rates_are_shares_of_the_images(victims):
+    dataset = row_dataset((20, 20, 20))
+    backdoor = corner_backdoor(victims=victims)
+    added, labels = parts(poison(dataset, backdoor, rate=1.0, cover_rate=1.0), dataset)
+    covers = 40 if victims else 0
+    assert (labels[: len(labels) - covers] == 2).all()
+    assert len(labels) == (20 if victims else 40) + covers
+    without, _ = parts(poison(dataset, backdoor, rate=1.0, cover_rate=0.0), dataset)
+    assert len(without) == len(added) - covers
+
+
 def test_the_same_seed_draws_the_same_images():
     dataset = row_dataset((20, 20, 20))
     first, again, other = (
