@@ -134,9 +134,10 @@ CARD = Phase(
 def test_a_phase_from_elsewhere_is_one_entry_with_its_request_options_figures_and_files(
     tmp_path, monkeypatch
 ):
+    checkpoint = finished_run() / "original"  # shared with other tests: made without the phase
     monkeypatch.setitem(PHASES, "card", CARD)
     assert "card" in requests()
-    config = tiny_config(phase="card", model__checkpoint=str(finished_run() / "original"))
+    config = tiny_config(phase="card", model__checkpoint=str(checkpoint))
     config.card.num_lines = 3
     assert do(config, tmp_path)["card"]
     assert (tmp_path / "card.txt").read_text() == "small_cnn\nsmall_cnn\nsmall_cnn"
