@@ -20,16 +20,16 @@ from benchmark_timing import (
 
 
 def start_jax(devices: int = 0) -> None:
-    from moth_jax.parallel import devices
+    from moth_jax.parallel.devices import use_all_cores, use_devices
 
     if devices:
         import jax
 
         if jax.config.jax_num_cpu_devices in (None, -1, 0):
             jax.config.update("jax_num_cpu_devices", devices)
-        devices.use_devices(devices)
+        use_devices(devices)
     else:
-        devices.use_all_cores()
+        use_all_cores()
 
 
 def load(checkpoint: str):

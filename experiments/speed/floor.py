@@ -112,8 +112,7 @@ def inversion():
     import jax
     import numpy as np
 
-    from moth_jax.distance import chunks, subject
-    from moth_jax.inversion import NeuralCleanse
+    from moth_jax.inversion import Budget, NeuralCleanse, Samples
     from moth_jax.inversion.directions import invert_with_seeds
     from moth_jax.models.weights import importing
 
@@ -121,16 +120,21 @@ def inversion():
     together = TOGETHER.value or (1 if jax.default_backend() == "cpu" else 90)
     count = IMAGES.value
     images = np.random.default_rng(0).random((count, 32, 32, 3), np.float32)
-    draw = functools.partial(subject.victims_images, images, np.zeros(count, int), count)
-    directions = [(0, 1 + i % 9) for i in range(together)]
-    inputs = chunks._inputs(variables, draw, directions, together, [0])
-    options = {"mask_weight": 1e-3, "minibatch_size": MINIBATCH, "inversion": NeuralCleanse()}
+    samples = Samples(
+        np.broadcast_to(images, (together, *images.shape)),
+        np.ones((together, count), np.float32),
+        1 + np.arange(together, dtype=np.int32) % 9,
+    )
+    victims, seeds = np.zeros(together, np.int32), np.zeros(1, np.uint32)
+    inputs = classifier.predict, variables, *jax.device_put((samples, victims, seeds))
+
+    def options(num_steps: int) -> dict:
+        return {"budget": Budget(num_steps, 1e-3, MINIBATCH), "inversion": NeuralCleanse()}
 
     def run(num_steps: int):
-        return invert_with_seeds(classifier.predict, *inputs, num_steps=num_steps, **options)
+        return invert_with_seeds(*inputs, **options(num_steps))
 
-    lowered = invert_with_seeds.lower(classifier.predict, *inputs, num_steps=1, **options)
-    return run, lowered.compile(), together
+    return run, invert_with_seeds.lower(*inputs, **options(1)).compile(), together
 
 
 def profile(run: Callable[[int], object]) -> dict:

@@ -104,17 +104,16 @@ def rows_of(seed: int) -> list[dict]:
     """Return the figures of one seed."""
     import numpy as np
 
-    from moth_jax import data, evaluation
-    from moth_jax.distance import measure
+    from moth_jax import data, distance, evaluation
     from moth_jax.inversion import NeuralCleanse
 
     dataset = data.load("digits")
     classifier, variables = trained(dataset, seed)
-    choice = measure.choose_directions(range(10), num_directions=DIRECTIONS.value, seed=seed)
+    choice = distance.choose_directions(range(10), num_directions=DIRECTIONS.value, seed=seed)
 
     def measured(variables):
         split = dataset.test
-        return measure.distance_matrix(
+        return distance.distance_matrix(
             classifier.predict,
             split.batch(np.arange(len(split))),
             split.labels,
@@ -146,7 +145,7 @@ def rows_of(seed: int) -> list[dict]:
                     "compared": kind,
                     "steps": state.step,
                     "cpu_seconds": hardening.seconds[number],
-                    "increase": measure.relative_increase(before, after),
+                    "increase": distance.relative_increase(before, after),
                     "failures": after.num_failures(),
                     "accuracy_before": evaluation.accuracy(
                         classifier.predict, variables, dataset.test

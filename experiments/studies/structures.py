@@ -29,7 +29,7 @@ HEADER = """\
 
 def measured(structure) -> dict:
     """Return the row of one architecture, for JSON."""
-    import structures
+    from tests.helpers import structures
 
     module = structures.build_random(structure)
     return {
