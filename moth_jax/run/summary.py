@@ -102,7 +102,7 @@ def summarise(job: Job, models: Models) -> Summary:
     """Write summary.json, and report.html if there is a model."""
     figures, report = _figures(job, models), job.workdir / folder.REPORT
     write_json(job.workdir / folder.SUMMARY, figures)
-    if figures["model"] is not None and is_main():
+    if figures["model"] is not None:
         _write_report(job, figures, report)
     return Summary(figures, report if report.exists() else None)
 
@@ -131,15 +131,19 @@ def _figures(job: Job, models: Models) -> dict:
 
 
 def _write_report(job: Job, figures: dict, path: Path) -> None:
-    records = read_metrics(job.workdir / folder.METRICS)
+    """Write report.html, in the main process."""
+    # Every process loads these, because the main one tells them all what it reads.
     before, after = (load_distances(job.workdir, when) for when in _WHEN)
-    test, counts = job.dataset.test, load_hardening(job.workdir).get("num_selected")
+    counts, scan = load_hardening(job.workdir).get("num_selected"), load_scan(job.workdir)
+    if not is_main():
+        return
+    records, test = read_metrics(job.workdir / folder.METRICS), job.dataset.test
     report = Report(
         title=f"{figures['model']} on {job.dataset.name}",
         summary=figures,
         before=before,
         after=after,
-        scan=load_scan(job.workdir),
+        scan=scan,
         class_names=[job.dataset.class_names[k] for k in job.classes],
         training=[record for record in records if record["phase"] == "training"],
         history=[record for record in records if record["phase"] == "hardening"],
