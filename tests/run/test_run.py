@@ -2,6 +2,7 @@ import dataclasses
 import importlib.metadata
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -12,7 +13,10 @@ from moth_jax.distance.matrix import relative_increase
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.models import checkpoint
+from moth_jax.parallel import processes
 from moth_jax.run.configuration import as_json
+from moth_jax.run.phases import Models
+from moth_jax.run.summary import summarise
 from moth_jax.run.workdir import claim
 from tests.helpers.runs import (
     FIELDS,
@@ -426,3 +430,28 @@ def test_a_model_whose_training_diverged_is_named_as_that(tmp_path):
     config = tiny_config(training__learning_rate=1e30, phase="measure")
     with pytest.raises(InputError, match=r"NaN or infinite weights.*lower the learning rate"):
         do(config, tmp_path)
+
+
+def test_every_process_takes_part_in_whatever_the_summary_reads(copy, monkeypatch):
+    said, heard = [], []
+    job = job_of(tiny_config(), data.load("digits"), copy)
+
+    def summary_in(process, broadcast):
+        kind = types.SimpleNamespace(process_count=lambda: 2, process_index=lambda: process)
+        monkeypatch.setattr(processes, "jax", kind)
+        monkeypatch.setattr(processes, "_broadcast", broadcast)
+        return summarise(job, Models(copy)).figures
+
+    def tell(message):
+        said.append(message)
+        return message
+
+    def hear(_):
+        heard.append(said[len(heard)])
+        return heard[-1]
+
+    figures_of_main = summary_in(0, tell)
+    (copy / "report.html").unlink()
+    assert summary_in(1, hear) == figures_of_main
+    assert len(heard) == len(said) > 5
+    assert not (copy / "report.html").exists()
