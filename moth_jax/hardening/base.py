@@ -4,6 +4,7 @@ MOTH and the methods it is compared with (Section V-B) take a trained model, tra
 each in its own way, and stop when the budget is spent or the accuracy has fallen too far.
 """
 
+import abc
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -122,7 +123,7 @@ _PLAIN = ("step", "initial_accuracy", "accuracy", "accuracy_step", "kept_step", 
 
 
 @dataclasses.dataclass
-class HardeningState:
+class HardeningState(abc.ABC):
     """What every method knows between two steps; saved whole, resumed exactly.
 
     Attributes:
@@ -144,9 +145,9 @@ class HardeningState:
     kept_step: int
     stopped: str
 
+    @abc.abstractmethod
     def positions(self) -> dict[str, int]:
         """Return the last step whose record is part of this state, by phase (`PHASES`)."""
-        raise NotImplementedError
 
     def to_arrays(self) -> tuple[dict, dict]:
         """Return the state as a tree of arrays and a JSON dict; a method adds its own fields."""

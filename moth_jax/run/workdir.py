@@ -12,7 +12,7 @@ from moth_jax.errors import InputError
 from moth_jax.parallel.processes import broadcast_from_main
 from moth_jax.run.configuration import as_json, default_config
 from moth_jax.run.phases import PHASES
-from moth_jax.storage.files import _read_json, write_json
+from moth_jax.storage.files import read_own_json, write_json
 
 CONFIG, METRICS, SUMMARY, REPORT = "config.json", "metrics.jsonl", "summary.json", "report.html"
 _OF_THE_RUN = ("tensorboard", METRICS, SUMMARY, REPORT)
@@ -91,7 +91,7 @@ def claim(workdir: Path, ours: dict, *, overwrite: bool) -> None:
             "of a run; choose another --workdir, or move them away"
         )
     if results and not overwrite:
-        changed = changed_fields(_read_json(path), ours)
+        changed = changed_fields(read_own_json(path), ours)
         if changed:
             raise InputError(
                 f"{workdir} holds a run with another configuration (different: "

@@ -139,10 +139,11 @@ def read_json(path: Path) -> dict:
     Raises:
       InputError: the file is damaged.
     """
-    return broadcast_from_main(_read_json, path)
+    return broadcast_from_main(read_own_json, path)
 
 
-def _read_json(path: Path) -> dict:
+def read_own_json(path: Path) -> dict:
+    """Return what `read_json` returns, read by this process and told to no other."""
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
