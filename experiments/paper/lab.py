@@ -39,7 +39,7 @@ from moth_jax.run.workdir import changed_fields
 from moth_jax.storage.files import read_json, write_json
 from moth_jax.types import Variables
 
-SCALE = flags.DEFINE_enum("scale", "smoke", list(SCALES), "How large; see experiments/scales.py.")
+SCALE = flags.DEFINE_enum("scale", "smoke", list(SCALES), "How large; see scales.py.")
 WORKDIR = flags.DEFINE_string("workdir", "results/experiments", "Folder of models and checkpoints.")
 OUT = flags.DEFINE_string("out", "experiments/results", "Folder of the tables.")
 CIFAR10_DIR = flags.DEFINE_string("cifar10_dir", "~/tensorflow_datasets", "TFDS folder.")
