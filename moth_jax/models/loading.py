@@ -1,12 +1,14 @@
 """Any file of a model, as a classifier: the one place that knows all kinds of them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from moth_jax.errors import InputError, require_choice
 from moth_jax.models import MODELS, build, checkpoint, outline
 from moth_jax.models.classifier import Classifier, flat
+from moth_jax.models.pytorch.programs import from_program, read_program
 from moth_jax.models.weights.files import READERS, check_content, read_weights
 from moth_jax.models.weights.fitting import fit, named
 from moth_jax.models.weights.importing import load
@@ -90,14 +92,10 @@ def load_source(
             std=std,
             image_shape=image_shape,
         )
-    _check_torch(path)
-    from moth_jax.models.pytorch.export import from_torch
-
-    model = _module(path, arch=arch, builder=builder, trust=trust, num_classes=num_classes)
+    convert = _conversion(path, arch=arch, builder=builder, trust=trust, num_classes=num_classes)
     default = None if is_fixed or builder else _IMAGENET
     mean, std = _normalisation(path, mean, std, default)
-    classifier, variables = from_torch(
-        model,
+    classifier, variables = convert(
         image_shape=image_shape or _SHAPE,
         mean=mean,
         std=std,
@@ -190,14 +188,22 @@ def _check_torch(path: Path) -> None:
         raise InputError(f"{path.name} needs PyTorch: pip install 'moth-jax[torch]'") from None
 
 
-def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int | None):
-    """The PyTorch module or program."""
+def _conversion(path: Path, **options) -> Callable[..., tuple[Classifier, Variables]]:
+    """What makes a classifier of the file when it is told of the images."""
     check_content(path)
+    if path.suffix.lower() == _PROGRAM:
+        return partial(from_program, read_program(path))
+    _check_torch(path)
+    from moth_jax.models.pytorch.export import from_torch
+
+    return partial(from_torch, _module(path, **options))
+
+
+def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int | None):
+    """The PyTorch module."""
     from moth_jax.models.pytorch import files
     from moth_jax.models.weights import torch_builders
 
-    if path.suffix.lower() == _PROGRAM:
-        return files.read_program(path)
     if trust == "torchvision":
         return files.read_module(path)
     weights = read_weights(path)

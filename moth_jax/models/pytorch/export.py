@@ -1,27 +1,18 @@
-"""PyTorch modules and exported programs to graphs. Needs torch, and only to convert."""
+"""PyTorch modules and programs in memory as classifiers. Needs torch, and only to convert."""
 
 import copy
-import operator
+import dataclasses
+import io
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError, first_line
-from moth_jax.models.classifier import Classifier, ModelSpec
-from moth_jax.models.program import Graph, Node, Ref, Stored
-from moth_jax.models.pytorch.classifier import from_graph
-from moth_jax.models.pytorch.interpreter import check_operators
+from moth_jax.models.classifier import Classifier
+from moth_jax.models.pytorch.programs import Program, from_program, read
 from moth_jax.types import Variables
 
-_PYTHON_OPERATORS = {
-    getattr(operator, name): f"operator.{name}"
-    for name in ("getitem", "add", "sub", "mul", "floordiv", "neg")
-}
 # What torch.export raises, and what a module's own code may: its own kinds derive from these.
 _EXPORT_FAULTS = (
     RuntimeError,
@@ -32,8 +23,6 @@ _EXPORT_FAULTS = (
     LookupError,
     ArithmeticError,
 )
-# Where a tensor lies and how: nothing that JAX would have to be told.
-_DROPPED = ("device", "layout", "pin_memory", "memory_format", "dtype", "non_blocking", "copy")
 
 
 def from_torch(
@@ -69,36 +58,36 @@ def from_torch(
     """
     if isinstance(model, torch.nn.Module):
         name = name or type(model).__name__
-    program = _program(model, image_shape)
-    graph, arrays = _graph(program, _names(model, program))
-    check_operators(graph)
-    spec = ModelSpec(
-        arch=name or "torch program",
-        num_classes=_num_classes(program),
+    return from_program(
+        _program(model, image_shape),
         image_shape=image_shape,
-        mean=tuple(mean),
-        std=tuple(std),
-        class_names=tuple(class_names),
-        graph=graph,
+        mean=mean,
+        std=std,
+        class_names=class_names,
+        name=name,
     )
-    classifier, outline = from_graph(graph, spec)
-    _check_batch_size(classifier, outline)
-    return classifier, _variables(graph, arrays)
 
 
-def _program(model, image_shape) -> "torch.export.ExportedProgram":
-    """The program without operators that change their arguments, composite ones kept."""
+def _program(model, image_shape) -> Program:
+    """The program as a file of torch.export holds it, without operators that change arguments."""
     height, width, channels = image_shape
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, of its own deprecations
+        exported = model
         if isinstance(model, torch.nn.Module):
-            model = _exported(model, torch.zeros(2, channels, height, width))
+            exported = _exported(model, torch.zeros(2, channels, height, width))
         try:
-            return model.run_decompositions({})
-        except (RuntimeError, ValueError, KeyError) as error:
+            exported = exported.run_decompositions({})
+            torch.export.save(exported, file)
+        except _EXPORT_FAULTS as error:
             raise InputError(
                 f"torch.export cannot simplify the program: {first_line(error)}"
             ) from error
+    program = read(file, "the program", file.getbuffer().nbytes)
+    is_module = isinstance(model, torch.nn.Module)
+    names = tuple(model.state_dict() if is_module else exported.state_dict)
+    return program._replace(graph=dataclasses.replace(program.graph, persistent=names))
 
 
 def _exported(module, images):
@@ -112,114 +101,3 @@ def _exported(module, images):
             f"torch.export cannot turn {type(module).__name__} into a program for images "
             f"{tuple(images.shape[1:])} with a free batch size: {first_line(error)}"
         ) from error
-
-
-def _names(model, program) -> tuple[str, ...]:
-    """The names of the state_dict; a program has all parameters before all buffers."""
-    is_module = isinstance(model, torch.nn.Module)
-    return tuple(model.state_dict()) if is_module else tuple(program.state_dict)
-
-
-def _graph(program, names: tuple[str, ...]) -> tuple[Graph, dict[str, np.ndarray]]:
-    signature = program.graph_signature
-    stored = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    image, logits = _one("input", signature.user_inputs), _one("output", signature.user_outputs)
-    arrays = _arrays(program)
-    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
-    used = {stored[n.name] for n in program.graph.nodes if n.name in stored and n.users}
-    parameters = set(signature.parameters)
-
-    def kind(name):
-        if name not in used:
-            return "unused"
-        return "params" if name in parameters else "batch_stats"
-
-    shapes = {"params": {}, "batch_stats": {}, "unused": {}}
-    for name, array in arrays.items():
-        shapes[kind(name)][name] = tuple(array.shape)
-    converted = tuple(_node(n, stored) for n in nodes)
-    return Graph(image, logits, converted, shapes, names), arrays
-
-
-def _one(what, names):
-    if len(names) != 1 or not isinstance(names[0], str):
-        raise InputError(
-            f"the model must have one {what}, images or logits, but has {len(names)}; wrap it in a "
-            "module whose forward takes images and returns logits"
-        )
-    return names[0]
-
-
-def _arrays(program) -> dict[str, np.ndarray]:
-    """All parameters, buffers and constants; floating ones as float32."""
-    tensors = {**program.constants, **program.state_dict}
-    arrays = {}
-    for name, value in tensors.items():
-        if isinstance(value, torch.Tensor):
-            value = value.detach().cpu()
-            arrays[name] = (value.float() if value.is_floating_point() else value).numpy()
-    return arrays
-
-
-def _node(node, stored) -> Node:
-    target = _PYTHON_OPERATORS.get(node.target, str(node.target))
-
-    def convert(value) -> Any:
-        if isinstance(value, torch.fx.Node):
-            return Stored(stored[value.name]) if value.name in stored else Ref(value.name)
-        if isinstance(value, list | tuple):
-            return tuple(convert(item) for item in value)
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        return str(value)
-
-    kwargs = {k: convert(v) for k, v in node.kwargs.items() if k not in _DROPPED}
-    return Node(node.name, target, convert(node.args), tuple(kwargs.items()), _layer(node))
-
-
-def _layer(node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    path, kind = next(reversed(stack.values()), ("", ""))
-    kind = kind if isinstance(kind, str) else kind.__name__
-    return f"{path} ({kind.rpartition('.')[2]})" if path else ""
-
-
-def _num_classes(program) -> int:
-    output = next(iter(program.graph.output_node().args[0]))
-    shape = tuple(output.meta["val"].shape)
-    if len(shape) != 2 or not isinstance(shape[1], int):
-        raise InputError(f"the model must return logits [n, K], but returns shape {list(shape)}")
-    return shape[1]
-
-
-def _check_batch_size(classifier: Classifier, variables: Variables) -> None:
-    """Raise `InputError` if the program was exported for one batch size."""
-    for count in (3, 5):
-        images = jax.ShapeDtypeStruct((count, *classifier.spec.image_shape), jnp.float32)
-        try:
-            shape = jax.eval_shape(classifier.predict, variables, images).shape
-        except InputError:
-            raise
-        except (TypeError, ValueError, LookupError) as error:
-            raise _fixed_batch(first_line(error)) from error
-        if shape != (count, classifier.spec.num_classes):
-            raise _fixed_batch(f"{count} images give logits {list(shape)}")
-
-
-def _fixed_batch(reason: str) -> InputError:
-    return InputError(
-        "the program does not run with any number of images "
-        f"({reason}); export it with "
-        "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), for images of the size given"
-    )
-
-
-def _variables(graph: Graph, arrays: dict[str, np.ndarray]) -> Variables:
-    return {
-        kind: {name: jnp.asarray(arrays[name]) for name in shapes}
-        for kind, shapes in graph.shapes.items()
-    }

@@ -1,24 +1,18 @@
-"""PyTorch files that hold more than weights: exported programs and whole modules. Needs torch.
+"""Files of whole PyTorch modules. Needs torch.
 
-Reading such a file can run code that it brings. Nothing here lets it: of a program everything that
-PyTorch would unpickle or evaluate is looked at first, and a module is unpickled with a list of
-classes that may occur in it.
+Reading such a file can run code that it brings. Nothing here lets it: a module is unpickled with a
+list of classes that may occur in it.
 """
 
 import contextlib
 import importlib
-import io
-import json
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError, first_line
+from moth_jax.models.pytorch.saved import check_archive
 
 # The classes that torchvision's classifiers consist of.
 SAFE_CLASSES = {
@@ -53,33 +47,6 @@ SAFE_CLASSES = {
     "torch.nn.modules.normalization": "LayerNorm GroupNorm",
     "torch.nn.modules.pooling": "AdaptiveAvgPool2d AvgPool2d MaxPool2d",
 }
-_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.\w+")
-# What torch.export writes for the size of a batch and sums of it; the reader evaluates it.
-_EXPRESSION = re.compile(
-    r"(?:Symbol\('[su]\d+'(?:, \w+=True)*\)|[su]\d+|\d+|[-+*/(), ]"
-    r"|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|FloorDiv|CeilDiv|PythonMod|oo)*"
-)
-
-
-def read_program(path: str | Path) -> "torch.export.ExportedProgram":
-    """The program of a `.pt2` file.
-
-    Raises:
-      InputError: it is damaged, of another kind, or would run code when read.
-    """
-    path = Path(path)
-    try:
-        _check_program(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.load(path)
-    except InputError:
-        raise
-    except _FAULTS as error:
-        raise InputError(
-            f"{path} is no program of torch.export, or is damaged ({first_line(error)}); "
-            "write it again with torch.export.save"
-        ) from error
 
 
 def read_module(path: str | Path) -> "torch.nn.Module":
@@ -89,6 +56,7 @@ def read_module(path: str | Path) -> "torch.nn.Module":
       InputError: it asks for other classes or functions (named), or is damaged.
     """
     path = Path(path)
+    check_archive(path)
     refused = sorted(set(_globals_of(path)) - set(_safe_names()))
     if refused:
         raise InputError(
@@ -99,7 +67,7 @@ def read_module(path: str | Path) -> "torch.nn.Module":
     try:
         with torch.serialization.safe_globals(list(_safe_classes())):
             module = torch.load(path, map_location="cpu", weights_only=True)
-    except _FAULTS as error:
+    except Exception as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(module, torch.nn.Module):
         raise InputError(
@@ -108,24 +76,10 @@ def read_module(path: str | Path) -> "torch.nn.Module":
     return module
 
 
-_FAULTS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    LookupError,
-    OSError,
-    EOFError,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-)
-
-
 def _globals_of(path: Path) -> list[str]:
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except _FAULTS as error:
+    except Exception as error:
         raise InputError(
             f"{path} is no PyTorch file, is damaged, or is of a format before 2020 "
             f"({first_line(error)})"
@@ -142,58 +96,3 @@ def _safe_classes() -> Iterator[type]:
         with contextlib.suppress(ImportError):
             there = importlib.import_module(module)
             yield from (getattr(there, name) for name in names.split() if hasattr(there, name))
-
-
-def _check_program(path: Path) -> None:
-    """Refuse whatever PyTorch's reader of programs would unpickle freely or evaluate."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-        if damaged:
-            raise InputError(f"{path} is damaged: wrong checksum of {damaged}; get it again")
-        for name in archive.namelist():
-            content = archive.read(name)
-            if name.endswith((".pt", ".pkl", ".pickle")):
-                _check_pickle(path, name, content)
-            elif name.endswith(".json"):
-                _check_json(path, name, json.loads(content))
-            elif not _is_plain(name):
-                raise _refused(path, f"an unknown part {name}")
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a part of the archive is read as numbers or text."""
-    folder, _, base = name.rpartition("/")
-    if folder.endswith(("data/weights", "data/constants")):
-        return re.fullmatch(r"(weight|tensor)_\d+", base) is not None
-    return base in ("archive_format", "archive_version", "byteorder", "version") or (
-        base.startswith("serialization_id") or base.startswith(".")
-    )
-
-
-def _check_pickle(path: Path, name: str, content: bytes) -> None:
-    try:
-        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, f"more than numbers in {name}") from error
-
-
-def _check_json(path: Path, name: str, value) -> None:
-    if isinstance(value, list):
-        for item in value:
-            _check_json(path, name, item)
-    if not isinstance(value, dict):
-        return
-    if value.get("use_pickle"):
-        raise _refused(path, f"pickled objects named in {name}")
-    expression = value.get("expr_str", "")
-    if not (isinstance(expression, str) and _EXPRESSION.fullmatch(expression)):
-        raise _refused(path, f"the expression {expression!r} in {name}")
-    target = value.get("target")
-    if isinstance(target, str) and "inputs" in value and not _OPERATOR.fullmatch(target):
-        raise _refused(path, f"the operator {target!r} in {name}")
-    for item in value.values():
-        _check_json(path, name, item)
-
-
-def _refused(path: Path, what: str) -> InputError:
-    return InputError(f"{path} is refused: it contains {what}, and reading that could run any code")

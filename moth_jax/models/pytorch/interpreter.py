@@ -13,7 +13,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from moth_jax.errors import InputError
-from moth_jax.models.program import Graph, Node, Ref, Stored
+from moth_jax.models.program import Graph, Node, Ref, Stored, references
 from moth_jax.models.pytorch import tensors
 from moth_jax.models.pytorch.rules import RULES
 from moth_jax.models.pytorch.tensors import Tensor, plain
@@ -129,21 +129,13 @@ def _last_uses(graph: Graph) -> dict[int, list[str]]:
     """Which results no node needs after each node: they are dropped, for there are thousands."""
     last = {}
     for index, node in enumerate(graph.nodes):
-        for name in _references((node.args, node.kwargs)):
+        for name in references(node, Ref):
             last[name] = index
     last.pop(graph.logits, None)
     uses: dict[int, list[str]] = {}
     for name, index in last.items():
         uses.setdefault(index, []).append(name)
     return uses
-
-
-def _references(value) -> set[str]:
-    if isinstance(value, Ref):
-        return {value.name}
-    if isinstance(value, tuple) and not isinstance(value, Stored):
-        return set().union(*map(_references, value))
-    return set()
 
 
 def _resolve(value, values: dict, stored: dict):

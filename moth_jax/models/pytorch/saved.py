@@ -1,6 +1,7 @@
 """What `torch.save` wrote, as named arrays, and nothing in it is run. Needs torch."""
 
 import contextlib
+import io
 import pickle
 import pickletools
 import re
@@ -8,9 +9,9 @@ import tarfile
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,29 @@ _HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collect
 _EXTRA_NUMBERS = 1 << 20
 
 
+class _Source(NamedTuple):
+    """A file, or a part of one that is in memory."""
+
+    path: Path
+    part: bytes | None = None
+
+    def file(self) -> Path | io.BytesIO:
+        return self.path if self.part is None else io.BytesIO(self.part)
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.part is None else len(self.part)
+
+    def beginning(self) -> bytes:
+        if self.part is not None:
+            return self.part[:4]
+        with self.path.open("rb") as file:
+            return file.read(4)
+
+    def is_zip(self) -> bool:
+        """Whether PyTorch takes it for an archive; PyTorch looks at the beginning alone."""
+        return self.beginning() == b"PK\x03\x04"
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a file of weights by name, floating ones as float32.
 
@@ -35,38 +59,44 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       InputError: torch is missing, the file would run code when read, is damaged, or has tensors
         that are no plain arrays.
     """
+    _check_torch(path)
+    source = _Source(path)
+    return _arrays(_unwrapped(_content(source), path), source)
+
+
+def read_part(path: Path, part: bytes) -> dict[str, np.ndarray]:
+    """As `read_arrays`, of a part of a file that holds a dict of tensors."""
+    _check_torch(path)
+    source = _Source(path, part)
+    content = _content(source)
+    if not isinstance(content, Mapping):
+        raise damaged(path, f"a part holds a {type(content).__name__}, not named weights")
+    return _arrays(_named(content, path), source)
+
+
+def _check_torch(path: Path) -> None:
     try:
-        import torch  # pyright: ignore[reportMissingImports]
+        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
             "or save the weights as safetensors, which need nothing"
         ) from None
-    tensors = {
-        name: value.detach()
-        for name, value in _unwrapped(read_content(path), path).items()
-        if isinstance(value, torch.Tensor)
-    }
-    return _arrays(tensors, path)
 
 
-def read_content(path: Path) -> Any:
-    """What `torch.load` makes of a file of numbers, lists and dicts alone.
-
-    Raises:
-      InputError: the file would run code when read, or is damaged.
-    """
+def _content(source: _Source) -> Any:
+    """What `torch.load` makes of a file of numbers, lists and dicts alone."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    check_archive(path)
+    check_archive(source.path, source.part)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is then refused in our words
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(source.file(), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _refused(path, error) from error
+        raise _refused(source, error) from error
     except Exception as error:  # of any kind: a damaged pickle does as it likes
-        raise damaged(path, first_line(error)) from error
+        raise damaged(source.path, first_line(error)) from error
 
 
 def damaged(path: Path, reason: str) -> InputError:
@@ -74,26 +104,28 @@ def damaged(path: Path, reason: str) -> InputError:
     return InputError(f"{path} is truncated or damaged ({reason}); get it again")
 
 
-def check_archive(path: Path) -> None:
+def check_archive(path: Path, part: bytes | None = None) -> None:
     """Raise `InputError` for an archive that PyTorch did not write, or that is damaged.
 
-    PyTorch itself reads a zip archive without looking at its checksums.
+    PyTorch itself reads a zip archive without looking at its checksums. `part` is what is read
+    instead, if it lies within a file.
     """
+    source = _Source(path, part)
     try:
-        if not _is_zip(path):
-            if tarfile.is_tarfile(path):  # of before 2017; since then one pickle after another
+        if not source.is_zip():
+            if tarfile.is_tarfile(source.file()):  # of before 2017; later, pickles in a row
                 raise InputError(
                     f"{path} is a tar archive; extract it and give the file of weights in it, or "
                     "save the state_dict of the module with torch.save"
                 )
             return
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(source.file()) as archive:
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
                 raise InputError(
                     f"{path} is a TorchScript archive, which holds code; "
                     "save the state_dict of the original module"
                 )
-            check_parts(path, archive)
+            check_parts(path, archive, source.size())
             bad = archive.testzip()
     except InputError:
         raise
@@ -103,8 +135,8 @@ def check_archive(path: Path) -> None:
         raise damaged(path, f"wrong checksum of {bad!r}")
 
 
-def check_parts(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raise `InputError` for names that come twice, and for parts that are larger than the file.
+def check_parts(path: Path | str, archive: zipfile.ZipFile, size: int) -> None:
+    """Raise `InputError` for names that come twice, and for parts longer than the file's `size`.
 
     PyTorch writes each part once and does not compress.
     """
@@ -114,7 +146,6 @@ def check_parts(path: Path, archive: zipfile.ZipFile) -> None:
     if twice:
         raise InputError(f"{path} is refused: it holds {listed(twice)} more than once")
     total = sum(part.file_size for part in parts)
-    size = path.stat().st_size
     if total > size:
         raise InputError(
             f"{path} is refused: a file of {size} bytes whose parts are {total} bytes long, and "
@@ -122,33 +153,27 @@ def check_parts(path: Path, archive: zipfile.ZipFile) -> None:
         )
 
 
-def _is_zip(path: Path) -> bool:
-    """Whether PyTorch reads a file as an archive; it looks at the beginning alone."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _refused(path, error):
+def _refused(source: _Source, error: Exception) -> InputError:
     wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-    name = wanted[1] if wanted else next(_foreign_globals(path), "")
+    name = wanted[1] if wanted else next(_foreign_globals(source), "")
     if not name:
         return InputError(
-            f"{path} is refused: not a PyTorch file of weights alone, or damaged; get it again, or "
-            "save the state_dict of the module with torch.save"
+            f"{source.path} is refused: not a PyTorch file of weights alone, or damaged; get it "
+            "again, or save the state_dict of the module with torch.save"
         )
     module = name.startswith(("torch.nn.", "torchvision."))
     return InputError(
-        f"{path} is refused: it contains more than weights ({name}), and reading that can run "
-        "any code; save the state_dict of the module with torch.save instead"
+        f"{source.path} is refused: it contains more than weights ({name}), and reading that can "
+        "run any code; save the state_dict of the module with torch.save instead"
         + (", or read a whole module of torchvision's classes" + _TRUST if module else "")
     )
 
 
-def _foreign_globals(path):
+def _foreign_globals(source: _Source) -> Iterator[str]:
     """What a pickle that PyTorch does not follow, such as one of protocol 4, asks for by name."""
     with contextlib.suppress(Exception):  # it is no pickle
         strings = []
-        for opcode, argument, _ in pickletools.genops(_pickle_in(path)):
+        for opcode, argument, _ in pickletools.genops(_pickle_in(source)):
             if isinstance(argument, str):
                 strings.append(argument)
             if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
@@ -158,10 +183,10 @@ def _foreign_globals(path):
                     yield name
 
 
-def _pickle_in(path):
-    if not _is_zip(path):
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
+def _pickle_in(source: _Source) -> bytes:
+    if not source.is_zip():
+        return source.path.read_bytes() if source.part is None else source.part
+    with zipfile.ZipFile(source.file()) as archive:
         parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
         return archive.read(parts[0]) if parts else b""
 
@@ -204,21 +229,29 @@ def _short(key) -> str:
     return str(key)[:40] if isinstance(key, str | int | float) else type(key).__name__
 
 
-def _arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
-    """Tensors as arrays; floating ones as float32, for NumPy lacks the other kinds."""
+def _arrays(content: Mapping[str, Any], source: _Source) -> dict[str, np.ndarray]:
+    """The tensors of a dict as arrays; floating ones as float32, for NumPy lacks other kinds."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    tensors = {k: v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
     for name, tensor in tensors.items():
         kind = _unusual(tensor)
         if kind:
             raise InputError(
-                f"{path} holds {name!r} as a {kind} tensor, which is no plain array of numbers; "
-                "save the state_dict of the original module"
+                f"{source.path} holds {name!r} as a {kind} tensor, which is no plain array of "
+                "numbers; save the state_dict of the original module"
             )
-    numbers, size = sum(tensor.numel() for tensor in tensors.values()), path.stat().st_size
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    check_numbers(source.path, numbers, source.size())
+    return {name: _array(name, tensor, source.path) for name, tensor in tensors.items()}
+
+
+def check_numbers(path: Path | str, numbers: int, size: int) -> None:
+    """Raise `InputError` for more numbers than a file of `size` bytes can hold."""
     if numbers > size + _EXTRA_NUMBERS:
         raise InputError(
             f"{path} is refused: a file of {size} bytes whose tensors claim {numbers} numbers"
         )
-    return {name: _array(name, tensor, path) for name, tensor in tensors.items()}
 
 
 def _unusual(tensor) -> str:
