@@ -180,7 +180,7 @@ def _check_nodes(graph: Graph) -> None:
     known = {graph.image}
     for node in graph.nodes:
         if not isinstance(node.op, str) or not isinstance(node.layer, str):
-            raise _damaged(f"{node.name!r} has the operator {_short(node.op)}")
+            raise _damaged(f"{node.name!r} is {_short(node.op)} of {_short(node.layer)}")
         if not (isinstance(node.args, tuple) and _is_named(node.kwargs)):
             raise _damaged(f"{node.name!r} has no arguments")
         for value in (node.args, tuple(value for _, value in node.kwargs)):

@@ -1,8 +1,5 @@
 """The classifier that a graph describes."""
 
-import jax
-import jax.numpy as jnp
-
 from moth_jax.models.classifier import Classifier, ModelSpec, normalise
 from moth_jax.models.program import Graph
 from moth_jax.models.pytorch import interpreter
@@ -13,9 +10,10 @@ def from_graph(graph: Graph, spec: ModelSpec) -> tuple[Classifier, Variables]:
     """Return the pure functions of a graph, which `spec` describes, and its variables' shapes.
 
     Raises:
-      InputError: the graph has operators without a rule, as one of a newer version may.
+      InputError: the graph has operators without a rule, as one of a newer version may, or does
+        not give logits for any number of images.
     """
-    interpreter.check_operators(graph)
+    interpreter.check(graph, spec.image_shape, spec.num_classes)
 
     def predict(variables, images):
         return interpreter.run(graph, variables, normalise(spec, images), train=False)[0]
@@ -25,9 +23,5 @@ def from_graph(graph: Graph, spec: ModelSpec) -> tuple[Classifier, Variables]:
         logits, stats = interpreter.run(graph, variables, images, train=True)
         return logits, {**variables, "batch_stats": stats}
 
-    outline = {
-        kind: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-        for kind, shapes in graph.shapes.items()
-    }
     frozen = interpreter.why_frozen(graph)
-    return Classifier(spec, predict, forward_train, frozen), outline
+    return Classifier(spec, predict, forward_train, frozen), interpreter.outline(graph)

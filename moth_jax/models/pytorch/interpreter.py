@@ -4,7 +4,9 @@ A `Graph` is plain data: `export` makes it, checkpoints hold it as JSON, and not
 is needed to run it. Names of parameters are the PyTorch module's own.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -12,18 +14,39 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, first_line
 from moth_jax.models.program import Graph, Node, Ref, Stored, references
 from moth_jax.models.pytorch import tensors
 from moth_jax.models.pytorch.rules import RULES
 from moth_jax.models.pytorch.tensors import Tensor, plain
+from moth_jax.types import ImageShape, Variables
+
+# What an operator raises for arguments that do not fit; a lack of memory is no such fault.
+_MISFITS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    RecursionError,
+)
+_LARGEST_RESULT = 2**30  # numbers of one operator, of one image
+_LONGEST_CHECK = 120  # seconds; the longest programs of torchvision take two
 
 
 def _batch_norm_arguments(node: Node) -> tuple:
     """(x, scale, bias, mean, var, momentum, epsilon) of any of the operators."""
     args = node.args + tuple(value for _, value in node.kwargs)
-    x, scale, bias, mean, var, *rest = args
+    x, scale, bias, mean, var, *rest = [*args, *[None] * (7 - len(args))]
     numbers = [value for value in rest if not isinstance(value, bool)]  # the mode is ours to choose
+    if not (isinstance(mean, Stored) and isinstance(var, Stored)):
+        raise InputError(
+            f"{_place(node)} has no running statistics; build the model with track_running_stats"
+        )
+    if not all(isinstance(n, int | float | None) for n in numbers) or len(numbers) < 2:
+        raise InputError(f"{_place(node)} has the momentum and epsilon {numbers!r}")
     return x, scale, bias, mean, var, *numbers[:2]
 
 
@@ -54,6 +77,50 @@ def check_operators(graph: Graph) -> None:
     )
 
 
+@lru_cache(maxsize=16)
+def check(graph: Graph, image_shape: ImageShape, num_classes: int, count: int = 3) -> None:
+    """Raise `InputError` unless a program gives logits [count, K] for images of a shape.
+
+    Nothing is computed: the shapes of all results are found, and none may be beyond bounds. A
+    program is checked once in a process.
+    """
+    check_operators(graph)
+    started = time.monotonic()
+
+    def watch(node: Node, result) -> None:
+        if time.monotonic() - started > _LONGEST_CHECK:
+            raise InputError(f"the program is too long: at {_place(node)} its check is given up")
+        for x in result if isinstance(result, list) else [result]:
+            if isinstance(x, Tensor) and x.array.size > count * _LARGEST_RESULT:
+                raise InputError(
+                    f"{_place(node)} makes {x.array.size} numbers of {count} images, and at most "
+                    f"{_LARGEST_RESULT} of each are allowed; convert the model again"
+                )
+
+    def logits(variables, images):
+        return run(graph, variables, images, train=False, watch=watch)[0]
+
+    images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    shape = jax.eval_shape(logits, outline(graph), images).shape
+    if shape != (count, num_classes):
+        raise _not_for_any_number(f"{count} images give logits {list(shape)}")
+
+
+def _not_for_any_number(reason: str) -> InputError:
+    return InputError(
+        f"the program does not run with any number of images ({reason}); export it with "
+        "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), for images of the size given"
+    )
+
+
+def outline(graph: Graph) -> Variables:
+    """The shapes of a program's variables."""
+    return {
+        kind: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        for kind, shapes in graph.shapes.items()
+    }
+
+
 def why_frozen(graph: Graph) -> str:
     """Why batch normalisation cannot be updated in training; empty if it can.
 
@@ -77,13 +144,34 @@ def why_frozen(graph: Graph) -> str:
 
 
 def run(
-    graph: Graph, variables: Mapping, images: jax.Array, *, train: bool
+    graph: Graph,
+    variables: Mapping,
+    images: jax.Array,
+    *,
+    train: bool,
+    watch: Callable[[Node, Any], None] = lambda node, result: None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits [n K] of normalised images [n h w c], and the batch statistics afterwards.
 
     With `train`, batch normalisation takes the statistics of the batch and moves the running ones
     towards them (the unbiased variance, as PyTorch does); everything else is in evaluation mode.
+    `watch` sees each operator with its result.
+
+    Raises:
+      InputError: an operator does not take what it is given, as with another number of images than
+        the program was made for.
     """
+    try:
+        return _run(graph, variables, images, train, watch)
+    except InputError:
+        raise
+    except _MISFITS as error:
+        notes = getattr(error, "__notes__", [])  # that of `_apply`, and what JAX adds at length
+        place = [note for note in notes if "\n" not in note][:1]
+        raise _not_for_any_number(" in ".join([first_line(error), *place])) from error
+
+
+def _run(graph, variables, images, train, watch):
     stats = dict(variables["batch_stats"])
     stored = {
         name: tensors.tensor(_in_precision(array, images.dtype))
@@ -98,6 +186,7 @@ def run(
             values[node.name] = _batch_norm(node, arguments, stats, train)
         else:
             values[node.name] = _apply(node, values, stored)
+        watch(node, values[node.name])
         values[node.name] = _marked(node.name, values[node.name])
         for name in last_uses.get(index, ()):
             del values[name]
@@ -122,7 +211,14 @@ def _apply(node: Node, values: dict, stored: dict):
     try:
         return RULES[node.op](*arguments, **options)
     except InputError as error:
-        raise InputError(f"{node.op} in {node.layer or 'the model'}: {error}") from error
+        raise InputError(f"{_place(node)}: {error}") from error
+    except Exception as error:
+        error.add_note(_place(node))
+        raise
+
+
+def _place(node: Node) -> str:
+    return f"{node.op} in {node.layer or 'the model'}"
 
 
 def _last_uses(graph: Graph) -> dict[int, list[str]]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches NumPy the names of bfloat16 and the 8-bit floats)
 import numpy as np
@@ -22,7 +21,7 @@ from moth_jax.models.classifier import Classifier, ModelSpec
 from moth_jax.models.program import Graph, Node, Ref, Stored, references
 from moth_jax.models.pytorch import saved
 from moth_jax.models.pytorch.classifier import from_graph
-from moth_jax.models.pytorch.interpreter import check_operators
+from moth_jax.models.pytorch.interpreter import check
 from moth_jax.models.pytorch.mutation import without_mutation
 from moth_jax.types import Variables
 
@@ -89,7 +88,6 @@ def from_program(
       InputError: an operator has no rule (with the layer it is in), the batch size is fixed, or the
         weights are not finite.
     """
-    check_operators(program.graph)
     spec = ModelSpec(
         arch=name or "torch program",
         num_classes=program.num_classes,
@@ -99,35 +97,13 @@ def from_program(
         class_names=tuple(class_names),
         graph=program.graph,
     )
-    classifier, outline = from_graph(program.graph, spec)
-    _check_batch_size(classifier, outline)
+    classifier, _ = from_graph(program.graph, spec)
+    check(program.graph, spec.image_shape, spec.num_classes, count=5)
     _check_finite(program)
     return classifier, {
         kind: {name: jnp.asarray(program.arrays[name]) for name in shapes}
         for kind, shapes in program.graph.shapes.items()
     }
-
-
-def _check_batch_size(classifier: Classifier, variables: Variables) -> None:
-    """Raise `InputError` if the program was exported for one batch size."""
-    for count in (3, 5):
-        images = jax.ShapeDtypeStruct((count, *classifier.spec.image_shape), jnp.float32)
-        try:
-            shape = jax.eval_shape(classifier.predict, variables, images).shape
-        except InputError:
-            raise
-        except (TypeError, ValueError, LookupError) as error:
-            raise _fixed_batch(first_line(error)) from error
-        if shape != (count, classifier.spec.num_classes):
-            raise _fixed_batch(f"{count} images give logits {list(shape)}")
-
-
-def _fixed_batch(reason: str) -> InputError:
-    return InputError(
-        "the program does not run with any number of images "
-        f"({reason}); export it with "
-        "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), for images of the size given"
-    )
 
 
 def _check_finite(program: Program) -> None:
@@ -184,8 +160,8 @@ def _raw(archive: zipfile.ZipFile, blob: str, size: int) -> dict[str, np.ndarray
     for name, meta in config.items():
         if meta["use_pickle"] or not _PAYLOAD.fullmatch(meta["path_name"]):
             raise InputError(
-                f"{name!r} of the program is no plain tensor but an object of Python, which only "
-                "its own code can read; export the model without it"
+                f"{name!r} of the program is no plain tensor, or lies in a part of another name "
+                f"({meta['path_name']!r}); export the model with plain tensors"
             )
         array = _strided(name, meta["tensor_meta"], archive, f"{folder}/{meta['path_name']}")
         numbers += array.size

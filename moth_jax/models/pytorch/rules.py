@@ -18,6 +18,8 @@ from moth_jax.models.pytorch import rules_of_layers as layers
 from moth_jax.models.pytorch import rules_of_shapes as shapes
 from moth_jax.models.pytorch.tensors import Tensor, permute, pointwise, view, without_axes
 
+_LARGEST_SIZE = 2**53
+
 
 def _is_tensor(x) -> bool:
     return isinstance(x, Tensor)
@@ -27,11 +29,29 @@ def _binary(function: Callable) -> Callable:
     def rule(a, b, *, alpha=1):
         if alpha != 1:
             b = pointwise(lambda y: alpha * y, b) if _is_tensor(b) else alpha * b
-        if not _is_tensor(a) and not _is_tensor(b):
-            return function(a, b)
         return pointwise(function, a, b)
 
     return rule
+
+
+def _of_sizes(function: Callable) -> Callable:
+    """An operator of Python on sizes, which may be symbolic (as in `jax.export`)."""
+
+    def rule(*sizes):
+        if any(isinstance(n, str | list | tuple | Tensor | None) for n in sizes):
+            raise InputError(f"sizes are expected, got {sizes}")
+        result = function(*sizes)
+        if isinstance(result, int) and abs(result) > _LARGEST_SIZE:
+            raise InputError(f"no tensor has the size {result}")
+        return result
+
+    return rule
+
+
+def _item(values, index):
+    if not (isinstance(values, list) and isinstance(index, int)):
+        raise InputError(f"one of several results is expected, got {index!r} of a {type(values)}")
+    return values[index]
 
 
 def _unary(function: Callable) -> Callable:
@@ -202,10 +222,10 @@ RULES: dict[str, Callable] = {
     "aten.dropout_.default": shapes.same,
     "aten.feature_dropout.default": shapes.same,
     "aten.native_dropout.default": lambda x, *_: [x],
-    "operator.getitem": operator.getitem,
-    "operator.add": operator.add,
-    "operator.sub": operator.sub,
-    "operator.mul": operator.mul,
-    "operator.floordiv": operator.floordiv,
-    "operator.neg": operator.neg,
+    "operator.getitem": _item,
+    "operator.add": _of_sizes(operator.add),
+    "operator.sub": _of_sizes(operator.sub),
+    "operator.mul": _of_sizes(operator.mul),
+    "operator.floordiv": _of_sizes(operator.floordiv),
+    "operator.neg": _of_sizes(operator.neg),
 }

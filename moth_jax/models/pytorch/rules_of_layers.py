@@ -13,24 +13,49 @@ from moth_jax.errors import InputError
 from moth_jax.models.layers import convolution, pooling, windows
 from moth_jax.models.pytorch.tensors import Tensor, from_images, images, plain, tensor
 
+# Beyond these no layer of a classifier goes, and each place of a window is a step of its own.
+_LARGEST_SIDE = 1 << 14
+_MOST_PLACES = 1 << 14
 
-def _pair(value) -> tuple[int, int]:
+
+def _pair(value, least: int = 1) -> tuple[int, int]:
+    """Two sizes from `least` on, of rows and columns."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return values * 2 if len(values) == 1 else values
+    values = values * 2 if len(values) == 1 else values
+    if len(values) != 2 or not all(
+        isinstance(n, int) and least <= n <= _LARGEST_SIDE for n in values
+    ):
+        raise InputError(
+            f"two whole numbers of {least} to {_LARGEST_SIDE} are expected, got {values}"
+        )
+    return values
 
 
-def _pads(value) -> windows.Pads:
+def _window(value) -> tuple[int, int]:
     rows, columns = _pair(value)
+    if rows * columns > _MOST_PLACES:
+        raise InputError(f"a window of {rows} x {columns} has more than {_MOST_PLACES} places")
+    return rows, columns
+
+
+def _pads(value, span: tuple[int, int]) -> windows.Pads:
+    """The padding on both sides, which is less than what the window spans."""
+    rows, columns = _pair(value, least=0)
+    if rows > span[0] or columns > span[1]:
+        raise InputError(f"padding {(rows, columns)} is beyond a window that spans {span}")
     return (rows, rows), (columns, columns)
 
 
 def conv2d(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    x, dilation = images(x), _pair(dilation)
+    span = windows.span(_window(w.shape[2:]), dilation)
+    reach = span[0] + x.shape[1], span[1] + x.shape[2]
     y = convolution.conv2d(
-        images(x),
+        x,
         plain(w).transpose(2, 3, 1, 0),
-        _pair(stride),
-        padding.upper() if isinstance(padding, str) else _pads(padding),
-        dilation=_pair(dilation),
+        _window(stride),
+        padding.upper() if isinstance(padding, str) else _pads(padding, reach),
+        dilation=dilation,
         groups=groups,
     )
     return from_images(y if bias is None else y + plain(bias).reshape(1, 1, 1, -1))
@@ -43,10 +68,10 @@ def any_convolution(x, w, bias, stride, padding, dilation, transposed, output_pa
 
 
 def max_pool2d(x, kernel_size, stride=(), padding=0, dilation=1, ceil_mode=False):
-    window, dilation = _pair(kernel_size), _pair(dilation)
-    strides = _pair(stride) if stride else window
+    window, dilation = _window(kernel_size), _pair(dilation)
+    strides = _window(stride) if stride else window
     span = windows.span(window, dilation)
-    pads = _ceil_pads(images(x), span, strides, _pads(padding), ceil_mode)
+    pads = _ceil_pads(images(x), span, strides, _pads(padding, span), ceil_mode)
     return from_images(pooling.max_pool(images(x), window, strides, pads, dilation))
 
 
@@ -59,9 +84,9 @@ def avg_pool2d(
     count_include_pad=True,
     divisor_override=None,
 ):
-    window = _pair(kernel_size)
-    strides = _pair(stride) if stride else window
-    x, pads = images(x), _pads(padding)
+    window = _window(kernel_size)
+    strides = _window(stride) if stride else window
+    x, pads = images(x), _pads(padding, window)
     wide = _ceil_pads(x, window, strides, pads, ceil_mode)
     if wide == pads or divisor_override:
         options = {"count_padding": count_include_pad, "divisor": divisor_override}
@@ -91,9 +116,9 @@ def _ceil_pads(x, span, strides, pads, ceil_mode):
 
 
 def adaptive_avg_pool2d(x, output_size):
-    rows, columns = _pair(output_size)
     _, height, width, _ = images(x).shape
-    size = height if rows is None else rows, width if columns is None else columns
+    rows, columns = output_size if len(output_size) == 2 else (*output_size, *output_size)
+    size = _pair((height if rows is None else rows, width if columns is None else columns))
     return from_images(pooling.adaptive_avg_pool(images(x), size))
 
 

@@ -17,6 +17,8 @@ from moth_jax.models.pytorch.tensors import (
     without_axes,
 )
 
+_MOST_PARTS = 1 << 12
+
 
 def as_dims(dim):
     return list(dim) if isinstance(dim, list | tuple) else [dim]
@@ -36,6 +38,9 @@ def stack(xs, dim=0):
 
 def split(x, size, dim=0):
     total = x.shape[dim]
+    count = len(size) if isinstance(size, list | tuple) else -(-total // size)
+    if not 0 < count <= _MOST_PARTS:
+        raise InputError(f"an axis of {total} cannot be split into parts of {size}")
     sizes = size if isinstance(size, list | tuple) else [size] * -(-total // size)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [sliced(x, dim, s, min(s + n, total)) for s, n in zip(starts, sizes, strict=True)]
@@ -46,11 +51,15 @@ def chunk(x, chunks, dim=0):
 
 
 def sliced(x, dim=0, start=None, end=None, step=1):
+    if step < 1:
+        raise InputError(f"a slice cannot have the step {step}")
     start, stop, step = slice(start, end, step).indices(x.shape[dim])
     return Tensor(lax.slice_in_dim(x.array, start, stop, step, axis=x.axis(dim)), x.order)
 
 
 def select(x, dim, index):
+    if not -x.shape[dim] <= index < x.shape[dim]:
+        raise InputError(f"there is no place {index} in an axis of {x.shape[dim]}")
     return without_axes(jnp.take(x.array, index, axis=x.axis(dim)), x, [dim])
 
 
@@ -86,7 +95,10 @@ def pad(x, widths, mode="constant", value=0.0):
         raise InputError(f"padding with mode {mode!r} is not supported")
     edges = [(0, 0, 0)] * x.ndim
     for i in range(len(widths) // 2):  # from the last axis on
-        edges[x.axis(-1 - i)] = (widths[2 * i], widths[2 * i + 1], 0)
+        axis, low, high = x.axis(-1 - i), widths[2 * i], widths[2 * i + 1]
+        if low + high + x.array.shape[axis] < 0 or -min(low, high) > x.array.shape[axis]:
+            raise InputError(f"padding {(low, high)} leaves nothing of {x.array.shape[axis]}")
+        edges[axis] = (low, high, 0)
     return Tensor(lax.pad(x.array, jnp.asarray(value or 0, x.array.dtype), edges), x.order)
 
 
