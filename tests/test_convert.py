@@ -156,8 +156,8 @@ def test_weights_of_another_module_are_named_all_at_once(built, tmp_path):
     [
         ("page.pth", "torchvision", "is an HTML or XML page"),
         ("page.pt2", "nothing", "is an HTML or XML page"),
-        ("jit.pt", "torchvision", "got a torchscript checkpoint"),
-        ("jit.pt2", "nothing", "is refused: it contains"),
+        ("jit.pt", "torchvision", "is a TorchScript archive"),
+        ("jit.pt2", "nothing", "is a TorchScript archive"),
     ],
 )
 def test_what_is_no_model_is_refused_however_it_is_read(tmp_path, name, trust, says):

@@ -66,6 +66,20 @@ def write_program(path):
     torch.export.save(torch.export.export(module, images, dynamic_shapes=free_batch), path)
 
 
+def write_module(path):
+    import torch
+
+    nn = torch.nn
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)
+    torch.save(nn.Sequential(*layers), path)
+
+
+def read_whole_module(path):
+    from moth_jax.models.pytorch.files import read_module
+
+    return read_module(path)
+
+
 def convert_program(path):
     return from_program(read_program(path), image_shape=(6, 6, 1), mean=(0,), std=(1,))
 
@@ -135,6 +149,14 @@ FORMATS = {
     ),
     "PyTorch before 2020": Format(
         "w.pth", write_legacy_torch, read_weights, tries=1500, needs="torch"
+    ),
+    "whole modules": Format(
+        "m.pt",
+        write_module,
+        read_whole_module,
+        tries=500,
+        damage=mutated_parts,
+        needs="torch",
     ),
     "programs of torch.export": Format("m.pt2", write_program, convert_program, needs="torch"),
     "parts of programs": Format(

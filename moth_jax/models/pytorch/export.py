@@ -91,9 +91,9 @@ def _program(model, image_shape) -> Program:
 
 
 def _exported(module, images):
-    own = copy.deepcopy(module).cpu().float().eval()
     free_batch = ({0: torch.export.Dim.DYNAMIC},)
     try:
+        own = copy.deepcopy(module).cpu().float().eval()
         with torch.no_grad():
             return torch.export.export(own, (images,), dynamic_shapes=free_batch)
     except _EXPORT_FAULTS as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError, first_line
-from moth_jax.models.pytorch.saved import check_archive
+from moth_jax.models.pytorch.saved import check_archive, check_numbers
 
 # The classes that torchvision's classifiers consist of.
 SAFE_CLASSES = {
@@ -67,6 +67,11 @@ def read_module(path: str | Path) -> "torch.nn.Module":
     try:
         with torch.serialization.safe_globals(list(_safe_classes())):
             module = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(module, torch.nn.Module):
+            numbers = sum(tensor.numel() for tensor in module.state_dict().values())
+            check_numbers(path, numbers, path.stat().st_size)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(module, torch.nn.Module):

@@ -120,11 +120,6 @@ def check_archive(path: Path, part: bytes | None = None) -> None:
                 )
             return
         with zipfile.ZipFile(source.file()) as archive:
-            if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
-                raise InputError(
-                    f"{path} is a TorchScript archive, which holds code; "
-                    "save the state_dict of the original module"
-                )
             check_parts(path, archive, source.size())
             bad = archive.testzip()
     except InputError:
@@ -136,11 +131,16 @@ def check_archive(path: Path, part: bytes | None = None) -> None:
 
 
 def check_parts(path: Path | str, archive: zipfile.ZipFile, size: int) -> None:
-    """Raise `InputError` for names that come twice, and for parts longer than the file's `size`.
+    """Raise `InputError` for TorchScript, a name twice, and parts longer than the file's `size`.
 
     PyTorch writes each part once and does not compress.
     """
     parts = archive.infolist()
+    if any(part.filename.rpartition("/")[2] == "constants.pkl" for part in parts):
+        raise InputError(
+            f"{path} is a TorchScript archive, which holds code; "
+            "save the state_dict of the original module"
+        )
     counts = Counter(part.filename.lower() for part in parts)
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
