@@ -42,6 +42,8 @@ def printable(text: str) -> str:
     >>> printable("red\\x1b[2J")
     'red\\\\x1b[2J'
     """
+    if text.isprintable():
+        return text
     return "".join(_escaped(c) if _is_unprintable(c) else c for c in text)
 
 
