@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from moth_jax.data.checks import check_labels, normal_name
+from moth_jax.data.decoding import WHITES as DEEP_WHITES
 from moth_jax.errors import InputError, first_line, listed
 from moth_jax.storage.files import UNPACKED_LIMIT, load_npz
 
 # What stands for white: in [0, 1], and in images of 8, 10, 12, 14 and 16 bits.
-WHITES = (1, 255, 1023, 4095, 16383, 65535)
+WHITES = (1, *DEEP_WHITES)
 
 
 def existing_path(path, *, what: str, remedy: str) -> Path:

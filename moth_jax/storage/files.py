@@ -89,14 +89,11 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a file to read it, unless it is a pipe, a device or a socket, which may never end.
 
     Raises:
-      InputError: it is none, or no regular file.
-      OSError: it cannot be opened.
+      InputError: it is no regular file.
+      OSError: it is not there, or cannot be opened.
     """
-    try:
-        # Opening a pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
+    # Opening a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
@@ -186,6 +183,8 @@ def _explained(path: str | os.PathLike, advice: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
     except Exception as error:  # there is no list of what they raise for damaged files
         if "Object arrays" in str(error):
             raise InputError(

@@ -102,7 +102,8 @@ KINDS = {
 
 @pytest.mark.parametrize(("image", "kind", "options", "colour"), KINDS.values(), ids=KINDS)
 def test_every_kind_of_image_becomes_rgb(image, kind, options, colour):
-    pixels = decoded(image, kind=kind, **options)
+    framing = WHOLE._replace(white=65535)
+    pixels = decoded(image, framing, kind=kind, **options)
     assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
     np.testing.assert_allclose(pixels, np.broadcast_to(colour, pixels.shape), atol=1)
 
@@ -177,7 +178,7 @@ def test_a_file_that_is_gone_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"image_size": 0}, "image_size must be 1 to 8192 pixels, got 0"),
         ({"resize": 200}, "resize must be 0 or at least image_size, 224, got 200"),
         ({"fit": "pad"}, "unknown fit 'pad'; choose one of: crop, stretch"),
         ({"fit": "stretch", "resize": 256}, "fit='stretch' does not crop"),
