@@ -18,13 +18,18 @@ def existing_path(path, *, what: str, remedy: str) -> Path:
     """`path` with ~ expanded, or `InputError` with `remedy` if nothing is there."""
     if not path:
         raise InputError(f"{what}: no path given; {remedy}")
-    try:
-        path = Path(path).expanduser()
-    except RuntimeError as error:  # of ~user
-        raise InputError(f"{what}: {path}: {first_line(error)}; {remedy}") from error
+    path = expanded(path, what)
     if not path.exists():
         raise InputError(f"{what} not found at {path}; {remedy}")
     return path
+
+
+def expanded(path, what: str) -> Path:
+    """`path` with ~ expanded."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise InputError(f"{what}: {path}: {first_line(error)}; give the whole path") from error
 
 
 def read_npz(

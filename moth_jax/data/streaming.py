@@ -96,6 +96,12 @@ class StreamedImages:
             yield out
 
 
+def version_of(path: str | os.PathLike) -> str:
+    """What tells a file from the one that was there before: its size and when it was written."""
+    status = os.stat(path)
+    return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
+
+
 def parallel_map(function: Callable, items: Sequence, *, ahead: int = 0) -> Iterator:
     """Yield function(item) for each of `items`, in their order, computed by a thread per core.
 

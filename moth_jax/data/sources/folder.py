@@ -23,7 +23,13 @@ from moth_jax.data.decoding import (
 from moth_jax.data.sources.class_lists import ClassList, read_class_list
 from moth_jax.data.sources.folder_scan import PARTS, WHOLE, check_faults, describe_strays, scan
 from moth_jax.data.splitting import split_validation
-from moth_jax.data.streaming import DEFAULT_MEMORY, Listing, parallel_map, read_parts
+from moth_jax.data.streaming import (
+    DEFAULT_MEMORY,
+    Listing,
+    parallel_map,
+    read_parts,
+    version_of,
+)
 from moth_jax.errors import InputError, listed, require_choice
 
 # The test part is the same for every seed: a seed may only change what is trained on.
@@ -131,12 +137,6 @@ def _decode(path, framing):
 
 def _name(path, root):
     return os.path.relpath(path, root)
-
-
-def _version(path):
-    """What tells a file from the one that was there before, or will be."""
-    status = os.stat(path)
-    return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
 
 
 def _look(path):
@@ -279,7 +279,7 @@ def _listing(root, files, classes, framing):
         np.array(labels, np.int32),
         functools.partial(_decode, framing=framing),
         name=functools.partial(_name, root=root),
-        version=_version,
+        version=version_of,
     )
 
 
