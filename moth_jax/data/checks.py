@@ -1,7 +1,6 @@
 """Checks of images, labels and class names; each fault is an `InputError` that says what to do."""
 
 import unicodedata
-import warnings
 from collections import Counter
 
 import numpy as np
@@ -9,7 +8,6 @@ import numpy as np
 from moth_jax.errors import InputError, listed, printable
 
 _MOST_CONTRAST = 100.0  # between the brightest values of two parts
-_TWICE_DIVIDED = 1.001 / 255
 
 
 def check_images(images, *, image_shape=None, what: str = "images") -> None:
@@ -49,8 +47,7 @@ def check_images(images, *, image_shape=None, what: str = "images") -> None:
 def check_brightness(images, *, what: str) -> None:
     """Raise `InputError` if a part of a data set is much darker than another.
 
-    A part that was divided by 255 once more than the others is in [0, 1], too. If all parts were,
-    a warning says so.
+    A part that was divided by 255 once more than the others is in [0, 1], too.
 
     Args:
       images: {name of the part: valid images}.
@@ -60,15 +57,12 @@ def check_brightness(images, *, what: str) -> None:
         part: float(array.max()) / (255 if array.dtype == np.uint8 else 1)
         for part, array in images.items()
     }
-    most = max(brightest.values(), default=1.0)
-    told = ", ".join(f"{value:.3g} in {part}" for part, value in brightest.items())
-    remedy = "were images divided by 255 twice? Black is 0 and white is 1"
-    if min(brightest.values(), default=1.0) * _MOST_CONTRAST < most:
+    if min(brightest.values(), default=1.0) * _MOST_CONTRAST < max(brightest.values(), default=1.0):
+        told = ", ".join(f"{value:.3g} in {part}" for part, value in brightest.items())
         raise InputError(
-            f"{what}: the brightest value is {told}; {remedy} in all parts: give them in one range"
+            f"{what}: where white is 1, the brightest value is {told}; give all parts in one range "
+            "(was one divided by 255 twice?)"
         )
-    if 0 < most <= _TWICE_DIVIDED:
-        warnings.warn(f"{what}: the brightest value is {told}; {remedy}", stacklevel=2)
 
 
 def check_labels(labels, num_classes: int, *, num_images=None, what: str = "labels") -> None:
