@@ -5,6 +5,7 @@ import json
 import math
 import os
 import stat
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -173,7 +174,12 @@ def _read_array(file: IO[bytes], size: int) -> np.ndarray:
             f"its header speaks of {told} bytes, shape {shape} of {dtype}, and {left} follow"
         )
     file.seek(start)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if dtype.kind == "U":  # each letter takes four bytes, of which many mean none
+        letters = np.ascontiguousarray(array).reshape(-1).view(dtype.str[0] + "u4")
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError("its text has letters that there are not")
+    return array
 
 
 @contextlib.contextmanager
