@@ -9,7 +9,7 @@ COUNT = 20
 
 
 def prepare_cifar10(data_dir):
-    """Write a CIFAR-10 of two images of each class for training, and two for the test, as TFDS does.
+    """Write a CIFAR-10 of two images of each class in train and in test, as TFDS does.
 
     Returns the folder of its version.
     """

@@ -20,7 +20,7 @@ DEFAULT_DIR = "~/tensorflow_datasets"
 _READ = 1024
 _REACH_SECONDS = 10
 _IMAGE_SHAPE, _NUM_CLASSES = (32, 32, 3), 10
-_MOST_BYTES = 2**24  # of a description
+_MOST_BYTES, _MOST_CLASSES = 2**24, 10**5  # of a description
 # The classes of TFDS that describe the parts of a sample here, each with the field of its options.
 # TFDS imports the module of whatever class a description names.
 _FEATURES = {
@@ -147,6 +147,15 @@ def open_builder(folder: Path, how_to_prepare: str) -> Any:
     return builder
 
 
+def class_names(label: Any) -> list[str]:
+    """The names of the classes of a feature, which makes them up where it has but their number."""
+    if label.num_classes is None or label.num_classes > _MOST_CLASSES:
+        raise InputError(
+            f"there are {label.num_classes} classes, more than the {_MOST_CLASSES} there may be"
+        )
+    return label.names
+
+
 def shards(builder: Any, split: str) -> list[Path]:
     """The files of a split, in the order of its records."""
     return [Path(file.filename) for file in builder.info.splits[split].file_instructions]
@@ -189,7 +198,7 @@ def _check_features(path):
 def _read_folder(folder, name):
     builder = open_builder(folder, _how_to_prepare(name, "DIR"))
     features = builder.info.features
-    shape, names = features["image"].shape, features["label"].names
+    shape, names = features["image"].shape, class_names(features["label"])
     if shape != _IMAGE_SHAPE or len(names) != _NUM_CLASSES:
         raise InputError(
             f"{folder} has images {shape} of {len(names)} classes, but those of {name} are "
