@@ -141,7 +141,8 @@ def open_builder(folder: Path, how_to_prepare: str) -> Any:
             f"read; choose another folder: {how_to_prepare}"
         )
     for split in builder.info.splits:
-        outside = [path for path in shards(builder, split) if path.parent != folder]
+        paths = shards(builder, split)
+        outside = [path for path in paths if path.parent.resolve() != folder.resolve()]
         if outside:
             raise InputError(f"{folder}: its split {split!r} lies outside of it: {outside[0]}")
     return builder
