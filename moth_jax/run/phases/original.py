@@ -240,5 +240,8 @@ def _figures(job: Job, given: Models) -> dict:
 
 
 PHASE = Phase(
-    do=_do, figures=_figures, files=(MODEL_FOLDERS["before"], _CHECKPOINTS, _RECORD, inputs.IMAGES)
+    do=_do,
+    with_report=True,  # which checks it
+    figures=_figures,
+    files=(MODEL_FOLDERS["before"], _CHECKPOINTS, _RECORD, inputs.IMAGES),
 )
