@@ -208,6 +208,7 @@ BAD_NAMES = {
         np.array([["a", "b"], ["c", "d"]]),
         r"class_names must have shape \[K\], got \(2, 2\)",
     ),
+    "one text": (np.array("abcd"), r"class_names must have shape \[K\], got \(\)"),
     "twice": (np.array(["a", "b", "a", "c"]), "more than once: 'a'"),
     "empty": (np.array(["a", "b", "", "c"]), "non-empty strings"),
     "an escape code": (np.array(["a", "b", "c", "\x1b[2J"]), r"'\\x1b\[2J'"),
