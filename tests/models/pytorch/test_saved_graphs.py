@@ -7,7 +7,7 @@ import pytest
 from moth_jax.errors import InputError
 from moth_jax.models import ModelSpec, outline
 from moth_jax.models.program import Graph
-from tests.test_damaged_files import write_graph
+from tests.helpers.graphs import write_graph
 
 
 @pytest.fixture
