@@ -419,6 +419,13 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
         from_program(read_program(path), **AS_IT_IS)
 
 
+def test_variances_that_are_negative_are_refused_by_name(tmp_path):
+    module = MODELS["a plain network"]()
+    module[1].running_var[1] = -1
+    with pytest.raises(InputError, match=r"negative variances in 1\.running_var"):
+        from_program(read_program(save(module, tmp_path / "model.pt2")), **AS_IT_IS)
+
+
 def test_a_program_is_converted_without_pytorch(program):
     code = (
         "import sys; sys.modules['torch'] = None\n"
