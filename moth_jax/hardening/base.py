@@ -190,11 +190,12 @@ def initial_fields(
     predicted = predictions(*model, validation)
     if config.check_order:
         names = dict(enumerate(dataset.class_names))
-        told = [(predicted, validation.labels)]
+        parts = [(predicted, validation.labels)]
         if len(validation) < _FEW * dataset.num_classes:  # too few to tell by
             some = dataset.train.subset(np.arange(min(len(dataset.train), _BATCH_SIZE)))
-            told.append((predictions(*model, some), some.labels))
-        check_order(*map(np.concatenate, zip(*told, strict=True)), dataset.num_classes, names)
+            parts.append((predictions(*model, some), some.labels))
+        told, labels = map(np.concatenate, zip(*parts, strict=True))
+        check_order(told, labels, dataset.num_classes, names)
     initial = float(np.mean(predicted == validation.labels))
     return {
         "train": train,
