@@ -204,7 +204,8 @@ def test_a_fine_tuned_model_has_a_new_head_and_goes_on_where_it_was_interrupted(
 def test_statistics_that_cannot_be_updated_stay_as_they_are_in_fine_tuning(images, tmp_path):
     module = module_of()
     module[1].momentum = None
-    changes = {"model__checkpoint": str(save_program(module, tmp_path / "model.pt2", size=8))}
+    program = save_program(module, tmp_path / "model.pt2", size=8)
+    changes = {"model__checkpoint": str(program), "model__builder": ""}
     with pytest.raises(
         InputError, match=r"'update' is impossible for this .*; use batch_norm 'froz"
     ):

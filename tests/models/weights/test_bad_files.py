@@ -24,7 +24,7 @@ def arrays():
 def test_weights_that_are_not_numbers_are_named(tmp_path, arrays, value):
     broken = {**arrays, "bn1.bias": np.full(16, value, np.float32)}
     save_file(broken, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"NaN or infinite values in bn1.bias;"):
+    with pytest.raises(InputError, match=r"NaN or infinite weights in bn1.bias;"):
         read_weights(tmp_path / "w.safetensors")
 
 

@@ -101,12 +101,11 @@ def test_a_prefix_that_does_not_help_is_named(tmp_path, lisa, save):
 
 
 def test_what_lies_beside_the_prefix_is_named_as_it_is(lisa):
-    weights = {**prefixed("module.", lisa), "n_averaged": np.zeros(())}
+    weights = {**prefixed("module.", lisa), "extra": np.zeros(())}
     with pytest.raises(InputError) as caught:
         import_weights(LISA, models.outline(LISA)[1], weights)
     assert str(caught.value) == (
-        "the weights do not fit lisa_cnn: 1 unused: n_averaged "
-        "(names without their prefix 'module.')"
+        "the weights do not fit lisa_cnn: 1 unused: extra (names without their prefix 'module.')"
     )
 
 
@@ -277,7 +276,13 @@ def test_the_command_warns_in_one_line(lisa, save, tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout == f"{tmp_path}/out: lisa_cnn, 3 classes, images 32x32x3\n"
+    written, assumed = done.stdout.splitlines()
+    assert written == f"{tmp_path}/out: lisa_cnn, 3 classes, images 32x32x3"
+    assert assumed == (
+        f"{tmp_path}/weights.pt: recognised as lisa_cnn, PyTorch LisaCNN; assumed, because weights "
+        "do not show it: strides 2, 2 and 1, no pooling, ReLU, images normalised with mean (0, 0, "
+        "0) and std (1, 1, 1); compare the accuracy on your images"
+    )
     assert done.stderr == (
         "moth_jax: warning: the weights have a head of 6 classes, lisa_cnn is to have 3; drawn "
         "anew: fc.weight, fc.bias; train the model before its numbers mean anything\n"
