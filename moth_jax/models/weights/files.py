@@ -1,25 +1,19 @@
 """Files of weights to named NumPy arrays. Nothing is ever unpickled freely."""
 
-import contextlib
-import pickle
-import pickletools
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, first_line
 from moth_jax.models.classifier import Claim
+from moth_jax.models.pytorch.saved import as_arrays, damaged, read_content
 from moth_jax.models.values import check_values
 from moth_jax.models.weights import sets
 
-_TRUST = " with --trust=torchvision (in a run --config.model.trust=torchvision)"
-# What files of weights ask for.
-_HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collections\.OrderedDict")
 # What a failed download often leaves, by its first bytes. A length in front of a header, which
 # safetensors begin with, may have the same first bytes, but has zeros too.
 _NOT_WEIGHTS = {
@@ -73,8 +67,6 @@ def _arrays(found: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
     """The arrays of a set as NumPy has them."""
     tensors = {name: value for name, value in found.items() if not isinstance(value, np.ndarray)}
     if tensors:
-        from moth_jax.models.weights.torch_arrays import as_arrays
-
         found = {**found, **as_arrays(tensors, path)}
     return {name: _float32(array) for name, array in found.items()}
 
@@ -108,86 +100,9 @@ def _float32(array):
     return array.astype(np.float32) if array.dtype.kind in "fV" else array
 
 
-def _damaged(path, error):
-    reason = [*str(error).strip().splitlines(), "unexpected end of file"][0]
-    return InputError(f"{path} is truncated or damaged ({reason}); get it again")
-
-
 def _read_torch(path):
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(
-            f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
-            "or save the weights as safetensors, which need nothing"
-        ) from None
-    _check_zip(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is then refused in our words
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, error) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise _damaged(path, error) from error
+    content = read_content(path)
     return content, content
-
-
-def _check_zip(path):
-    """PyTorch itself reads a zip archive without looking at its checksums."""
-    if not zipfile.is_zipfile(path):
-        return  # the format before 2020
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise _damaged(path, error) from error
-    if damaged:
-        raise _damaged(path, f"wrong checksum of {damaged}")
-    if "constants.pkl" in names:
-        raise InputError(
-            f"{path} is a TorchScript archive, which holds code; "
-            "save the state_dict of the original module"
-        )
-
-
-def _refused(path, error):
-    wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-    name = wanted[1] if wanted else next(_foreign_globals(path), None)
-    if name is None:
-        return InputError(
-            f"{path} is refused: not a PyTorch file of weights alone, or damaged; get it again, or "
-            "save the state_dict of the module with torch.save"
-        )
-    module = name.startswith(("torch.nn.", "torchvision."))
-    return InputError(
-        f"{path} is refused: it contains more than weights ({name}), and reading that can run "
-        "any code; save the state_dict of the module with torch.save instead"
-        + (", or read a whole module of torchvision's classes" + _TRUST if module else "")
-    )
-
-
-def _foreign_globals(path):
-    """What a pickle that PyTorch does not follow, such as one of protocol 4, asks for by name."""
-    with contextlib.suppress(ValueError, OSError, zipfile.BadZipFile):  # it is no pickle
-        strings = []
-        for opcode, argument, _ in pickletools.genops(_pickle_in(path)):
-            if isinstance(argument, str):
-                strings.append(argument)
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                parts = strings[-2:] if opcode.name == "STACK_GLOBAL" else strings[-1].split()
-                name = ".".join(parts)
-                if not _HARMLESS.fullmatch(name):
-                    yield name
-
-
-def _pickle_in(path):
-    if not zipfile.is_zipfile(path):
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        return archive.read(parts[0]) if parts else b""
 
 
 def _read_safetensors(path):
@@ -199,7 +114,7 @@ def _read_safetensors(path):
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, file.metadata()
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, first_line(error)) from error
     except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{path} has weights of a type NumPy does not know: {error}") from error
 

@@ -134,7 +134,10 @@ def nested_model(file):
         (compound, "which are no numbers"),
         (ragged, "which are no numbers"),
         (claims, "244,140,625 chunks, more than a file of this size has"),
-        (never_written, r"arrays take 40,000,000,024 bytes, but has .*; if that is right, allow it"),
+        (
+            never_written,
+            r"arrays take 40,000,000,024 bytes, but has .*; if that is right, allow it",
+        ),
         (bomb, "arrays take 268,435,480 bytes"),
         (one_huge_chunk, "chunks take 1,073,741,824 bytes"),
         (tiny_chunks, "20,000,000 chunks, more than a file of this size has"),
@@ -160,7 +163,9 @@ def test_what_no_file_of_weights_has_is_refused_before_it_is_read(
 
 
 def test_a_filter_that_hdf5_would_load_a_library_for_is_refused(tmp_path):
-    path = write(tmp_path / "w.h5", lambda file: file["model_weights"].create_dataset("b", (2,)))
+    path = write(
+        tmp_path / "w.h5", lambda file: file["model_weights"].create_dataset("b", (2,), "f4")
+    )
     with h5py.File(path, "r+") as file:
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         properties.set_chunk((2,))
