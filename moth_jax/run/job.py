@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from moth_jax import backdoors
 from moth_jax.data import ImageDataset
+from moth_jax.data.checks import normal_name
 from moth_jax.distance.directions import DirectionChoice, choose_directions
 from moth_jax.errors import InputError
 from moth_jax.hardening.base import HardeningConfig
@@ -219,7 +220,7 @@ def _name(given, dataset: ImageDataset) -> str:
 def _labels(field: str, names: Iterable, dataset: ImageDataset) -> tuple[int, ...]:
     """Return the labels of `names`, the value of a field, in the order given."""
     labels = {name: k for k, name in enumerate(dataset.class_names)}
-    names = [str(name) for name in names]
+    names = [normal_name(str(name)) for name in names]
     unknown = sorted(set(names) - labels.keys())
     if unknown:
         more = len(labels) - _MAX_NAMES

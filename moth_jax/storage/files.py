@@ -4,15 +4,17 @@ import contextlib
 import json
 import math
 import os
+import stat
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, first_line
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 
 
@@ -68,10 +70,6 @@ def _cannot_write(path: Path, error: OSError) -> InputError:
     )
 
 
-# What zipfile, zlib and NumPy raise for files of another kind, damaged, or with pickled objects.
-_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
 def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write `arrays` to an npz file, whole or not at all, also if the process is killed.
 
@@ -82,41 +80,125 @@ def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def load_npz(path: str | os.PathLike, *, advice: str = "") -> dict[str, np.ndarray]:
-    """Read an npz file without unpickling; `advice` says what to do if that is impossible.
+# A file may unpack to this much, or to this many times its size: a small one to no more memory than
+# any machine has, and arrays of black images, which pack well, to all they need.
+UNPACKED_LIMIT = 2**28
+_MOST_PACKED = 100
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read it, unless it is a pipe, a device or a socket, which may never end.
 
     Raises:
-      InputError: the file is missing, damaged or of another kind, or holds pickled objects.
+      InputError: it is no regular file.
+      OSError: it is not there, or cannot be opened.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # checks every byte before NumPy interprets any
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} is damaged")
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except _UNREADABLE as error:
-        raise _cannot_read(path, error, advice) from error
+    # Opening a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise InputError(f"{path} is no regular file, but a pipe, a device or a socket")
+    return file
+
+
+def load_npz(
+    path: str | os.PathLike, *, advice: str = "", unpacked_limit: int = UNPACKED_LIMIT
+) -> dict[str, np.ndarray]:
+    """Read an npz file without unpickling.
+
+    Args:
+      path: of the file.
+      advice: what to do if it cannot be read.
+      unpacked_limit: bytes that its arrays may take in memory; a hundred times the size of the file
+        if that is more.
+
+    Raises:
+      InputError: the file is missing, damaged or of another kind, holds pickled objects, or unpacks
+        to more than it may.
+    """
+    with _explained(path, advice), open_regular(path) as file:
+        limit = max(unpacked_limit, _MOST_PACKED * os.fstat(file.fileno()).st_size)
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            unpacked = sum(member.file_size for member in members)
+            if unpacked > limit:
+                raise InputError(
+                    f"{path} unpacks to {unpacked} bytes, more than the {limit} that a file of its "
+                    "size may; is it what you expect it to be?"
+                )
+            names = [member.filename.removesuffix(".npy") for member in members]
+            if len(set(names)) < len(names):
+                raise ValueError("it holds several arrays of one name")
+            return {
+                name: _read_member(archive, member)
+                for name, member in zip(names, members, strict=True)
+            }
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        try:
+            array = _read_array(file, member.file_size)
+            file.read(1)  # at its end the archive finds out whether a byte has changed
+        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{member.filename} is damaged: {first_line(error)}") from error
+    return array
 
 
 def load_npy(path: str | os.PathLike, *, advice: str = "") -> np.ndarray:
     """Read the one array of an npy file; all else is as for `load_npz`."""
-    try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except _UNREADABLE as error:
-        raise _cannot_read(path, error, advice) from error
+    with _explained(path, advice), open_regular(path) as file:
+        return _read_array(file, os.fstat(file.fileno()).st_size)
 
 
-def _cannot_read(path: str | os.PathLike, error: Exception, advice: str) -> InputError:
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"there is no file {path}")
-    if "Object arrays" in str(error):
-        return InputError(
-            f"cannot read {path}: Object arrays can only be read by running code from the file; "
-            "save plain arrays of numbers or text, all images of one shape"
+def _read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """Read an array out of `size` bytes, none of which may be left.
+
+    NumPy asks for the memory that the header speaks of before it reads: it is compared first.
+    """
+    start = file.tell()
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"version {version} of the format is that of arrays with named fields")
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be read")
+    told, left = math.prod(shape) * dtype.itemsize, start + size - file.tell()
+    if told != left or min(shape, default=0) < 0 or dtype.itemsize == 0:
+        raise ValueError(
+            f"its header speaks of {told} bytes, shape {shape} of {dtype}, and {left} follow"
         )
-    return InputError(f"cannot read {path}: {error}{advice and f'; {advice}'}")
+    file.seek(start)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if dtype.kind == "U":  # each letter takes four bytes, of which many mean none
+        letters = np.ascontiguousarray(array).reshape(-1).view(dtype.str[0] + "u4")
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError("its text has letters that there are not")
+    return array
+
+
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike, advice: str) -> Iterator[None]:
+    """Turn whatever NumPy and zipfile raise for a file into an `InputError` with `advice`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except Exception as error:  # there is no list of what they raise for damaged files
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"cannot read {path}: Object arrays can only be read by running code from the "
+                "file; save plain arrays of numbers or text, all images of one shape"
+            ) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"cannot read {path}: {reason}{advice and f'; {advice}'}") from error
 
 
 def write_json(path: str | os.PathLike, fields: Mapping) -> None:
