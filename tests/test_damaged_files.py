@@ -57,7 +57,6 @@ def write_legacy_torch(path):
     write_torch(path, _use_new_zipfile_serialization=False)
 
 
-<<<<<<< HEAD
 def write_safetensors(path):
     from safetensors.numpy import save_file
 
@@ -76,7 +75,8 @@ def write_keras(path, **options):
 
 def write_compressed_keras(path):
     write_keras(path, chunks=True, compression="gzip", shuffle=True, fletcher32=True)
-=======
+
+
 def mutated_values(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
     """`count` copies of a JSON file, one value of each changed."""
     rng = random.Random(seed)
@@ -119,7 +119,6 @@ def write_numbers(path):
 
 def write_class_names(path):
     path.write_text(json.dumps({"0": ["n1", "ant"], "1": ["n2", "bee"], "2": "cöw"}))
->>>>>>> main
 
 
 FORMATS = {

@@ -11,13 +11,9 @@ import numpy as np
 
 from moth_jax import backdoors, models, training
 from moth_jax.data import ImageDataset
-<<<<<<< HEAD
-from moth_jax.errors import InputError
-from moth_jax.evaluation import accuracy
-=======
 from moth_jax.data.checks import normal_name
 from moth_jax.errors import InputError, listed
->>>>>>> main
+from moth_jax.evaluation import accuracy
 from moth_jax.models import checkpoint
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.models.classifier import Reading
