@@ -88,6 +88,7 @@ class Job:
       training: options of training it.
       method: name of the method of hardening (`hardening.METHODS`).
       hardening: its options.
+      check_order: whether classes in another order than the model's outputs are refused.
       clean_share: share of each class's training images that hardening may use.
       checkpoint_seconds: least time between two checkpoints within a phase.
       workdir: the work folder.
@@ -107,6 +108,7 @@ class Job:
     training: TrainingConfig
     method: str
     hardening: HardeningConfig
+    check_order: bool
     clean_share: float
     checkpoint_seconds: float
     workdir: Path

@@ -17,7 +17,7 @@ from moth_jax.storage.files import read_own_json, write_json
 CONFIG, METRICS, SUMMARY, REPORT = "config.json", "metrics.jsonl", "summary.json", "report.html"
 _OF_THE_RUN = ("tensorboard", METRICS, SUMMARY, REPORT)
 # Fields that change no result but by rounding: the same run may go on with others.
-_FREE_FIELDS = ("phase", "checkpoint_seconds", "distance.directions_per_chunk")
+_FREE_FIELDS = ("phase", "check_order", "checkpoint_seconds", "distance.directions_per_chunk")
 # What these ask for is made anew if their own fields differ.
 _FREE_PARTS = ("scan.", "robustness.", "mesh.")
 
