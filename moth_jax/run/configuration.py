@@ -23,7 +23,8 @@ from moth_jax.hardening import METHODS
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.hardening.moth import MothConfig
 from moth_jax.models import MODELS
-from moth_jax.models.loading import AUTO, TRUST
+from moth_jax.models.classifier import check_normalisation
+from moth_jax.models.loading import AUTO, TRUST, check_architecture, head_is_fixed
 from moth_jax.options import NOT_NEGATIVE, POSITIVE_SHARE, SEED, check_options, option
 from moth_jax.progress import Progress
 from moth_jax.run.job import (
@@ -184,9 +185,24 @@ def check(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    if not config.model.checkpoint:  # else it may be any of torchvision
-        require_choice("model", config.model.name, (AUTO, *MODELS))
     require_choice("model.trust", config.model.trust, TRUST)
+    for name in ("mean", "std"):
+        if config.model[name] != ():
+            check_normalisation(**{"mean": None, "std": None, name: config.model[name]})
+    if config.model.checkpoint:  # it may be of any of torchvision's
+        if not config.model.builder and not head_is_fixed(
+            config.model.checkpoint, config.model.trust
+        ):
+            check_architecture(config.model.name)
+    else:
+        require_choice("model", config.model.name, (AUTO, *MODELS))
+        given = {name: config.model[name] for name in ("builder", "trust", "weights")}
+        unread = [f"model.{name}" for name, value in given.items() if value not in ("", TRUST[0])]
+        if unread:
+            raise InputError(
+                f"{', '.join(unread)} says how to read model.checkpoint, which names none; give a "
+                "checkpoint, or leave that out to train a model"
+            )
     if config.model.fine_tune and not config.model.checkpoint:
         raise InputError(
             "model.fine_tune trains a given model further, and model.checkpoint names none; leave "

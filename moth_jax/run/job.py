@@ -31,7 +31,7 @@ class ModelOptions:
       name: of the architecture; "auto" reads it off the checkpoint.
       checkpoint: a file that `models.loading.load_source` reads, or a checkpoint folder of this
         package; "" trains a model.
-      builder, trust: as in `load_source`.
+      builder, trust, weights: as in `load_source`.
       mean, std: of the pixels that the model expects; () for those of the checkpoint or the data.
       fine_tune: train the checkpoint's model before it is measured, with a new head if its own has
         another number of classes than the data.
@@ -41,6 +41,7 @@ class ModelOptions:
     checkpoint: str = ""
     builder: str = ""
     trust: str = "nothing"
+    weights: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     fine_tune: bool = False

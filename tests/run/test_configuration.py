@@ -92,6 +92,22 @@ def test_every_field_reaches_the_options(part):
     assert convert(config, **labels) == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model__mean": (float("nan"),)}, "mean must be finite numbers"),
+        ({"model__mean": ("x",)}, r"mean must be numbers, one per channel, got \('x',\)"),
+        ({"model__std": (0.0,)}, r"std in \(0, 1\]"),
+        ({"model__builder": "mine.py:build"}, "model.builder says how to read model.checkpoint"),
+        ({"model__weights": "ema"}, "model.weights says how to read model.checkpoint"),
+        ({"model__trust": "torchvision"}, "model.trust says how to read model.checkpoint"),
+    ],
+)
+def test_options_of_a_model_that_cannot_be_are_found_before_the_data(fields, says):
+    with pytest.raises(InputError, match=says):
+        check(digits_config(**fields))
+
+
 def test_a_patience_reaches_the_inversion_that_has_one_and_no_other():
     config = digits_config(harden__patience=4)
     check(config)

@@ -121,24 +121,18 @@ def outline(graph: Graph) -> Variables:
     }
 
 
-def running_statistics(graph: Graph) -> list[tuple[str, str]]:
-    """The names of the means and the variances of each batch normalisation."""
-    arguments = [_batch_norm_arguments(node) for node in graph.nodes if node.op in BATCH_NORMS]
-    return [(mean.name, var.name) for _, _, _, mean, var, *_ in arguments]
-
-
 def why_frozen(graph: Graph) -> str:
     """Why batch normalisation cannot be updated in training; empty if it can.
 
     Statistics that other operators read (a program whose batch normalisation is taken apart into
     arithmetic) or that average over all batches seen (momentum None) cannot be followed.
     """
-    own = {name for pair in running_statistics(graph) for name in pair}
-    momenta = [
-        (_batch_norm_arguments(node)[5], node.layer)
-        for node in graph.nodes
-        if node.op in BATCH_NORMS
-    ]
+    own, momenta = set(), []
+    for node in graph.nodes:
+        if node.op in BATCH_NORMS:
+            _, _, _, mean, var, momentum, _ = _batch_norm_arguments(node)
+            own |= {mean.name, var.name}
+            momenta.append((momentum, node.layer))
     for momentum, layer in momenta:
         if not momentum:
             return f"{layer} averages its statistics over all batches (momentum None)"

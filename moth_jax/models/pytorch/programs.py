@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches NumPy the names of bfloat16 and the 8-bit floats)
 import numpy as np
 
-from moth_jax.errors import InputError, first_line, listed
+from moth_jax.errors import InputError, first_line
 from moth_jax.models.classifier import Classifier, ModelSpec
 from moth_jax.models.program import Graph, Node, Ref, Stored, references
 from moth_jax.models.pytorch import saved
 from moth_jax.models.pytorch.classifier import from_graph
-from moth_jax.models.pytorch.interpreter import check, running_statistics
+from moth_jax.models.pytorch.interpreter import check
 from moth_jax.models.pytorch.mutation import without_mutation
 from moth_jax.types import Variables
 
@@ -85,8 +85,7 @@ def from_program(
     """The classifier of a program and its variables; the options are those of `from_torch`.
 
     Raises:
-      InputError: an operator has no rule (with the layer it is in), the batch size is fixed, or the
-        weights are not finite.
+      InputError: an operator has no rule (with the layer it is in), or the batch size is fixed.
     """
     spec = ModelSpec(
         arch=name or "torch program",
@@ -99,28 +98,10 @@ def from_program(
     )
     classifier, _ = from_graph(program.graph, spec)
     check(program.graph, spec.image_shape, spec.num_classes, count=5)
-    _check_values(program)
     return classifier, {
         kind: {name: jnp.asarray(program.arrays[name]) for name in shapes}
         for kind, shapes in program.graph.shapes.items()
     }
-
-
-def _check_values(program: Program) -> None:
-    """Raise `InputError` for parameters and statistics that no training leaves behind."""
-    statistics = running_statistics(program.graph)
-    used = {*program.graph.shapes["params"], *(name for pair in statistics for name in pair)}
-    faulty = sorted(name for name in used if not np.isfinite(program.arrays[name]).all())
-    if faulty:
-        raise InputError(
-            f"the model has NaN or infinite values in {listed(faulty, str)}; a diverged or "
-            "damaged model"
-        )
-    negative = sorted({var for _, var in statistics if (program.arrays[var] < 0).any()})
-    if negative:
-        raise InputError(
-            f"the model has negative variances in {listed(negative, str)}; a damaged model"
-        )
 
 
 # The archive

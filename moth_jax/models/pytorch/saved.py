@@ -17,9 +17,6 @@ import numpy as np
 
 from moth_jax.errors import InputError, first_line, listed
 
-# Where training scripts keep the weights, beside the optimizer's state and counters.
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
-_DEEPEST = 8
 _TRUST = " with --trust=torchvision (in a run --config.model.trust=torchvision)"
 # What files of weights ask for.
 _HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collections\.OrderedDict")
@@ -50,44 +47,38 @@ class _Source(NamedTuple):
         return self.beginning() == b"PK\x03\x04"
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file of weights by name, floating ones as float32.
-
-    A nested `state_dict` is unwrapped.
+def read_content(path: Path) -> Any:
+    """What `torch.load` makes of a file of numbers, lists and dicts alone.
 
     Raises:
-      InputError: torch is missing, the file would run code when read, is damaged, or has tensors
-        that are no plain arrays.
+      InputError: torch is missing, the file would run code when read, or is damaged.
     """
-    _check_torch(path)
-    source = _Source(path)
-    return _arrays(_unwrapped(_content(source), path), source)
+    return _content(_Source(path))
 
 
 def read_part(path: Path, part: bytes) -> dict[str, np.ndarray]:
-    """As `read_arrays`, of a part of a file that holds a dict of tensors."""
-    _check_torch(path)
-    source = _Source(path, part)
-    content = _content(source)
-    if not isinstance(content, Mapping):
+    """The tensors by name in a part of a file, which is what `torch.save` wrote of a dict.
+
+    Raises:
+      InputError: as `read_content` and `as_arrays`.
+    """
+    content = _content(_Source(path, part))
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise damaged(path, f"a part holds a {type(content).__name__}, not named weights")
-    return _arrays(_named(content, path), source)
+    import torch  # pyright: ignore[reportMissingImports]
 
-
-def _check_torch(path: Path) -> None:
-    try:
-        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(
-            f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
-            "or save the weights as safetensors, which need nothing"
-        ) from None
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return as_arrays(tensors, path)
 
 
 def _content(source: _Source) -> Any:
-    """What `torch.load` makes of a file of numbers, lists and dicts alone."""
-    import torch  # pyright: ignore[reportMissingImports]
-
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError(
+            f"reading {source.path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
+            "or save the weights as safetensors, which need nothing"
+        ) from None
     check_archive(source.path, source.part)
     try:
         with warnings.catch_warnings():
@@ -191,59 +182,21 @@ def _pickle_in(source: _Source) -> bytes:
         return archive.read(parts[0]) if parts else b""
 
 
-def _unwrapped(content, path) -> Mapping[str, Any]:
-    """The innermost dict of tensors."""
-    for _ in range(_DEEPEST):
-        if not isinstance(content, Mapping):
-            break
-        inner = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-        if not inner:
-            if not any(hasattr(value, "shape") for value in content.values()):
-                break
-            return _named(content, path)
-        content = inner[0]
-    else:
-        raise InputError(f"{path} is refused: its dicts hold each other without an end")
-    keys = ""
-    if isinstance(content, Mapping):
-        keys = f" with the keys {listed([*content], _short)}"
-    raise InputError(
-        f"{path} contains no named weights but a {type(content).__name__}{keys}; "
-        "save the state_dict of the module"
-    )
+def as_arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """Tensors as arrays; floating ones as float32, for NumPy lacks the other kinds.
 
-
-def _named(content: Mapping, path: Path) -> Mapping[str, Any]:
-    """`content`, whose tensors all have a string for a name."""
-    weights = [name for name, value in content.items() if hasattr(value, "shape")]
-    other = [name for name in weights if not isinstance(name, str)]
-    if other:
-        raise InputError(
-            f"{path} has weights under keys that are no names ({listed(other, _short)}); save the "
-            "state_dict of the module, whose keys are strings"
-        )
-    return content
-
-
-def _short(key) -> str:
-    return str(key)[:40] if isinstance(key, str | int | float) else type(key).__name__
-
-
-def _arrays(content: Mapping[str, Any], source: _Source) -> dict[str, np.ndarray]:
-    """The tensors of a dict as arrays; floating ones as float32, for NumPy lacks other kinds."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    tensors = {k: v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
+    Raises:
+      InputError: some are no plain arrays, or claim more numbers than the file can hold.
+    """
     for name, tensor in tensors.items():
         kind = _unusual(tensor)
         if kind:
             raise InputError(
-                f"{source.path} holds {name!r} as a {kind} tensor, which is no plain array of "
-                "numbers; save the state_dict of the original module"
+                f"{path} holds {name!r} as a {kind} tensor, which is no plain array of numbers; "
+                "save the state_dict of the original module"
             )
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    check_numbers(source.path, numbers, source.size())
-    return {name: _array(name, tensor, source.path) for name, tensor in tensors.items()}
+    check_numbers(path, sum(tensor.numel() for tensor in tensors.values()), path.stat().st_size)
+    return {name: _array(name, tensor, path) for name, tensor in tensors.items()}
 
 
 def check_numbers(path: Path | str, numbers: int, size: int) -> None:
@@ -268,7 +221,8 @@ def _unusual(tensor) -> str:
 
 def _array(name: str, tensor, path: Path) -> np.ndarray:
     try:
-        return (tensor.float() if tensor.is_floating_point() else tensor).resolve_neg().numpy()
+        tensor = tensor.detach().resolve_neg()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     except (TypeError, RuntimeError) as error:  # numbers of 4 bits and the like
         raise InputError(
             f"{path} holds {name!r} as {tensor.dtype}, which is no type of NumPy; save the "
