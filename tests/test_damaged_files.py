@@ -137,7 +137,7 @@ def write_program(path):
 
 
 def write_module(path):
-    import torch
+    from tests.helpers.torchvision_shim import torch
 
     nn = torch.nn
     layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)
