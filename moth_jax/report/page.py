@@ -30,6 +30,7 @@ from moth_jax.storage.files import strict_json, write_atomically
 
 _MAX_PAIRS = 12
 _MAX_LEAST = 10
+_NOT_LISTED = ("selection", "seconds", "of")  # details of distances
 _NUM_SMALLEST = 6  # directions whose triggers are shown
 
 
@@ -236,7 +237,11 @@ def _details(summary: Mapping, before: DistanceMatrix | None) -> str:
     measured = {} if before is None else strict_json(before.details)
     entries = {
         **{name: value for name, value in summary.items() if not _is_in_a_section(name)},
-        **{f"distance {k}": v for k, v in measured.items() if k not in ("selection", "seconds")},
+        **{
+            f"distance {k}": v
+            for k, v in measured.items()
+            if k not in ("selection", "seconds", "of")
+        },
     }
     rows = [
         fmt.row(html.escape(key.replace("_", " ")), [html.escape(text)])

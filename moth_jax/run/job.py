@@ -11,7 +11,7 @@ from moth_jax.distance.directions import DirectionChoice, choose_directions
 from moth_jax.errors import InputError
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.models.loading import AUTO
-from moth_jax.options import POSITIVE_SHARE, SEED, SHARE, option
+from moth_jax.options import POSITIVE_SHARE, SEED, SHARE, Range, option
 from moth_jax.progress import Progress
 from moth_jax.run.metrics import MetricWriter, NoMetrics
 from moth_jax.training import TrainingConfig
@@ -20,6 +20,9 @@ Options = TypeVar("Options")
 
 SPLITS = ("train", "validation", "test")
 _MAX_NAMES = 50
+_OF_UNIT = "of pixels in [0, 1]: divide by 255 if they are for pixels 0-255"
+_MEAN = Range(f"in [-1, 1], {_OF_UNIT}", lambda value: -1 <= value <= 1)
+_STD = Range(f"in (0, 1], {_OF_UNIT}", lambda value: 0 < value <= 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,8 @@ class ModelOptions:
     checkpoint: str = ""
     builder: str = ""
     trust: str = "nothing"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: tuple[float, ...] = option((), _MEAN)
+    std: tuple[float, ...] = option((), _STD)
     fine_tune: bool = False
 
 
@@ -62,7 +65,7 @@ class BackdoorOptions:
 
     kind: str = ""
     target: str = ""
-    victims: tuple[str, ...] = ()
+    victims: tuple[str | int, ...] = ()
     rate: float = option(0.1, POSITIVE_SHARE)
     cover_rate: float = option(0.1, SHARE)
     seed: int = option(0, SEED)
@@ -75,6 +78,7 @@ class Job:
 
     Attributes:
       request: what was asked for, the value of config.phase.
+      identity: a digest of the options that decide the results (`configuration.identity`).
       seed: of training, hardening, and the choice of directions.
       dataset: the data set.
       classes: labels of the classes that are measured and hardened among each other.
@@ -95,6 +99,7 @@ class Job:
     """
 
     request: str
+    identity: str
     seed: int
     dataset: ImageDataset
     classes: tuple[int, ...]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moth_jax.errors import InputError
-from moth_jax.storage.files import _cannot_write, strict_json, write_atomically
+from moth_jax.storage.files import cannot_write, json_text, strict_json, write_atomically
 
 _SECONDS_BETWEEN_EVENT_FLUSHES = 10.0
 _RESERVED = ("phase", "step", "time")
@@ -44,7 +44,7 @@ class MetricWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
     def write(self, phase: str, step: int, /, **figures) -> None:
         """Append a record: `phase`, `step`, the time in seconds since 1970, and the figures.
@@ -62,7 +62,7 @@ class MetricWriter:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._write_event(record)
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
     def rewind(self, keep: Mapping[str, int] | Callable[[dict], bool]) -> None:
         """Drop the records that a resumed run will write again.
@@ -87,7 +87,7 @@ class MetricWriter:
             try:
                 events.close()
             except OSError as error:
-                raise _cannot_write(self._events_dir, error) from error
+                raise cannot_write(self._events_dir, error) from error
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -172,7 +172,7 @@ def _is_within(record: dict, last_steps: Mapping[str, int]) -> bool:
 
 
 def _line(record: dict) -> bytes:
-    return json.dumps(strict_json(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    return json_text(record).encode() + b"\n"
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -29,7 +29,7 @@ from moth_jax.progress import Progress
 from moth_jax.run import configuration
 from moth_jax.run.job import Job
 from moth_jax.run.metrics import MetricWriter, NoMetrics
-from moth_jax.run.phases import Models, asked
+from moth_jax.run.phases import PHASES, Models, asked
 from moth_jax.run.phases.base import MODEL_FOLDERS, REPORT
 from moth_jax.run.phases.original import make_model
 from moth_jax.run.summary import Summary, summarise
@@ -103,6 +103,10 @@ def _do(job: Job) -> Summary:
     writes = is_main() and job.request != REPORT
     with MetricWriter(job.workdir) if writes else NoMetrics() as metrics:
         job = dataclasses.replace(job, metrics=metrics)
-        for phase in asked(job.request):
+        first, *others = asked(job.request)  # the first gets the model that all others are of
+        first.do(job, models)
+        for phase in PHASES.values():
+            phase.verify(job, models)
+        for phase in others:
             phase.do(job, models)
     return summarise(job, models)

@@ -10,16 +10,12 @@ from filelock import FileLock, Timeout
 
 from moth_jax.errors import InputError
 from moth_jax.parallel.processes import broadcast_from_main
-from moth_jax.run.configuration import as_json, default_config
+from moth_jax.run.configuration import as_json, decisive, default_config
 from moth_jax.run.phases import PHASES
 from moth_jax.storage.files import read_own_json, write_json
 
 CONFIG, METRICS, SUMMARY, REPORT = "config.json", "metrics.jsonl", "summary.json", "report.html"
 _OF_THE_RUN = ("tensorboard", METRICS, SUMMARY, REPORT)
-# Fields that change no result but by rounding: the same run may go on with others.
-_FREE_FIELDS = ("phase", "checkpoint_seconds", "distance.directions_per_chunk")
-# What these ask for is made anew if their own fields differ.
-_FREE_PARTS = ("scan.", "robustness.", "mesh.")
 
 _LOCK = ".lock"
 _WAIT_SECONDS = 10.0  # a process that was killed may take some to give its devices back
@@ -120,7 +116,7 @@ def changed_fields(theirs: dict, ours: dict) -> list[str]:
 
     A field that `theirs` lacks, because it is newer, had its default.
     """
-    theirs, ours, defaults = map(_decisive, (theirs, ours, as_json(default_config())))
+    theirs, ours, defaults = map(decisive, (theirs, ours, as_json(default_config())))
     theirs = {**{name: defaults[name] for name in ours.keys() & defaults.keys()}, **theirs}
     missing = object()
     return sorted(
@@ -128,22 +124,3 @@ def changed_fields(theirs: dict, ours: dict) -> list[str]:
         for name in ours.keys() | theirs.keys()
         if ours.get(name, missing) != theirs.get(name, missing)
     )
-
-
-def _decisive(fields: dict) -> dict:
-    """Return the fields that decide a result, by their full names."""
-    return {
-        name: value
-        for name, value in _flat(fields).items()
-        if name not in _FREE_FIELDS and not name.startswith(_FREE_PARTS)
-    }
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

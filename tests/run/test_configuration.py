@@ -169,7 +169,7 @@ def test_no_number_may_be_negative_or_undefined(name, value):
         ("harden.max_accuracy_drop", 1.01, "harden.max_accuracy_drop must be in"),
         ("harden.adversary.epsilon", 8.0, "harden.adversary.epsilon must be in"),
         ("seed", 2**31, r"seed must be in \[0, 2\*\*31\), got 2147483648"),
-        ("distance.seeds", (), r"distance.seeds must be whole numbers .*\(0, 1, 2\), got \(\)"),
+        ("distance.seeds", (), r"distance.seeds must be whole numbers such as \(0,\), got \(\)"),
         ("distance.seeds", (0, -1), "distance.seeds must be whole numbers"),
         ("distance.seeds", (0.5,), "distance.seeds must be whole numbers"),
         ("harden.batch_size", 31, "batch_size 31 has no room for 16 samples of each of 2 classes"),
