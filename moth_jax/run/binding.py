@@ -12,7 +12,6 @@ from typing import Any
 
 from moth_jax.errors import InputError
 from moth_jax.run.job import Job
-from moth_jax.run.phases.base import MODEL_FOLDERS, Models
 from moth_jax.storage.files import read_json
 from moth_jax.typed import fault_of
 
@@ -60,14 +59,3 @@ def check_bond(path: Path, recorded: Any, expected: Bond) -> None:
     for name, meaning in _MEANINGS.items():
         if recorded[name] != getattr(expected, name):
             raise InputError(f"{path} is of {meaning} than this run's; {_REMEDY}")
-
-
-def check_of_model(job: Job, models: Models, when: str, path: Path, recorded: Any) -> None:
-    """Raise `InputError` unless the result in `path` is of the model "before" or "after"."""
-    weights = models.digest(when)
-    if weights is None:
-        raise InputError(
-            f"{path} is there, but the model that it is of, {MODEL_FOLDERS[when]}, is not; bring "
-            "that back, or move the file away"
-        )
-    check_bond(path, recorded, bond_of(job, weights))

@@ -39,14 +39,15 @@ class RunCheckpoints:
     Args:
       folder: the folder, in one that is there.
       schema: a dataclass with the fields that the JSON dict must have; any fields if None.
-      of: what the states are of, as JSON can carry it. States of something else are refused.
+      of: what the states are of, as JSON can carry it. States of something else are refused, but
+        for None.
     """
 
     def __init__(
         self, folder: str | Path, schema: type | None = None, *, of: Mapping | None = None
     ):
         self._folder = Path(folder)
-        self._schema, self._of = schema, dict(of or {})
+        self._schema, self._of = schema, of
         # Orbax could save in the background itself, but leaves a third of the time, and the
         # checksum, to the caller.
         self._background = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -95,7 +96,7 @@ class RunCheckpoints:
             return None
         arrays, metadata = load_tree(newest)
         of, fault = metadata.pop(_OF, None), fault_of(metadata, self._schema)
-        if of != self._of:
+        if self._of is not None and of != self._of:
             raise InputError(
                 f"{newest} is not of this run; move it away, and the same command begins this "
                 "part anew"

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from moth_jax.errors import InputError
 from moth_jax.models import checkpoint
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.models.digest import weights_digest
 from moth_jax.parallel.processes import broadcast_from_main
+from moth_jax.run.binding import bond_of, check_bond
 from moth_jax.run.job import Job
 
 REPORT = "report"  # the request that computes nothing new
@@ -45,6 +47,19 @@ class Models:
         if model is not None and when not in self._digests:
             self._digests[when] = weights_digest(model.variables)
         return self._digests.get(when)
+
+    def check_of(self, job: Job, when: str, path: Path, recorded: Any) -> None:
+        """Raise `InputError` unless the result in `path` is of this model of the job.
+
+        `recorded` is what the result carries of its `Bond`.
+        """
+        weights = self.digest(when)
+        if weights is None:
+            raise InputError(
+                f"{path} is there, but the model that it is of, {MODEL_FOLDERS[when]}, is not; "
+                "bring that back, or move the file away"
+            )
+        check_bond(path, recorded, bond_of(job, weights))
 
     def __getitem__(self, when: str) -> SavedModel:
         """Return the model, which must be there."""

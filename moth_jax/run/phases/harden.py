@@ -18,7 +18,7 @@ from moth_jax.models import checkpoint
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.models.digest import weights_digest
 from moth_jax.parallel.processes import broadcast_from_main
-from moth_jax.run.binding import Bond, bond_of, check_of_model
+from moth_jax.run.binding import Bond, bond_of
 from moth_jax.run.checkpoints import RunCheckpoints, Saver, Spent, Timer
 from moth_jax.run.job import Job
 from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
@@ -176,7 +176,7 @@ def _verify(job: Job, models: Models) -> None:
             f"there is no {path}, which says how {MODEL_FOLDERS['after']} was made; bring it back, "
             f"or move {MODEL_FOLDERS['after']} away, and the same command hardens again"
         )
-    check_of_model(job, models, "before", path, record["of"])
+    models.check_of(job, "before", path, record["of"])
     if record["model"] != weights:
         raise InputError(
             f"{job.workdir / MODEL_FOLDERS['after']} is not the model that {path} tells of; bring "

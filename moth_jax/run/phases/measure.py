@@ -27,7 +27,7 @@ from moth_jax.options import (
     option,
 )
 from moth_jax.parallel.processes import load_if_exists, on_main
-from moth_jax.run.binding import bond_of, check_of_model
+from moth_jax.run.binding import bond_of
 from moth_jax.run.job import SPLITS, Job
 from moth_jax.run.phases.base import Models, Phase
 from moth_jax.run.preemption import saved_in
@@ -199,7 +199,7 @@ def _verify(job: Job, models: Models, *, when: str) -> None:
     """Raise `InputError` unless the distances are of this run's model, among its classes."""
     matrix, path = load_distances(job.workdir, when), _file(job.workdir, when)
     if matrix is not None:
-        check_of_model(job, models, when, path, matrix.details.get("of"))
+        models.check_of(job, when, path, matrix.details.get("of"))
         names = tuple(job.dataset.class_names[k] for k in job.classes)
         if matrix.class_names != names:
             raise InputError(

@@ -17,7 +17,7 @@ from moth_jax.models.digest import weights_digest
 from moth_jax.models.loading import AUTO, check_alone, head_is_fixed, load_source
 from moth_jax.parallel.processes import broadcast_from_main
 from moth_jax.run import inputs
-from moth_jax.run.binding import ORIGINAL, Bond, bond_with, check_of_model
+from moth_jax.run.binding import ORIGINAL, Bond, bond_with
 from moth_jax.run.checkpoints import RunCheckpoints, Saver, Spent, Timer
 from moth_jax.run.job import Job, ModelOptions
 from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
@@ -84,7 +84,7 @@ def _check_original(job: Job, given: Models) -> None:
             "another --workdir, or --overwrite to start afresh"
         )
     inputs.check_unchanged(record, job.model.checkpoint, job.dataset)
-    check_of_model(job, given, "before", path, record["of"])
+    given.check_of(job, "before", path, record["of"])
 
 
 def load_original(workdir: Path) -> dict:

@@ -9,7 +9,7 @@ from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.evaluation import Adversary, pgd_accuracy
 from moth_jax.models.digest import weights_digest
 from moth_jax.options import AT_LEAST_1, POSITIVE, SHARE, option
-from moth_jax.run.binding import Bond, bond_of, check_of_model
+from moth_jax.run.binding import Bond, bond_of
 from moth_jax.run.job import Job
 from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
 from moth_jax.storage.files import read_record, write_record
@@ -80,7 +80,7 @@ def _verify(job: Job, models: Models) -> None:
     """Raise `InputError` unless the models that were attacked are those of this run."""
     path = job.workdir / _RECORD
     for when, recorded in read_record(path, _Record).get("of", {}).items():
-        check_of_model(job, models, when, path, recorded)
+        models.check_of(job, when, path, recorded)
 
 
 def load_robustness(workdir: Path) -> dict:

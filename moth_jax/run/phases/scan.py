@@ -14,7 +14,7 @@ from moth_jax.models.checkpoint import SavedModel
 from moth_jax.models.digest import weights_digest
 from moth_jax.options import NOT_NEGATIVE, option
 from moth_jax.parallel.processes import broadcast_from_main, load_if_exists, on_main
-from moth_jax.run.binding import bond_of, check_of_model
+from moth_jax.run.binding import bond_of
 from moth_jax.run.job import SPLITS, Job
 from moth_jax.run.phases.base import Models, Phase
 from moth_jax.run.phases.measure import MeasureOptions, load_distances
@@ -106,7 +106,7 @@ def _verify(job: Job, models: Models) -> None:
             f"{path} and {_RESULT} are not of one scan; move both away, and a scan makes them again"
         )
     recorded = asked.get("of") if isinstance(asked, dict) else None
-    check_of_model(job, models, "before", path, recorded)
+    models.check_of(job, "before", path, recorded)
 
 
 def _measured(job: Job) -> DistanceMatrix | None:
