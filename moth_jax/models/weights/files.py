@@ -1,23 +1,12 @@
 """Files of weights to named NumPy arrays. Nothing is ever unpickled freely."""
 
-import contextlib
-import pickle
-import pickletools
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from moth_jax.errors import InputError
+from moth_jax.models.pytorch.saved import read_arrays
 
-# Where training scripts keep the weights, beside the optimizer's state and counters.
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
-_TRUST = " with --trust=torchvision (in a run --config.model.trust=torchvision)"
-# What files of weights ask for.
-_HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collections\.OrderedDict")
 # What a failed download often leaves, by its first bytes.
 _NOT_WEIGHTS = {
     b"<": "an HTML or XML page, not weights; download the file itself",
@@ -73,103 +62,6 @@ def _float32(array):
 def _damaged(path, error):
     reason = [*str(error).strip().splitlines(), "unexpected end of file"][0]
     return InputError(f"{path} is truncated or damaged ({reason}); get it again")
-
-
-def _read_torch(path):
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(
-            f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
-            "or save the weights as safetensors, which need nothing"
-        ) from None
-    _check_zip(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is then refused in our words
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, error) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise _damaged(path, error) from error
-    tensors = {
-        name: tensor.detach()
-        for name, tensor in _unwrapped(content, path).items()
-        if isinstance(tensor, torch.Tensor)
-    }
-    return {k: (t.float() if t.is_floating_point() else t).numpy() for k, t in tensors.items()}
-
-
-def _check_zip(path):
-    """PyTorch itself reads a zip archive without looking at its checksums."""
-    if not zipfile.is_zipfile(path):
-        return  # the format before 2020
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise _damaged(path, error) from error
-    if damaged:
-        raise _damaged(path, f"wrong checksum of {damaged}")
-    if "constants.pkl" in names:
-        raise InputError(
-            f"{path} is a TorchScript archive, which holds code; "
-            "save the state_dict of the original module"
-        )
-
-
-def _refused(path, error):
-    wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-    name = wanted[1] if wanted else next(_foreign_globals(path), None)
-    if name is None:
-        return InputError(
-            f"{path} is refused: not a PyTorch file of weights alone, or damaged; get it again, or "
-            "save the state_dict of the module with torch.save"
-        )
-    module = name.startswith(("torch.nn.", "torchvision."))
-    return InputError(
-        f"{path} is refused: it contains more than weights ({name}), and reading that can run "
-        "any code; save the state_dict of the module with torch.save instead"
-        + (", or read a whole module of torchvision's classes" + _TRUST if module else "")
-    )
-
-
-def _foreign_globals(path):
-    """What a pickle that PyTorch does not follow, such as one of protocol 4, asks for by name."""
-    with contextlib.suppress(ValueError, OSError, zipfile.BadZipFile):  # it is no pickle
-        strings = []
-        for opcode, argument, _ in pickletools.genops(_pickle_in(path)):
-            if isinstance(argument, str):
-                strings.append(argument)
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                parts = strings[-2:] if opcode.name == "STACK_GLOBAL" else strings[-1].split()
-                name = ".".join(parts)
-                if not _HARMLESS.fullmatch(name):
-                    yield name
-
-
-def _pickle_in(path):
-    if not zipfile.is_zipfile(path):
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        return archive.read(parts[0]) if parts else b""
-
-
-def _unwrapped(content, path):
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-        if not inner:
-            if not any(hasattr(value, "shape") for value in content.values()):
-                break
-            return content
-        content = inner[0]
-    keys = f" with the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else ""
-    raise InputError(
-        f"{path} contains no named weights but a {type(content).__name__}{keys}; "
-        "save the state_dict of the module"
-    )
 
 
 def _read_safetensors(path):
@@ -229,7 +121,7 @@ def _numbered_from_one(layers):
 
 
 READERS = {
-    **dict.fromkeys((".th", ".pt", ".pth", ".tar"), _read_torch),
+    **dict.fromkeys((".th", ".pt", ".pth", ".tar"), read_arrays),
     ".safetensors": _read_safetensors,
     **dict.fromkeys((".h5", ".hdf5"), _read_keras),
 }

@@ -1,0 +1,243 @@
+"""What `torch.save` wrote, as named arrays, and nothing in it is run. Needs torch."""
+
+import contextlib
+import pickle
+import pickletools
+import re
+import tarfile
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moth_jax.errors import InputError, first_line, listed
+
+# Where training scripts keep the weights, beside the optimizer's state and counters.
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+_DEEPEST = 8
+_TRUST = " with --trust=torchvision (in a run --config.model.trust=torchvision)"
+# What files of weights ask for.
+_HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collections\.OrderedDict")
+# Views of one small storage, which honest files have a few of, beyond a number for each byte.
+_EXTRA_NUMBERS = 1 << 20
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file of weights by name, floating ones as float32.
+
+    A nested `state_dict` is unwrapped.
+
+    Raises:
+      InputError: torch is missing, the file would run code when read, is damaged, or has tensors
+        that are no plain arrays.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError(
+            f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
+            "or save the weights as safetensors, which need nothing"
+        ) from None
+    tensors = {
+        name: value.detach()
+        for name, value in _unwrapped(read_content(path), path).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return _arrays(tensors, path)
+
+
+def read_content(path: Path) -> Any:
+    """What `torch.load` makes of a file of numbers, lists and dicts alone.
+
+    Raises:
+      InputError: the file would run code when read, or is damaged.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+
+    check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is then refused in our words
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error) from error
+    except Exception as error:  # of any kind: a damaged pickle does as it likes
+        raise damaged(path, first_line(error)) from error
+
+
+def damaged(path: Path, reason: str) -> InputError:
+    """The error of a file whose bytes are not what was written."""
+    return InputError(f"{path} is truncated or damaged ({reason}); get it again")
+
+
+def check_archive(path: Path) -> None:
+    """Raise `InputError` for an archive that PyTorch did not write, or that is damaged.
+
+    PyTorch itself reads a zip archive without looking at its checksums.
+    """
+    try:
+        if not _is_zip(path):
+            if tarfile.is_tarfile(path):  # of before 2017; since then one pickle after another
+                raise InputError(
+                    f"{path} is a tar archive; extract it and give the file of weights in it, or "
+                    "save the state_dict of the module with torch.save"
+                )
+            return
+        with zipfile.ZipFile(path) as archive:
+            if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
+                raise InputError(
+                    f"{path} is a TorchScript archive, which holds code; "
+                    "save the state_dict of the original module"
+                )
+            check_parts(path, archive)
+            bad = archive.testzip()
+    except InputError:
+        raise
+    except Exception as error:  # of half a dozen kinds
+        raise damaged(path, first_line(error)) from error
+    if bad:
+        raise damaged(path, f"wrong checksum of {bad!r}")
+
+
+def check_parts(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise `InputError` for names that come twice, and for parts that are larger than the file.
+
+    PyTorch writes each part once and does not compress.
+    """
+    parts = archive.infolist()
+    counts = Counter(part.filename.lower() for part in parts)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise InputError(f"{path} is refused: it holds {listed(twice)} more than once")
+    total = sum(part.file_size for part in parts)
+    size = path.stat().st_size
+    if total > size:
+        raise InputError(
+            f"{path} is refused: a file of {size} bytes whose parts are {total} bytes long, and "
+            "PyTorch does not compress; write it again with PyTorch"
+        )
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether PyTorch reads a file as an archive; it looks at the beginning alone."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _refused(path, error):
+    wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+    name = wanted[1] if wanted else next(_foreign_globals(path), "")
+    if not name:
+        return InputError(
+            f"{path} is refused: not a PyTorch file of weights alone, or damaged; get it again, or "
+            "save the state_dict of the module with torch.save"
+        )
+    module = name.startswith(("torch.nn.", "torchvision."))
+    return InputError(
+        f"{path} is refused: it contains more than weights ({name}), and reading that can run "
+        "any code; save the state_dict of the module with torch.save instead"
+        + (", or read a whole module of torchvision's classes" + _TRUST if module else "")
+    )
+
+
+def _foreign_globals(path):
+    """What a pickle that PyTorch does not follow, such as one of protocol 4, asks for by name."""
+    with contextlib.suppress(Exception):  # it is no pickle
+        strings = []
+        for opcode, argument, _ in pickletools.genops(_pickle_in(path)):
+            if isinstance(argument, str):
+                strings.append(argument)
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                parts = strings[-2:] if opcode.name == "STACK_GLOBAL" else strings[-1].split()
+                name = "".join(filter(str.isprintable, ".".join(parts)))[:100]
+                if not _HARMLESS.fullmatch(name):
+                    yield name
+
+
+def _pickle_in(path):
+    if not _is_zip(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        return archive.read(parts[0]) if parts else b""
+
+
+def _unwrapped(content, path) -> Mapping[str, Any]:
+    """The innermost dict of tensors."""
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
+        inner = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
+        if not inner:
+            if not any(hasattr(value, "shape") for value in content.values()):
+                break
+            return _named(content, path)
+        content = inner[0]
+    else:
+        raise InputError(f"{path} is refused: its dicts hold each other without an end")
+    keys = ""
+    if isinstance(content, Mapping):
+        keys = f" with the keys {listed([*content], _short)}"
+    raise InputError(
+        f"{path} contains no named weights but a {type(content).__name__}{keys}; "
+        "save the state_dict of the module"
+    )
+
+
+def _named(content: Mapping, path: Path) -> Mapping[str, Any]:
+    """`content`, whose tensors all have a string for a name."""
+    weights = [name for name, value in content.items() if hasattr(value, "shape")]
+    other = [name for name in weights if not isinstance(name, str)]
+    if other:
+        raise InputError(
+            f"{path} has weights under keys that are no names ({listed(other, _short)}); save the "
+            "state_dict of the module, whose keys are strings"
+        )
+    return content
+
+
+def _short(key) -> str:
+    return str(key)[:40] if isinstance(key, str | int | float) else type(key).__name__
+
+
+def _arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """Tensors as arrays; floating ones as float32, for NumPy lacks the other kinds."""
+    for name, tensor in tensors.items():
+        kind = _unusual(tensor)
+        if kind:
+            raise InputError(
+                f"{path} holds {name!r} as a {kind} tensor, which is no plain array of numbers; "
+                "save the state_dict of the original module"
+            )
+    numbers, size = sum(tensor.numel() for tensor in tensors.values()), path.stat().st_size
+    if numbers > size + _EXTRA_NUMBERS:
+        raise InputError(
+            f"{path} is refused: a file of {size} bytes whose tensors claim {numbers} numbers"
+        )
+    return {name: _array(name, tensor, path) for name, tensor in tensors.items()}
+
+
+def _unusual(tensor) -> str:
+    """What a tensor is, if NumPy has nothing like it; else an empty string."""
+    kinds = {
+        "nested": tensor.is_nested,
+        "meta (without values)": tensor.is_meta,
+        "quantised": tensor.is_quantized,
+        "sparse": str(tensor.layout) != "torch.strided",
+        "complex": tensor.is_complex(),
+    }
+    return next((kind for kind, found in kinds.items() if found), "")
+
+
+def _array(name: str, tensor, path: Path) -> np.ndarray:
+    try:
+        return (tensor.float() if tensor.is_floating_point() else tensor).resolve_neg().numpy()
+    except (TypeError, RuntimeError) as error:  # numbers of 4 bits and the like
+        raise InputError(
+            f"{path} holds {name!r} as {tensor.dtype}, which is no type of NumPy; save the "
+            "state_dict of the original module"
+        ) from error
