@@ -1,6 +1,12 @@
 """The one exception type that means "the input is wrong", as opposed to "the program is wrong"."""
 
+import unicodedata
+
 _MAX_LISTED = 8
+# Control characters and separators of lines, what is half a character, and marks that turn the
+# order of the text around: a console obeys them, and shows something else than there is.
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class InputError(ValueError):
@@ -28,3 +34,22 @@ def listed(values, form=repr) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Return the text with what a console obeys, or cannot show, written as an escape.
+
+    >>> printable("red\\x1b[2J")
+    'red\\\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if _is_unprintable(c) else c for c in text)
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in _UNPRINTABLE or character in _TURNING
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

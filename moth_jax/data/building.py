@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moth_jax.data.checks import check_class_names, check_images, check_labels
+from moth_jax.data.checks import check_class_names, check_images, check_labels, normal_name
 from moth_jax.data.dataset import ImageDataset, ImageSplit, validate
-from moth_jax.data.splitting import split_validation
+from moth_jax.data.splitting import generator, split_validation
 from moth_jax.data.streaming import StreamedImages
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, printable
 
 _CHUNK = 512
 _STATISTICS_IMAGES = 1024  # the mean of that many photographs is known to about a hundredth
@@ -45,20 +45,32 @@ def build_dataset(
     Args:
       name: of the data set, used in messages.
       train, test: pairs (images, labels): images uint8, or floats in [0, 1], or `StreamedImages`;
-        labels integers.
+        labels integers. Or triples, the third of which names the images.
       class_names: K names.
       validation: a pair as well, or the `Share` of `train` that is taken out of it.
       seed: of the streamed images that mean and standard deviation are measured on.
       flip, shift: as in `ImageDataset`.
       every_class: as in `validate`.
     """
-    class_names = tuple(class_names)
+    class_names = tuple(
+        normal_name(name) if isinstance(name, str) else name for name in class_names
+    )
     check_class_names(class_names)
-    images, labels = train
-    # Before the split, so that a message speaks of the array the user knows.
+    rng = generator(seed)
+    images, labels, *_ = train
+    # Before the split, so that a message speaks of the array the user knows, and before labels
+    # become smaller numbers.
     if not isinstance(images, StreamedImages):
         check_images(images, what=f"{name} train images")
-    check_labels(labels, len(class_names), num_images=len(images), what=f"{name} train labels")
+    given = {"train": train, "test": test}
+    given |= {} if isinstance(validation, Share) else {"validation": validation}
+    for part, (part_images, part_labels, *_) in given.items():
+        check_labels(
+            part_labels,
+            len(class_names),
+            num_images=len(part_images),
+            what=f"{name} {part} labels",
+        )
     if isinstance(validation, Share):
         kept, taken = split_validation(labels, *validation)
         train = images[kept], labels[kept]
@@ -68,10 +80,10 @@ def build_dataset(
                 f"{name}: no training image can be spared for validation: every class has a single "
                 "image or a single group; give more, or a validation part of its own"
             )
-    mean, std = mean_and_std(_for_statistics(train[0], seed))
+    mean, std = mean_and_std(_for_statistics(train[0], rng))
     return validate(
         ImageDataset(
-            name=name,
+            name=printable(name),
             train=_split(*train),
             validation=_split(*validation),
             test=_split(*test),
@@ -107,18 +119,18 @@ def mean_and_std(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _for_statistics(images, seed):
-    """The images; of streamed ones a few, drawn by `seed`, which are quickly read."""
+def _for_statistics(images, rng):
+    """The images; of streamed ones a few, drawn by `rng`, which are quickly read."""
     if not isinstance(images, StreamedImages):
         return images
     count = min(len(images), _STATISTICS_IMAGES)
-    return images[np.random.default_rng(seed).choice(len(images), count, replace=False)]
+    return images[rng.choice(len(images), count, replace=False)]
 
 
-def _split(images, labels):
+def _split(images, labels, names=None):
     """An `ImageSplit` of the stored types; what cannot be converted is left for `validate`."""
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32, copy=False)
     if np.issubdtype(labels.dtype, np.integer):
         labels = labels.astype(np.int32, copy=False)
-    return ImageSplit(images, labels)
+    return ImageSplit(images, labels, names)

@@ -1,8 +1,13 @@
 """Checks of images, labels and class names; each fault is an `InputError` that says what to do."""
 
+import unicodedata
+from collections import Counter
+
 import numpy as np
 
-from moth_jax.errors import InputError, listed
+from moth_jax.errors import InputError, listed, printable
+
+_MOST_CONTRAST = 100.0  # between the brightest values of two parts
 
 
 def check_images(images, *, image_shape=None, what: str = "images") -> None:
@@ -33,8 +38,30 @@ def check_images(images, *, image_shape=None, what: str = "images") -> None:
         _check_range(images, what)
     else:
         raise InputError(
-            f"{what} must be uint8 (0-255) or floats in [0, 1], got dtype {images.dtype}; convert "
-            "0-255 integers with .astype(numpy.uint8)"
+            f"{what} must be uint8 (0-255) or floats in [0, 1], got dtype {images.dtype}; divide "
+            "integers by the value that stands for white (255, or 65535 for 16 bits, or 4095 for "
+            "12) and give the result as float32"
+        )
+
+
+def check_brightness(images, *, what: str) -> None:
+    """Raise `InputError` if a part of a data set is much darker than another.
+
+    A part that was divided by 255 once more than the others is in [0, 1], too.
+
+    Args:
+      images: {name of the part: valid images}.
+      what: how the message names the data set.
+    """
+    brightest = {
+        part: float(array.max()) / (255 if array.dtype == np.uint8 else 1)
+        for part, array in images.items()
+    }
+    if min(brightest.values(), default=1.0) * _MOST_CONTRAST < max(brightest.values(), default=1.0):
+        told = ", ".join(f"{value:.3g} in {part}" for part, value in brightest.items())
+        raise InputError(
+            f"{what}: where white is 1, the brightest value is {told}; give all parts in one range "
+            "(was one divided by 255 twice?)"
         )
 
 
@@ -73,8 +100,22 @@ give num_classes as the number of the model's outputs, or drop those samples
     _check_label_range(labels, num_classes, what)
 
 
+def normal_name(name: str) -> str:
+    """Return the name in the normal form of Unicode (NFC) in which names are compared.
+
+    Systems write the same letters in different ways: macOS takes the accents off the letters.
+
+    >>> normal_name("cafe\\u0301") == "caf\\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def check_class_names(class_names) -> None:
-    """Raise `InputError` unless `class_names` are at least 2 distinct, non-empty strings."""
+    """Raise `InputError` unless `class_names` are at least 2 distinct, non-empty strings.
+
+    What a console would obey, or UTF-8 has no bytes for, is no part of a name.
+    """
     if len(class_names) < 2:
         raise InputError(
             f"at least 2 classes are needed to measure a distance, got {len(class_names)}: "
@@ -83,7 +124,13 @@ def check_class_names(class_names) -> None:
     wrong = [name for name in class_names if not isinstance(name, str) or not name.strip()]
     if wrong:
         raise InputError(f"class names must be non-empty strings, got {listed(wrong)}")
-    twice = sorted({name for name in class_names if list(class_names).count(name) > 1})
+    unprintable = [name for name in class_names if printable(name) != name]
+    if unprintable:
+        raise InputError(
+            f"class names must be text without control characters, got {listed(unprintable, ascii)}"
+        )
+    counts = Counter(map(normal_name, class_names))
+    twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise InputError(f"class names must be distinct, given more than once: {listed(twice)}")
 

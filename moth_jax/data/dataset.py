@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from moth_jax.data.checks import (
+    check_brightness,
     check_class_names,
     check_every_class,
     check_images,
@@ -25,6 +26,7 @@ class ImageSplit:
       images: an array [n, h, w, c], uint8 or float32 in [0, 1], or `StreamedImages`, which may be
         more than fit in memory. Only `data/` and poisoning look at it; all others ask for batches.
       labels: int32 [n].
+      names: of the images, such as paths; None where they have none, or are streamed.
 
     Example:
       >>> split = ImageSplit(np.full([3, 2, 2, 1], 255, np.uint8), np.array([0, 1, 0], np.int32))
@@ -34,6 +36,7 @@ class ImageSplit:
 
     images: np.ndarray | StreamedImages
     labels: np.ndarray
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,6 +132,14 @@ def validate(dataset: ImageDataset, *, every_class: bool = True) -> ImageDataset
             what=what,
             remedy=remedy if part == "validation" else "",
         )
+    check_brightness(
+        {
+            part: getattr(dataset, part).images
+            for part in ("train", "validation", "test")
+            if not isinstance(getattr(dataset, part).images, StreamedImages)
+        },
+        what=dataset.name,
+    )
     present = [dataset.class_names[k] for k in dataset.present]
     if len(present) < 2:
         raise InputError(

@@ -5,6 +5,19 @@ import numpy as np
 from moth_jax.errors import InputError
 
 
+def generator(seed: int) -> np.random.Generator:
+    """Return the generator of random numbers of a seed, a whole number.
+
+    >>> generator(-1)
+    Traceback (most recent call last):
+    ...
+    moth_jax.errors.InputError: seed must be a whole number, 0 or more, got -1
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed must be a whole number, 0 or more, got {seed!r}")
+    return np.random.default_rng(seed)
+
+
 def split_validation(labels, fraction: float, seed: int, groups=None):
     """Split training samples into a training and a validation part, class by class.
 
@@ -33,7 +46,7 @@ def split_validation(labels, fraction: float, seed: int, groups=None):
             f"validation_fraction must be in (0, 1), got {fraction}; 0.1 keeps a tenth of the "
             "training images for validation"
         )
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     if groups is None:
         chosen = _choose_samples(labels, fraction, rng)
     else:

@@ -21,16 +21,20 @@ class Listing(NamedTuple):
       items: n things that name an image each, such as paths.
       labels: int32 [n].
       decode: item -> uint8 [h, w, c], or `UnreadableImageError`.
+      name: item -> what messages call the image.
+      version: item -> text that changes if the file of the image does, which is not read.
     """
 
     items: Sequence
     labels: np.ndarray
     decode: Callable[[Any], np.ndarray]
+    name: Callable[[Any], str] = str
+    version: Callable[[Any], str] = str
 
     def take(self, indices) -> "Listing":
         """Those at `indices`."""
         items = [self.items[i] for i in indices]
-        return Listing(items, self.labels[indices], self.decode)
+        return self._replace(items=items, labels=self.labels[indices])
 
 
 class StreamedImages:
@@ -43,6 +47,7 @@ class StreamedImages:
       items: n things that name an image each.
       decode: item -> uint8 [h, w, c]; called in several threads at once.
       image_shape: (h, w, c).
+      name, version: as in `Listing`.
 
     Example:
       >>> images = StreamedImages([3, 5, 7], lambda item: np.full([2, 2, 1], item, np.uint8),
@@ -58,8 +63,11 @@ class StreamedImages:
         items: Sequence,
         decode: Callable[[Any], np.ndarray],
         image_shape: tuple[int, int, int],
+        name: Callable[[Any], str] = str,
+        version: Callable[[Any], str] = str,
     ):
         self._items, self._decode = items, decode
+        self._name, self._version = name, version
         self.shape = (len(items), *image_shape)
 
     def __len__(self) -> int:
@@ -67,6 +75,14 @@ class StreamedImages:
 
     def __getitem__(self, indices) -> np.ndarray:
         return next(self.batches([indices]))
+
+    def names(self) -> list[str]:
+        """What messages call the images."""
+        return [self._name(item) for item in self._items]
+
+    def versions(self) -> list[str]:
+        """Text for each image that changes if its file does; no image is read."""
+        return list(parallel_map(self._version, self._items))
 
     def batches(self, batches: Sequence) -> Iterator[np.ndarray]:
         """Yield the images of each array of indices; the next ones are decoded meanwhile."""
@@ -78,6 +94,12 @@ class StreamedImages:
             for i, image in enumerate(itertools.islice(images, len(indices))):
                 out[i] = image
             yield out
+
+
+def version_of(path: str | os.PathLike) -> str:
+    """What tells a file from the one that was there before: its size and when it was written."""
+    status = os.stat(path)
+    return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
 
 
 def parallel_map(function: Callable, items: Sequence, *, ahead: int = 0) -> Iterator:
@@ -114,8 +136,10 @@ def read_parts(
     in_memory_limit: int = DEFAULT_MEMORY,
     look: Callable[[Any], None] | None = None,
     skip_unreadable: bool = False,
-) -> dict[str, tuple[np.ndarray | StreamedImages, np.ndarray]]:
-    """Return the images and labels of each part: arrays if all fit in memory, else streamed.
+) -> dict[str, tuple[np.ndarray | StreamedImages, np.ndarray, list[str] | None]]:
+    """Return the images, labels and names of each part: arrays if all fit in memory, else streamed.
+
+    Streamed images know their names themselves.
 
     Arrays are decoded at once, and every unreadable image is reported in one message. Streamed
     images are looked at with `look`; one that cannot be decoded later raises when it is asked for.
@@ -143,8 +167,11 @@ def read_parts(
             kept = np.setdiff1d(np.arange(len(listing.items)), list(found))
             listing, images = listing.take(kept), None if images is None else images[kept]
         if images is None:
-            images = StreamedImages(listing.items, listing.decode, image_shape)
-        parts[part] = images, listing.labels
+            items, labels, decode, name, version = listing
+            streamed = StreamedImages(items, decode, image_shape, name, version)
+            parts[part] = streamed, labels, None
+        else:
+            parts[part] = images, listing.labels, list(map(listing.name, listing.items))
     _report(faults, count, skip_unreadable)
     return parts
 

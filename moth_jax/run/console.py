@@ -17,6 +17,8 @@ from typing import NoReturn
 
 import absl.logging
 
+from moth_jax.errors import printable
+
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 # EX_TEMPFAIL of sysexits.h, "try again later". A kill gives other codes (137, 143).
 EXIT_PREEMPTED = 75
@@ -41,10 +43,9 @@ def at_failure(leave: Callable[[int], object]) -> None:
 
 def end_at_once(message: str, *, code: int) -> NoReturn:
     """Say one line and end the process from any thread, whatever the others are doing."""
-    if sys.stderr.isatty():  # a bar may have hidden it
-        message = f"{message}{_SHOW_CURSOR}"
+    cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""  # a bar may have hidden it
     # Not through sys.stderr, whose lock the main thread may hold.
-    os.write(2, f"{_line(message)}\n".encode())
+    os.write(2, f"{_line(message)}{cursor}\n".encode())
     os._exit(code)
 
 
@@ -53,7 +54,7 @@ def _say(message: str) -> None:
 
 
 def _line(message: str) -> str:
-    return f"moth_jax: {' '.join(message.split())}"
+    return f"moth_jax: {printable(' '.join(message.split()))}"
 
 
 def prepare_console() -> None:

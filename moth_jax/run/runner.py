@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 
 from moth_jax.data import ImageDataset
+from moth_jax.data.streaming import StreamedImages
 from moth_jax.errors import InputError
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.parallel import devices
@@ -88,13 +89,20 @@ def _check_overwriting(job: Job) -> None:
 
 
 def _check_same_data(dataset: ImageDataset) -> None:
-    """Raise `InputError` if the labels or the first images are not the same in all processes.
+    """Raise `InputError` if the labels or images are not the same in all processes.
 
-    Each process reads its part of a batch from what it finds itself.
+    Each process reads its part of a batch from what it finds itself. Of streamed images the names
+    and the first ones are compared.
     """
     parts = (dataset.train, dataset.validation, dataset.test)
-    some = [part.batch(np.arange(min(2, len(part)))) for part in parts]
-    check_same("the data", *(part.labels for part in parts), *some)
+    values = []
+    for part in parts:
+        values.append(part.labels)
+        if isinstance(part.images, StreamedImages):
+            values += ["\n".join(part.images.names()), part.batch(np.arange(min(2, len(part))))]
+        else:
+            values.append(part.images)
+    check_same("the data", *values)
 
 
 def _do(job: Job) -> Summary:

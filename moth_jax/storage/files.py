@@ -5,15 +5,17 @@ import hashlib
 import json
 import math
 import os
-import textwrap
+import stat
+import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from moth_jax.errors import InputError, listed
+from moth_jax.errors import InputError, first_line
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 from moth_jax.typed import fault_of
 
@@ -81,76 +83,125 @@ def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def load_npz(path: str | os.PathLike, *, advice: str = "") -> dict[str, np.ndarray]:
-    """Read an npz file without unpickling; `advice` says what to do if that is impossible.
+# A file may unpack to this much, or to this many times its size: a small one to no more memory than
+# any machine has, and arrays of black images, which pack well, to all they need.
+UNPACKED_LIMIT = 2**28
+_MOST_PACKED = 100
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read it, unless it is a pipe, a device or a socket, which may never end.
 
     Raises:
-      InputError: the file is missing, damaged or of another kind, or holds pickled objects.
+      InputError: it is no regular file.
+      OSError: it is not there, or cannot be opened.
     """
-    try:
-        _check_regular(Path(path))
-        with zipfile.ZipFile(path) as archive:
+    # Opening a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise InputError(f"{path} is no regular file, but a pipe, a device or a socket")
+    return file
+
+
+def load_npz(
+    path: str | os.PathLike, *, advice: str = "", unpacked_limit: int = UNPACKED_LIMIT
+) -> dict[str, np.ndarray]:
+    """Read an npz file without unpickling.
+
+    Args:
+      path: of the file.
+      advice: what to do if it cannot be read.
+      unpacked_limit: bytes that its arrays may take in memory; a hundred times the size of the file
+        if that is more.
+
+    Raises:
+      InputError: the file is missing, damaged or of another kind, holds pickled objects, or unpacks
+        to more than it may.
+    """
+    with _explained(path, advice), open_regular(path) as file:
+        limit = max(unpacked_limit, _MOST_PACKED * os.fstat(file.fileno()).st_size)
+        with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            names = [member.filename for member in members]
+            unpacked = sum(member.file_size for member in members)
+            if unpacked > limit:
+                raise InputError(
+                    f"{path} unpacks to {unpacked} bytes, more than the {limit} that a file of its "
+                    "size may; is it what you expect it to be?"
+                )
+            names = [member.filename.removesuffix(".npy") for member in members]
             if len(set(names)) < len(names):
-                raise zipfile.BadZipFile("it has two arrays of one name")
-            damaged = archive.testzip()  # checks every byte before NumPy interprets any
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-            for member in members:
-                with archive.open(member) as file:
-                    _check_size(file, member.file_size)
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except Exception as error:  # of zipfile, zlib and NumPy, which each have many
-        raise _cannot_read(path, error, advice) from error
+                raise ValueError("it holds several arrays of one name")
+            return {
+                name: _read_member(archive, member)
+                for name, member in zip(names, members, strict=True)
+            }
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        try:
+            array = _read_array(file, member.file_size)
+            file.read(1)  # at its end the archive finds out whether a byte has changed
+        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{member.filename} is damaged: {first_line(error)}") from error
+    return array
 
 
 def load_npy(path: str | os.PathLike, *, advice: str = "") -> np.ndarray:
     """Read the one array of an npy file; all else is as for `load_npz`."""
-    try:
-        _check_regular(Path(path))
-        with open(path, "rb") as file:
-            _check_size(file, os.path.getsize(path))
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:
-        raise _cannot_read(path, error, advice) from error
+    with _explained(path, advice), open_regular(path) as file:
+        return _read_array(file, os.fstat(file.fileno()).st_size)
 
 
-def _check_regular(path: Path) -> None:
-    """Raise `OSError` for what is there and no file: to open a pipe would wait for ever."""
-    if path.exists() and not path.is_file():
-        raise OSError("it is no regular file")
+def _read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """Read an array out of `size` bytes, none of which may be left.
 
-
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-
-def _check_size(file: IO[bytes], num_bytes: int) -> None:
-    """Raise `ValueError` unless an npy file of `num_bytes` holds the array that it speaks of."""
+    NumPy asks for the memory that the header speaks of before it reads: it is compared first.
+    """
+    start = file.tell()
     version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"it is of version {version}, and known are {listed([*_HEADERS])}")
-    shape, _, dtype = _HEADERS[version](file)
-    there = num_bytes - file.tell()
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != there:
-        raise ValueError(f"it holds {there:,} bytes, but speaks of {dtype} of shape {shape}")
-
-
-def _cannot_read(path: str | os.PathLike, error: Exception, advice: str) -> InputError:
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"there is no file {path}")
-    if "Object arrays" in str(error):
-        return InputError(
-            f"cannot read {path}: Object arrays can only be read by running code from the file; "
-            "save plain arrays of numbers or text, all images of one shape"
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"version {version} of the format is that of arrays with named fields")
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be read")
+    told, left = math.prod(shape) * dtype.itemsize, start + size - file.tell()
+    if told != left or min(shape, default=0) < 0 or dtype.itemsize == 0:
+        raise ValueError(
+            f"its header speaks of {told} bytes, shape {shape} of {dtype}, and {left} follow"
         )
-    reason = textwrap.shorten(str(error) or type(error).__name__, 300)
-    return InputError(f"cannot read {path}: {reason}{advice and f'; {advice}'}")
+    file.seek(start)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if dtype.kind == "U":  # each letter takes four bytes, of which many mean none
+        letters = np.ascontiguousarray(array).reshape(-1).view(dtype.str[0] + "u4")
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError("its text has letters that there are not")
+    return array
+
+
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike, advice: str) -> Iterator[None]:
+    """Turn whatever NumPy and zipfile raise for a file into an `InputError` with `advice`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except Exception as error:  # there is no list of what they raise for damaged files
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"cannot read {path}: Object arrays can only be read by running code from the "
+                "file; save plain arrays of numbers or text, all images of one shape"
+            ) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"cannot read {path}: {reason}{advice and f'; {advice}'}") from error
 
 
 def json_text(value: Any, **options: Any) -> str:
@@ -194,11 +245,13 @@ def read_own_json(path: Path, schema: type | None = None) -> dict:
     if not path.exists():
         return {}
     try:
-        _check_regular(path)
-        fields = parse_json(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            fields = parse_json(file.read())
         fault = fault_of(fields, schema)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         fault = str(error)
+    except OSError as error:
+        fault = error.strerror or str(error)
     if fault is not None:
         raise _damaged(path, fault)
     return fields

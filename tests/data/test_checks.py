@@ -1,7 +1,15 @@
+import time
+
 import numpy as np
 import pytest
 
-from moth_jax.data.checks import check_class_names, check_every_class, check_images, check_labels
+from moth_jax.data.checks import (
+    check_brightness,
+    check_class_names,
+    check_every_class,
+    check_images,
+    check_labels,
+)
 from moth_jax.errors import InputError, listed
 
 
@@ -32,7 +40,11 @@ BAD_IMAGES = {
     "far out": (with_pixel(4096.0), {}, r"got 0\.5 to 4096: .*stands for white"),
     "NaN": (with_pixel(np.nan), {}, "NaN or infinite values in 1 of 3 images, first at index 1"),
     "infinite": (with_pixel(np.inf, 2), {}, "NaN or infinite values in 1 of 3.*index 2"),
-    "integers": (grey(200, np.int64), {}, r"dtype int64.*astype\(numpy\.uint8\)"),
+    "integers": (
+        grey(200, np.int64),
+        {},
+        "dtype int64; divide integers by the value that stands for white",
+    ),
     "booleans": (grey(True, bool), {}, "dtype bool"),
     "cast": (grey(1, np.uint8), {}, "no value above 1.*cast"),
     "one image": (grey(0.5)[0], {}, r"\[n, h, w, c\], got \(4, 5, 3\); add an axis"),
@@ -102,3 +114,50 @@ def test_every_class_without_samples_is_named():
 def test_a_long_list_is_cut_and_counted():
     assert listed(list("abc")) == "'a', 'b', 'c'"
     assert listed(list(range(12))) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["cat", "dog\x1b[2J"], r"'dog\\x1b\[2J'"),
+        (["cat", "dog\nscan  looks clean"], r"'dog\\nscan  looks clean'"),
+        (["cat", "do\u202eg"], r"'do\\u202eg'"),
+        (["cat", "caf\udce9"], r"'caf\\udce9'"),
+        (["cat", "dog\x9b31m"], r"'dog\\x9b31m'"),
+    ],
+)
+def test_names_that_a_console_would_obey_are_refused_and_shown_escaped(names, shown):
+    with pytest.raises(InputError, match=f"without control characters, got {shown}"):
+        check_class_names(names)
+
+
+def test_names_of_all_scripts_are_taken_and_two_forms_of_one_are_one():
+    check_class_names(["café", "猫", "собака", "sea\u00a0lion", "می\u200cشود"])
+    with pytest.raises(InputError, match="more than once: 'café'"):
+        check_class_names(["café", "cafe\u0301"])
+
+
+def test_a_hundred_thousand_names_are_checked_at_once():
+    started = time.monotonic()
+    check_class_names([f"class {k}" for k in range(100_000)])
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int64, np.uint32])
+def test_whole_numbers_are_never_advised_to_be_cast(dtype):
+    with pytest.raises(InputError, match="divide integers by the value that") as raised:
+        check_images(grey(4000, dtype))
+    assert "uint8)" not in str(raised.value).partition("dtype")[2]
+
+
+def test_a_part_that_was_divided_once_more_is_refused():
+    whole = np.linspace(0, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+    parts = {"train": whole, "validation": whole / 3, "test": whole}
+    check_brightness(parts, what="mine")
+    for part in parts:
+        with pytest.raises(InputError, match=rf"mine: .*0\.00392 in {part}.*divided by 255 twice"):
+            check_brightness({**parts, part: whole / 255}, what="mine")
+    as_bytes = {**parts, "train": (whole * 255).astype(np.uint8)}
+    check_brightness(as_bytes, what="mine")
+    with pytest.raises(InputError, match=r"0\.00392 in test"):
+        check_brightness({**as_bytes, "test": whole / 255}, what="mine")

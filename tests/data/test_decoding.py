@@ -1,4 +1,7 @@
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -102,7 +105,8 @@ KINDS = {
 
 @pytest.mark.parametrize(("image", "kind", "options", "colour"), KINDS.values(), ids=KINDS)
 def test_every_kind_of_image_becomes_rgb(image, kind, options, colour):
-    pixels = decoded(image, kind=kind, **options)
+    framing = WHOLE._replace(white=65535)
+    pixels = decoded(image, framing, kind=kind, **options)
     assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
     np.testing.assert_allclose(pixels, np.broadcast_to(colour, pixels.shape), atol=1)
 
@@ -177,7 +181,7 @@ def test_a_file_that_is_gone_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"image_size": 0}, "image_size must be 1 to 8192 pixels, got 0"),
         ({"resize": 200}, "resize must be 0 or at least image_size, 224, got 200"),
         ({"fit": "pad"}, "unknown fit 'pad'; choose one of: crop, stretch"),
         ({"fit": "stretch", "resize": 256}, "fit='stretch' does not crop"),
@@ -186,4 +190,104 @@ def test_a_file_that_is_gone_is_refused_by_name(tmp_path):
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
+        make_framing(**options)
+
+
+def deep_png(values):
+    """A PNG file of 16 bits for each value, of the arrays that Pillow cannot write as such."""
+    height, width = values.shape[:2]
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(name, content):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def deep_pgm(values):
+    kind = "P5" if values.ndim == 2 else "P6"
+    return (
+        f"{kind} {values.shape[1]} {values.shape[0]} 65535\n".encode()
+        + values.astype(">u2").tobytes()
+    )
+
+
+@pytest.mark.parametrize("write", [deep_png, deep_pgm])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)], ids=["grey", "colour"])
+@pytest.mark.parametrize("white", [255, 4095, 65535])
+def test_images_of_16_bits_are_scaled_by_their_white(write, shape, white, tmp_path):
+    values = np.random.default_rng(0).integers(0, white + 1, shape, np.uint16)
+    values[0, 0] = white
+    (tmp_path / "deep.png").write_bytes(write(values))
+    path = str(tmp_path / "deep.png")
+    assert decoding.largest_value(path, name=path) == white
+    pixels = decode_image(path, WHOLE._replace(white=white), name=path)
+    expected = values.reshape(8, 8, -1) / white * 255
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), atol=1.0)
+    if white < 65535:
+        np.testing.assert_array_equal(pixels, np.broadcast_to(expected.round(), pixels.shape))
+    with pytest.raises(UnreadableImageError, match="16 bits, and nothing says which value is wh"):
+        decode_image(path, WHOLE, name=path)
+    if white > 255:
+        with pytest.raises(UnreadableImageError, match=f"largest value is {white}, white is 255"):
+            decode_image(path, WHOLE._replace(white=255), name=path)
+
+
+def test_transparency_of_16_bits_is_not_guessed(tmp_path):
+    path = tmp_path / "deep.png"
+    for channels in (2, 4):
+        path.write_bytes(deep_png(np.full([8, 8, channels], 4000, np.uint16)))
+        with pytest.raises(UnreadableImageError, match="16 bits and transparency"):
+            decode_image(path, WHOLE._replace(white=4095), name="deep")
+
+
+def test_what_a_file_says_of_its_white_is_believed():
+    values = np.full([8, 8, 3], 2000, ">u2").tobytes()
+    for header, count in (("P6 8 8 4000", 3), ("P5 8 8 4000", 1)):
+        file = io.BytesIO(f"{header}\n".encode() + values[: 128 * count])
+        assert set(decode_image(file, WHOLE, name="x").ravel()) <= {127, 128}
+
+
+def test_a_deep_image_lies_as_its_note_says(tmp_path):
+    values = np.zeros([8, 8], np.uint16)
+    values[:4] = 4095
+    image, exif = Image.fromarray(values), Image.Exif()
+    exif[decoding._ORIENTATION] = 3
+    image.save(tmp_path / "x.png", exif=exif)
+    pixels = decode_image(tmp_path / "x.png", WHOLE._replace(white=4095), name="x")
+    assert pixels[:4].max() == 0
+    assert pixels[4:].min() == 255
+
+
+@pytest.mark.parametrize("size", [(1, 65000), (65000, 1), (2, 60000)])
+def test_a_thin_image_is_not_made_larger_than_memory(size):
+    thin = encoded(Image.new("RGB", size))
+    with pytest.raises(UnreadableImageError, match="whose shorter side becomes 256, are more than"):
+        decode_image(thin, make_framing(), name="thin")
+    whole = decode_image(thin, make_framing(image_size=8, fit="stretch"), name="thin")
+    assert whole.shape == (8, 8, 3)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_they_are_read(tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(encoded(Image.new("1", (8193, 8193))).getvalue())
+    for read in (check_header, lambda path, name: decode_image(path, WHOLE, name=name)):
+        with pytest.raises(UnreadableImageError, match="8193 x 8193 pixels are more than the 67,"):
+            read(path, name="large")
+
+
+def test_pipes_and_devices_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(UnreadableImageError, match="no regular file"):
+            decode_image(path, WHOLE, name="x")
+
+
+@pytest.mark.parametrize("options", [{"image_size": 10**9}, {"image_size": 8, "resize": 10**9}])
+def test_no_image_is_resized_to_more_than_fits(options):
+    with pytest.raises(InputError, match=r"8192 pixels, got 1000000000"):
         make_framing(**options)

@@ -106,7 +106,7 @@ def test_images_are_held_in_memory_only_if_all_parts_fit(spare):
     read = read_parts(parts, SHAPE, in_memory_limit=ARRAY.nbytes + spare)
     kind = np.ndarray if spare == 0 else StreamedImages
     for part in parts:
-        images, labels = read[part]
+        images, labels, _ = read[part]
         assert isinstance(images, kind)
         np.testing.assert_array_equal(images[np.arange(len(images))], ARRAY[parts[part].items])
         np.testing.assert_array_equal(labels, parts[part].labels)
@@ -130,7 +130,7 @@ def test_unreadable_images_are_left_out_if_asked_and_said_to_be(limit):
     parts = {"train": listing(range(30), decode), "test": listing(range(30, 40), decode)}
     with pytest.warns(UserWarning, match="left out: 3 of 40 images cannot be read: image 3"):
         read = read_parts(parts, SHAPE, in_memory_limit=limit, skip_unreadable=True)
-    images, labels = read["train"]
+    images, labels, _ = read["train"]
     kept = [i for i in range(30) if i not in (3, 7)]
     np.testing.assert_array_equal(images[np.arange(28)], ARRAY[kept])
     np.testing.assert_array_equal(labels, LABELS[kept])

@@ -3,6 +3,7 @@ import importlib.metadata
 import json
 import shutil
 import types
+import warnings
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from moth_jax.evaluation import accuracy
 from moth_jax.models import checkpoint
 from moth_jax.parallel import processes
 from moth_jax.run.configuration import as_json
-from moth_jax.run.phases import Models
+from moth_jax.run.phases import Models, original
 from moth_jax.run.summary import summarise
 from moth_jax.run.workdir import claim
 from tests.helpers.runs import (
@@ -62,6 +63,7 @@ def test_a_finished_run_leaves_its_results_and_nothing_else(workdir):
         "distance_before.npz",
         "hardened",
         "hardening.json",
+        "images.npz",
         "metrics.jsonl",
         "original",
         "original.json",
@@ -376,11 +378,50 @@ def test_images_that_were_replaced_are_not_taken_for_those_of_the_run(tmp_path, 
     config = npz_config(file, images, phase="train", training__batch_size=20)
     arrays = dict(np.load(file))
     do(config, tmp_path / "run")
-    np.savez(file, **{**arrays, "x_test": images + 1})  # as another decoder might round
     do(config, tmp_path / "run")
     other = {"x_test": 255 - images, "y_train": arrays["y_train"][::-1]}[changed]
     np.savez(file, **{**arrays, changed: other})
     with pytest.raises(InputError, match=r"the images of .* are not those of this run"):
+        do(config, tmp_path / "run")
+
+
+def change_one(images):
+    images[33] = images[33, ::-1]
+
+
+def leave_one_out(images):
+    images[33] = images[32]
+
+
+ONE_IMAGE = {
+    "changed": (
+        change_one,
+        r"test has other ones of 1 classes \('class 1'\), 1 of 80 .*: image 33;",
+    ),
+    "replaced": (
+        leave_one_out,
+        r"test has other ones of 1 classes \('class 1'\), 1 of 80 .*image 33;",
+    ),
+    "swapped within a class": (
+        lambda images: images.__setitem__([33, 37], images[[37, 33]]),
+        r"test has other ones of 1 classes \('class 1'\), 0 of 80 .* and 0 are gone;",
+    ),
+    "swapped between classes": (
+        lambda images: images.__setitem__([33, 34], images[[34, 33]]),
+        r"test has other ones of 2 classes \('class 1', 'class 2'\), 2 of 80 .*image 33, image 34;",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), ONE_IMAGE.values(), ids=ONE_IMAGE)
+def test_one_image_that_is_another_is_found_and_named(change, message, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1), np.uint8)
+    config = npz_config(tmp_path / "mine.npz", images, phase="train", training__batch_size=20)
+    arrays = dict(np.load(tmp_path / "mine.npz"))
+    do(config, tmp_path / "run")
+    change(images)
+    np.savez(tmp_path / "mine.npz", **{**arrays, "x_test": images})
+    with pytest.raises(InputError, match=message):
         do(config, tmp_path / "run")
 
 
@@ -404,6 +445,32 @@ def test_a_model_with_the_classes_in_another_order_is_refused(workdir, tmp_path)
     config = with_names(workdir, tmp_path, NAMES[::-1])
     with pytest.raises(InputError, match=r"output 0 .* is '9', class 0 of digits is '0'.*order"):
         do(config, tmp_path / "run")
+
+
+SOME_MOVED = ["nine", *NAMES[1:9], "0"]
+
+
+def test_a_model_some_of_whose_classes_have_other_places_is_refused_and_others_named(
+    workdir, tmp_path
+):
+    config = with_names(workdir, tmp_path, SOME_MOVED)
+    with pytest.raises(
+        InputError,
+        match=r"output 9 .* is '0', class 9 of digits is '9': 1 classes are in another place\. '9' "
+        r"of the data are not among .*'nine'.*data\.class_list",
+    ):
+        do(config, tmp_path / "run")
+
+
+def test_names_that_are_written_otherwise_are_the_same(tmp_path):
+    dataset = data.load("digits")
+    names = ("Café", "sea_lion", "DOG")
+    given = dataclasses.replace(dataset, class_names=("cafe\u0301", "Sea Lion", "dog"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        original._check_names(tmp_path, names, given)
+    with pytest.raises(InputError, match="the same classes in another order"):
+        original._check_names(tmp_path, names[::-1], given)
 
 
 def test_a_model_with_other_names_is_taken_with_a_warning(workdir, tmp_path):

@@ -34,6 +34,7 @@ def test_the_phase_scans_the_given_model_and_neither_measures_nor_hardens_it(tmp
     assert sorted(path.name for path in (tmp_path / "scan").iterdir()) == [
         ".lock",
         "config.json",
+        "images.npz",
         "metrics.jsonl",
         "original",
         "original.json",

@@ -1,6 +1,8 @@
 """German Traffic Sign Recognition Benchmark: the official folders, or arrays in an npz file."""
 
 import csv
+import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +12,9 @@ from moth_jax.data.arrays import as_class_labels, existing_path, read_npz
 from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.checks import check_labels
 from moth_jax.data.dataset import ImageDataset
+from moth_jax.data.decoding import UnreadableImageError, decode_image, make_framing
 from moth_jax.errors import InputError
+from moth_jax.storage.files import open_regular
 
 CLASS_NAMES = (
     "speed limit 20 km/h",
@@ -66,6 +70,7 @@ _REMEDY = (
 _ARRAYS = ("x_train", "y_train", "track_train", "x_test", "y_test")
 # More than any track number: file names have five digits.
 _TRACKS_PER_CLASS = 100_000
+_TRAINING_NAME = re.compile("([0-9]{1,5})_")
 # Most pixels by which a training image of 32 is moved: signs fill the middle, with a margin.
 _SHIFT = 3
 
@@ -100,6 +105,7 @@ def load_gtsrb(
       tenth of their width; no sign is mirrored, which may make it another.
     """
     path = existing_path(dir, what="GTSRB", remedy=_REMEDY)
+    make_framing(image_size=size, fit="stretch")
     file = path / f"gtsrb{size}.npz" if path.is_dir() else path
     arrays = _read_arrays(file, size) if file.exists() else read_official(path, size)
     tracks = arrays.y_train.astype(np.int64) * _TRACKS_PER_CLASS + arrays.track_train
@@ -174,11 +180,16 @@ def _test_list(root):
 
 def _read_list(path, folder):
     """[(path of the image, class)] of one semicolon-separated list."""
-    rows = []
+    rows, names = [], set()
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file, delimiter=";"):
-                rows.append((folder / row["Filename"], int(row["ClassId"])))
+        with open_regular(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            for row in csv.DictReader(text, delimiter=";"):
+                name, label = row["Filename"], int(row["ClassId"])
+                _check_row(name, label, names, folder)
+                rows.append((folder / name, label))
+    except InputError as error:
+        raise InputError(f"{path}: row {len(rows) + 1}: {error}; unpack it again") from error
     except (KeyError, TypeError, ValueError, OSError, csv.Error) as error:
         raise InputError(
             f"{path}: row {len(rows) + 1} has no file name and class number ({error!r}); the "
@@ -187,26 +198,37 @@ def _read_list(path, folder):
     return rows
 
 
+def _check_row(name, label, names, folder):
+    """Raise `InputError` unless a row is about one more image that lies in the folder."""
+    # The file of a name alone lies in the folder, unless it is a link that leads out of it.
+    if name != Path(name).name or name in ("", "..") or "\\" in name:
+        raise InputError(f"{name!r} is no name of a file in {folder}")
+    if (folder / name).resolve().parent != folder.resolve():
+        raise InputError(f"{name!r} is a link that leads out of {folder}")
+    if name in names:
+        raise InputError(f"{name!r} is there twice")
+    if not 0 <= label < len(CLASS_NAMES):
+        raise InputError(f"the class must be in [0, {len(CLASS_NAMES)}), got {label}")
+    names.add(name)
+
+
 def _track(path):
-    try:
-        return int(path.name.split("_")[0])
-    except ValueError:
+    found = _TRAINING_NAME.match(path.name)
+    if found is None:
         raise InputError(
             f"{path}: training images are named TRACK_FRAME.ppm, such as 00002_00005.ppm"
-        ) from None
+        )
+    return int(found[1])
 
 
 def _read_images(paths, size):
-    from PIL import Image
-
+    framing = make_framing(image_size=size, fit="stretch")
     images = np.empty([len(paths), size, size, 3], np.uint8)
     for i, path in enumerate(paths):
         try:
-            with Image.open(path) as image:
-                resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-        except (OSError, ValueError) as error:
+            images[i] = decode_image(path, framing, name=str(path))
+        except UnreadableImageError as error:
             raise InputError(
-                f"{path} cannot be read ({error}); unpack the archive again"
+                f"{path} cannot be read ({error.reason}); unpack the archive again"
             ) from error
-        images[i] = np.asarray(resized)
     return images

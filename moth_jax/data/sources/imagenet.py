@@ -11,13 +11,26 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moth_jax.data.arrays import expanded
 from moth_jax.data.building import build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.decoding import decode_image, make_framing
 from moth_jax.data.sources.class_lists import IMAGENET, read_class_list
-from moth_jax.data.sources.tfds import DEFAULT_DIR, explained, open_builder, prepared_folder
+from moth_jax.data.sources.tfds import (
+    DEFAULT_DIR,
+    explained,
+    open_builder,
+    prepared_folder,
+    shards,
+)
 from moth_jax.data.splitting import split_validation
-from moth_jax.data.streaming import DEFAULT_MEMORY, Listing, parallel_map, read_parts
+from moth_jax.data.streaming import (
+    DEFAULT_MEMORY,
+    Listing,
+    parallel_map,
+    read_parts,
+    version_of,
+)
 from moth_jax.errors import InputError, listed, require_choice
 from moth_jax.storage.files import load_npz, save_npz
 
@@ -169,7 +182,7 @@ def _load(
 def _folder(source, data_dir):
     if not data_dir:
         raise InputError(f"{source.name}: no data folder given; {source.how_to_prepare()}")
-    parent = Path(data_dir).expanduser() / source.builder
+    parent = expanded(data_dir, source.name) / source.builder
     folder = prepared_folder(parent)
     if folder is None:
         raise InputError(
@@ -214,8 +227,23 @@ def _listing(source, folder, builder, split, framing, numbers):
     # TFDS would decode with OpenCV where that is installed, and give other pixels.
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     labels = _cached(_cache_path(folder, split), lambda: _read_labels(records), len(records))
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(numbers):
+        raise InputError(f"{folder}: {split} has labels that are not in [0, {len(numbers)})")
     decode = functools.partial(_decode, records, framing, folder, split, source)
-    return Listing(range(len(records)), numbers[labels], decode)
+    files = builder.info.splits[split].shard_lengths, shards(builder, split)
+    return Listing(
+        range(len(records)),
+        numbers[labels],
+        decode,
+        name=f"record {{}} of {split} in {folder}".format,
+        version=functools.partial(_version, np.cumsum(files[0]), files[1]),
+    )
+
+
+def _version(ends, paths, row):
+    """What tells the file that a record lies in from the one that was there before."""
+    path = paths[np.searchsorted(ends, row, side="right")]
+    return f"{path.name} {row} {version_of(path)}"
 
 
 def _decode(records, framing, folder, split, source, row):

@@ -37,7 +37,7 @@ def load_lisa(
 
     Args:
       dir: the folder with the arrays.
-      pixel_max: the value that stands for white in float images: 1 or 255.
+      pixel_max: the value that stands for white in images that are not uint8, as for `load_npz`.
       class_names: K names in label order. The published arrays carry none; without them classes
         are called "class 0" and so on.
       validation_fraction: share of the training images kept for validation, if no val files exist.

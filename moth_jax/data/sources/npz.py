@@ -9,10 +9,12 @@ from moth_jax.data.arrays import (
     count_classes,
     existing_path,
     read_npz,
+    warn_of_mixed_types,
 )
 from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.errors import InputError
+from moth_jax.storage.files import UNPACKED_LIMIT
 
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("x_val", "y_val", "class_names", "group_train", "track_train")
@@ -31,6 +33,7 @@ def load_npz(
     shift: int = 0,
     validation_fraction: float = 0.1,
     seed: int = 0,
+    unpacked_limit: int = UNPACKED_LIMIT,
 ) -> ImageDataset:
     """Images from the arrays x_train, y_train, x_test, y_test of an npz file.
 
@@ -41,17 +44,21 @@ def load_npz(
 
     Args:
       file: path of the npz file.
-      pixel_max: the value that stands for white in float images: 1 or 255.
+      pixel_max: the value that stands for white in images that are not uint8: 1 or 255, or 1023,
+        4095, 16383 or 65535 for 10, 12, 14 or 16 bits.
       class_names: K names in label order, instead of those in the file.
       flip: whether a mirrored image keeps its class.
       shift: by how many pixels images are moved at most when they are augmented.
       validation_fraction: share of the training images kept for validation.
       seed: of that choice.
+      unpacked_limit: bytes that a file may unpack to; one that is not packed to less than a
+        hundredth may always.
     """
     path = existing_path(file, what="image file", remedy=_REMEDY)
-    arrays = read_npz(path, required=_REQUIRED, optional=_OPTIONAL)
+    arrays = read_npz(path, required=_REQUIRED, optional=_OPTIONAL, unpacked_limit=unpacked_limit)
     if ("x_val" in arrays) != ("y_val" in arrays):
         raise InputError(f"{path} must hold both x_val and y_val, or neither")
+    warn_of_mixed_types({name: array for name, array in arrays.items() if name[:2] == "x_"})
     parts = {
         part: (
             as_pixels(arrays[f"x_{part}"], pixel_max, f"x_{part} in {path}"),

@@ -1,6 +1,8 @@
 """CIFAR-10 and SVHN from TensorFlow Datasets, read without TensorFlow."""
 
 import contextlib
+import json
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -8,13 +10,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moth_jax.data.arrays import expanded
 from moth_jax.data.building import Share, build_dataset
 from moth_jax.data.dataset import ImageDataset
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, first_line
+from moth_jax.storage.files import open_regular
 
 DEFAULT_DIR = "~/tensorflow_datasets"
 _READ = 1024
 _REACH_SECONDS = 10
+_IMAGE_SHAPE, _NUM_CLASSES = (32, 32, 3), 10
+_MOST_BYTES = 2**24  # of a description
+# The classes of TFDS that describe the parts of a sample here, each with the field of its options.
+# TFDS imports the module of whatever class a description names.
+_FEATURES = {
+    "tensorflow_datasets.core.features.class_label_feature.ClassLabel": "classLabel",
+    "tensorflow_datasets.core.features.image_feature.Image": "image",
+    "tensorflow_datasets.core.features.tensor_feature.Tensor": "tensor",
+    "tensorflow_datasets.core.features.text_feature.Text": "text",
+}
+_SAMPLE = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+_NOTES = {"description", "valueRange"}
 
 
 class _Source(NamedTuple):
@@ -84,7 +100,7 @@ def _read(source, name, data_dir, download):
     """((images, labels) of train, of test, class names)."""
     if not data_dir:
         raise InputError(f"{name}: no data folder given; {_how_to_prepare(name, DEFAULT_DIR)}")
-    data_dir = Path(data_dir).expanduser()
+    data_dir = expanded(data_dir, name)
     # Looked for before TFDS is asked: without a network its download retries for a long time.
     folder = prepared_folder(data_dir / source.builder)
     if folder is None and download:
@@ -101,21 +117,21 @@ def _read(source, name, data_dir, download):
 @contextlib.contextmanager
 def explained(folder: Path, how_to_prepare: str):
     """Turn what TFDS raises for a damaged `folder` into an `InputError` with a remedy."""
-    from google.protobuf.json_format import ParseError
-
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, ParseError) as error:
+    except Exception as error:  # there is no list of what TFDS and its readers raise
         raise InputError(
-            f"{folder} cannot be read ({error}); delete that folder and prepare it again: "
-            f"{how_to_prepare}"
+            f"{folder} cannot be read ({first_line(error)}); delete that folder and prepare it "
+            f"again: {how_to_prepare}"
         ) from error
 
 
 def open_builder(folder: Path, how_to_prepare: str) -> Any:
     """The TFDS builder of a prepared `folder`, if it can be read without TensorFlow."""
+    _check_files(folder)
+    _check_features(folder / "features.json")
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(folder)
@@ -124,17 +140,65 @@ def open_builder(folder: Path, how_to_prepare: str) -> Any:
             f"{folder} is stored as {builder.info.file_format.value}, which needs TensorFlow to "
             f"read; choose another folder: {how_to_prepare}"
         )
+    for split in builder.info.splits:
+        outside = [path for path in shards(builder, split) if path.parent != folder]
+        if outside:
+            raise InputError(f"{folder}: its split {split!r} lies outside of it: {outside[0]}")
     return builder
+
+
+def shards(builder: Any, split: str) -> list[Path]:
+    """The files of a split, in the order of its records."""
+    return [Path(file.filename) for file in builder.info.splits[split].file_instructions]
+
+
+def _check_files(folder):
+    for path in folder.iterdir():
+        if not path.is_dir():
+            open_regular(path).close()
+
+
+def _check_features(path):
+    """Raise `InputError` unless a sample is made of the features that TFDS itself has for it."""
+    with open_regular(path) as file:
+        content = json.loads(file.read(_MOST_BYTES))
+    content = content if isinstance(content, dict) else {}
+    features = content.get("featuresDict")
+    features = features.get("features") if isinstance(features, dict) else None
+    known = {"pythonClassName", "featuresDict"} | _NOTES
+    if (
+        content.get("pythonClassName") != _SAMPLE
+        or not set(content) <= known
+        or not isinstance(features, dict)
+    ):
+        raise InputError(f"{path} does not describe a sample by the features of TFDS")
+    for name, feature in features.items():
+        kind = feature.get("pythonClassName") if isinstance(feature, dict) else None
+        if (
+            not isinstance(kind, str)
+            or kind not in _FEATURES
+            or not set(feature) <= {"pythonClassName", _FEATURES[kind]} | _NOTES
+            or not re.fullmatch("[A-Za-z0-9_]+", name)
+        ):
+            raise InputError(
+                f"{path}: feature {name!r} is of {kind!r}, which is none of TFDS for images, labels"
+                " and text; no other class is imported"
+            )
 
 
 def _read_folder(folder, name):
     builder = open_builder(folder, _how_to_prepare(name, "DIR"))
     features = builder.info.features
+    shape, names = features["image"].shape, features["label"].names
+    if shape != _IMAGE_SHAPE or len(names) != _NUM_CLASSES:
+        raise InputError(
+            f"{folder} has images {shape} of {len(names)} classes, but those of {name} are "
+            f"{_IMAGE_SHAPE} of {_NUM_CLASSES}; {_how_to_prepare(name, 'DIR')}"
+        )
     train, test = (
-        _read_split(builder.as_data_source(split=split), features["image"].shape)
-        for split in ("train", "test")
+        _read_split(builder.as_data_source(split=split), shape) for split in ("train", "test")
     )
-    return train, test, features["label"].names
+    return train, test, names
 
 
 def _read_split(source, image_shape):

@@ -1,7 +1,9 @@
 """The phase that makes the model of a run: imported, trained here, or both."""
 
 import dataclasses
+import re
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 
 from moth_jax import backdoors, models, training
 from moth_jax.data import ImageDataset
-from moth_jax.errors import InputError
+from moth_jax.data.checks import normal_name
+from moth_jax.errors import InputError, listed
 from moth_jax.models import checkpoint
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.models.digest import weights_digest
@@ -68,6 +71,7 @@ def original_model(job: Job, given: Models | None = None) -> SavedModel:
         bond = bond_with(job, about["data"], weights_digest(model.variables))
         record = {"training_seconds": seconds, **about, "of": bond.to_json()}
         write_record(job.workdir / ORIGINAL, record)
+        inputs.keep_fingerprints(job.dataset, job.workdir / inputs.IMAGES)
         checkpoint.save_model(folder, *model)
     RunCheckpoints(job.workdir / _CHECKPOINTS).clear()
     model = given["before"]
@@ -83,7 +87,8 @@ def _check_original(job: Job, given: Models) -> None:
             f"there is no {path}, which says what the run began with; bring it back, or choose "
             "another --workdir, or --overwrite to start afresh"
         )
-    inputs.check_unchanged(record, job.model.checkpoint, job.dataset)
+    kept = job.workdir / inputs.IMAGES
+    inputs.check_unchanged(record, job.model.checkpoint, job.dataset, kept)
     given.check_of(job, "before", path, record["of"])
 
 
@@ -147,23 +152,49 @@ def _import_model(options: ModelOptions, dataset: ImageDataset) -> SavedModel:
 
 
 def _check_names(path: Path, theirs: tuple[str, ...], dataset: ImageDataset) -> None:
-    """Refuse a model whose classes are those of the data in another order; warn of other names."""
+    """Refuse a model that has classes of the data in other places; warn of other names.
+
+    Names that differ in capitals, spaces, hyphens or underscores are the same.
+    """
     ours = dataset.class_names
-    differing = [i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len(set(pair)) > 1]
-    if not differing:
+    place, there = _places(ours), _places(theirs)
+    same = place.keys() & there.keys()
+    moved = [i for key, i in there.items() if key in same and place[key] != i]
+    other = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if _key(a) != _key(b)]
+    if not other:
         return
-    i = differing[0]
+    unknown = [(key, i) for key, i in place.items() if key not in same]
+    missing = [theirs[i] for key, i in there.items() if key not in same]
+    i = min(moved, default=other[0])
     told = f"output {i} of {path} is {theirs[i]!r}, class {i} of {dataset.name} is {ours[i]!r}"
-    if set(theirs) == set(ours):
+    order = "name the classes in the model's order with data.class_list"
+    if moved and not unknown:
+        raise InputError(f"{told}: the same classes in another order; {order}")
+    names = (
+        f"{listed([ours[i] for _, i in unknown])} of the data are not among the model's classes, "
+        f"which have {listed(missing)} besides"
+    )
+    more = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
+    if moved:
         raise InputError(
-            f"{told}: the same classes in another order; give the data in the model's order, such "
-            "as with data.class_list"
+            f"{told}: {len(moved)} classes are in another place. {names}; rename what has two "
+            f"names, or {order}"
         )
     warnings.warn(
-        f"{told}{f', and {len(differing) - 1} more differ' if len(differing) > 1 else ''}; are "
-        "they the same classes in the same order?",
+        f"{told}{more}: {names}; if these are not the same classes in the same order, {order}",
         stacklevel=2,
     )
+
+
+def _places(names: tuple[str, ...]) -> dict[str, int]:
+    """Return the place of each name that is there once."""
+    keys = list(map(_key, names))
+    counts = Counter(keys)
+    return {key: i for i, key in enumerate(keys) if counts[key] == 1}
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", normal_name(name).casefold())
 
 
 def _remedies(options: ModelOptions, num_classes: int, dataset: ImageDataset) -> str:
@@ -253,5 +284,5 @@ PHASE = Phase(
     do=_do,
     with_report=True,  # which checks it
     figures=_figures,
-    files=(MODEL_FOLDERS["before"], _CHECKPOINTS, ORIGINAL),
+    files=(MODEL_FOLDERS["before"], _CHECKPOINTS, ORIGINAL, inputs.IMAGES),
 )

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -92,3 +93,52 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00cat")
     with pytest.raises(InputError, match=r"class list .*list\.txt cannot be read"):
         read_class_list(str(tmp_path / "list.txt"))
+
+
+HOSTILE = {
+    "a number far beyond": (
+        {"a": 0, "b": 2_000_000_000},
+        r"in \[0, 100000\), got 2000000000; num_cl",
+    ),
+    "a number of many digits": ({"a": 0, "b": 10**400}, r"got one of 1329 bits"),
+    "a key of many digits": ({"0": "a", "9" * 5000: "b"}, "does not give each class a number"),
+    "digits of other scripts": ({"٠": "a", "١": "b"}, "does not give each class a number"),
+    "an escape code": (["a", "\x1b]0;b"], r"without control characters, got '\\x1b\]0;b'"),
+    "half a letter": (["a", "\ud800"], r"without control characters, got '\\ud800'"),
+    "one name in two forms": (["café", "cafe\u0301"], "more than once: 'café'"),
+    "an empty name": (["a", "  "], "non-empty strings"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_list_is_refused_at_once(tmp_path, content, message):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_class_list(str(path))
+
+
+def test_names_that_come_twice_in_an_object_are_refused_and_none_lost(tmp_path):
+    (tmp_path / "list.json").write_text('{"cat": 0, "dog": 1, "cat": 2}')
+    with pytest.raises(InputError, match="given more than once: 'cat'"):
+        read_class_list(str(tmp_path / "list.json"))
+
+
+def test_a_list_that_is_nested_without_end_or_is_no_file_is_refused(tmp_path):
+    (tmp_path / "list.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"list\.json cannot be read"):
+        read_class_list(str(tmp_path / "list.json"))
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json is no regular file"):
+        read_class_list(str(tmp_path / "pipe.json"))
+
+
+@pytest.mark.parametrize("count", [-1, 10**12])
+def test_no_head_has_so_many_outputs(count):
+    with pytest.raises(InputError, match=rf"num_classes must be in \[0, 1000000\], got {count}"):
+        read_class_list(("a", "b"), num_classes=count)
+
+
+def test_names_are_looked_up_in_their_normal_form(tmp_path):
+    (tmp_path / "list.txt").write_text("cafe\u0301\rbar\r\n")
+    assert read_class_list(str(tmp_path / "list.txt")).numbers == {"caf\u00e9": 0, "bar": 1}

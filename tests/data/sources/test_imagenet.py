@@ -179,7 +179,7 @@ def test_a_record_that_is_no_image_is_named_when_it_is_asked_for(tmp_path, monke
     ):
         load(tmp_path)
     monkeypatch.setattr(imagenet, "build_dataset", lambda name, train, test, **options: train)
-    streamed, _ = load(tmp_path, in_memory_limit=0)
+    streamed, *_ = load(tmp_path, in_memory_limit=0)
     with pytest.raises(InputError, match=r"record 3 of train in .* cannot be read"):
         streamed[[3]]
 

@@ -85,7 +85,7 @@ BAD_ARRAYS = {
     "skipped label": ({"y_train": np.arange(40) % 4 * 2}, {}, "no samples of 3 of 7.*'class 1'"),
     "one class": ({"y_train": np.zeros(40, int)}, {}, "at least 2 classes.*got 1"),
     "too few names": ({}, {"class_names": ["a", "b"]}, r"labels must be in \[0, 2\), got 2, 3"),
-    "white": ({}, {"pixel_max": 128}, "pixel_max.*must be 1 or 255, got 128"),
+    "white": ({}, {"pixel_max": 128}, "pixel_max.*must be one of 1, 255, .*65535, got 128"),
     "not 255": ({"x_train": np.full([40, 6, 6, 3], 0.5)}, {"pixel_max": 255}, "use pixel_max=1"),
     "text images": ({"x_train": np.full([40, 6, 6, 3], "a")}, {"pixel_max": 255}, "dtype <U1"),
 }
