@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,8 +24,11 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path) -> Iterator[Callable[[], None]]:
     """Keep other runs out of `workdir`, which is made, while the block runs.
+
+    The block gets a function that raises `InputError` if the folder is not there any more, or is
+    another one.
 
     The main process holds the lock, and the system releases it when that process ends, in whatever
     way. A file system without locks is used without one.
@@ -35,7 +38,8 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         broadcast_from_main(_lock, workdir, stack)
-        yield
+        ours = broadcast_from_main(_identity, workdir)
+        yield lambda: broadcast_from_main(_check_there, workdir, ours)
 
 
 def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
@@ -54,6 +58,20 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
         if error.errno not in _NO_LOCKS:
             raise
     stack.callback(lock.release)
+
+
+def _identity(workdir: Path) -> tuple[int, int]:
+    """Return what tells a folder from another of its name."""
+    status = workdir.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_there(workdir: Path, ours: tuple[int, int]) -> None:
+    if not workdir.is_dir() or _identity(workdir) != ours:
+        raise InputError(
+            f"{workdir} was removed or replaced while the run worked in it; bring it back, and the "
+            "same command goes on, or begins anew"
+        )
 
 
 def _make_folder(workdir: Path) -> None:

@@ -9,7 +9,7 @@ import stat
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from moth_jax.errors import InputError, first_line
 from moth_jax.parallel.processes import broadcast_from_main, on_main
-from moth_jax.typed import fault_of
+from moth_jax.typed import fault_of, shown
 
 
 def strict_json(value) -> Any:
@@ -202,6 +202,44 @@ def _explained(path: str | os.PathLike, advice: str) -> Iterator[None]:
             ) from error
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"cannot read {path}: {reason}{advice and f'; {advice}'}") from error
+
+
+Shape = tuple[int | str, ...]
+
+
+def check_arrays(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    layout: Mapping[str, tuple[str, Shape]],
+    *,
+    what: str,
+    optional: Collection[str] = (),
+    advice: str = "",
+) -> None:
+    """Raise `InputError` unless a file holds the arrays of `layout` and no others.
+
+    Args:
+      path: of the file.
+      arrays: what it holds.
+      layout: (kinds of `dtype.kind`, shape) by name; a letter in a shape is one number throughout.
+      what: what a message calls such a file.
+      optional: the names that may be missing.
+      advice: what to do if they are others.
+    """
+    sizes: dict[str, int] = {}
+    faults = [f"no array {name}" for name in layout if name not in {*arrays, *optional}]
+    faults += [f"an unknown array {shown(name)}" for name in arrays if name not in layout]
+    for name in [name for name in layout if name in arrays]:
+        array, (kinds, shape) = arrays[name], layout[name]
+        places = zip(shape, array.shape, strict=False)
+        fits = len(shape) == array.ndim and all(
+            size == (sizes.setdefault(place, size) if isinstance(place, str) else place)
+            for place, size in places
+        )
+        if array.dtype.kind not in kinds or not fits:
+            faults.append(f"{name} is {array.dtype} of shape {array.shape}")
+    if faults:
+        raise InputError(f"{path} is no {what}, or is damaged: {faults[0]}; {advice}")
 
 
 def json_text(value: Any, **options: Any) -> str:
