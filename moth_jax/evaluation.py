@@ -10,15 +10,20 @@ import numpy as np
 import optax
 from jax import Array
 
+from moth_jax.data.dataset import ImageSplit, as_split
+from moth_jax.errors import InputError
 from moth_jax.options import AT_LEAST_1, POSITIVE, SHARE, option
+from moth_jax.outputs import Rows, check_finite, check_rows, rows_of
 from moth_jax.parallel.devices import fetch, read_batch, read_batches, replicate, spread
 from moth_jax.progress import Progress, as_progress
 from moth_jax.types import LogitsFn, Variables
 
+_MOST_SEARCHED = 5_000  # images, for the cause of a loss that is not finite
+
 
 @functools.partial(jax.jit, static_argnames="logits_fn")
-def _predicted(logits_fn: LogitsFn, variables: Variables, images: Array) -> Array:
-    return jnp.argmax(logits_fn(variables, images), axis=-1)
+def _rows(logits_fn: LogitsFn, variables: Variables, images: Array) -> Rows:
+    return rows_of(logits_fn(variables, images))
 
 
 def predictions(
@@ -29,10 +34,14 @@ def predictions(
     batch_size: int = 256,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Return the predicted class [n] of every image of an `ImageSplit`.
+    """Return the predicted class [n] of every image of an `ImageSplit`, or of (images, labels).
 
     `transform`, such as the stamp of a backdoor, is applied to the images [m, h, w, c] first.
+
+    Raises:
+      InputError: the outputs for an image are not finite, or those of all images are no logits.
     """
+    split = as_split(split)
     # The last batch is filled up with repeats, so that one compilation serves all.
     order = [
         np.arange(first, first + batch_size) % len(split)
@@ -44,12 +53,19 @@ def predictions(
         batches = map(spread, map(transform, split.batches(order)))
     variables = replicate(variables)
     # One after the other: batches that wait on the device would fill it.
-    predicted = [fetch(_predicted(logits_fn, variables, images)) for images in batches]
-    return np.concatenate(predicted)[: len(split)]
+    parts = [fetch(_rows(logits_fn, variables, images)) for images in batches]
+    rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(split)], *parts)
+
+    def rows_of_images(images: np.ndarray) -> Rows:
+        return fetch(_rows(logits_fn, variables, replicate(images)))
+
+    check_rows(rows, rows_of_images, split.image_shape)
+    return rows.predicted
 
 
 def accuracy(logits_fn: LogitsFn, variables: Variables, split, *, batch_size: int = 256) -> float:
     """Return the share of an `ImageSplit` that is classified as labelled, in [0, 1]."""
+    split = as_split(split)
     predicted = predictions(logits_fn, variables, split, batch_size=batch_size)
     return float(np.mean(predicted == split.labels))
 
@@ -113,8 +129,10 @@ def pgd_accuracy(
 
     Note: The published code measures the same first batch ten times; this goes through the split.
     """
+    split = as_split(split)
+    predictions(logits_fn, variables, _first(split, batch_size), batch_size=batch_size)
     attack = jax.jit(functools.partial(pgd, logits_fn, adversary=adversary))
-    hits, total = 0, len(split)
+    hits, total, is_finite = 0, len(split), []
     variables = replicate(variables)
     with as_progress(progress).task(label, total=total, unit="images") as task:
         for first in range(0, total, batch_size):
@@ -122,8 +140,37 @@ def pgd_accuracy(
             labels = split.labels[indices]
             key = jax.random.fold_in(jax.random.key(seed), first)
             perturbed = attack(variables, read_batch(split, indices), labels, key)
-            right = fetch(_predicted(logits_fn, variables, perturbed)) == labels
-            hits += int(right[: total - first].sum())
+            rows = fetch(_rows(logits_fn, variables, perturbed))
+            is_finite.append(rows.is_finite[: total - first])
+            hits += int((rows.predicted == labels)[: total - first].sum())
             done = min(first + batch_size, total)
             task.advance(done - first, robust=hits / done)
+    check_finite(np.concatenate(is_finite), "perturbed images")
     return hits / total
+
+
+def check_loss(
+    loss: float, where: str, logits_fn: LogitsFn, variables: Variables, split: ImageSplit
+) -> None:
+    """Raise `InputError` if a training loss is not finite, and say which images made it so.
+
+    Args:
+      loss: of a step.
+      where: which step that is.
+      logits_fn, variables: the model when it was last known to work.
+      split: the images that it is trained on. The first 5,000 are looked at.
+    """
+    if np.isfinite(loss):
+        return
+    try:
+        predictions(logits_fn, variables, _first(split, _MOST_SEARCHED))
+    except InputError as error:
+        raise InputError(f"the loss is {loss} at {where}: {error}") from error
+    raise InputError(
+        f"the loss is {loss} at {where}, and the model's outputs for the images were finite "
+        "before: the training diverged; lower its learning_rate, or give batch_norm 'frozen'"
+    )
+
+
+def _first(split: ImageSplit, count: int) -> ImageSplit:
+    return split if len(split) <= count else split.subset(np.arange(count))

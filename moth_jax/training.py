@@ -15,7 +15,7 @@ from moth_jax.data.augmentation import augment
 from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import epoch_batches
 from moth_jax.errors import InputError, require_choice
-from moth_jax.evaluation import Adversary, accuracy, pgd
+from moth_jax.evaluation import Adversary, accuracy, check_loss, pgd
 from moth_jax.models import Classifier
 from moth_jax.models.classifier import complete
 from moth_jax.options import (
@@ -213,6 +213,9 @@ def train(
 
     Returns:
       The trained variables.
+
+    Raises:
+      InputError: a loss is not finite. It is found at the end of the epoch.
     """
     tx = optimiser(config, len(dataset.train))
     if start is None:
@@ -227,6 +230,7 @@ def train(
             rng = np.random.default_rng([config.seed, epoch])
             epoch_key = jax.random.fold_in(jax.random.key(config.seed), epoch)
             losses, first_losses = list(first_losses), ()
+            before = state.variables
             batch_size = min(config.batch_size, len(dataset.train))
             order = epoch_batches(len(dataset.train), batch_size, rng, drop_last=True)
             images_left = read_batches(dataset.train, order[len(losses) :])
@@ -236,8 +240,10 @@ def train(
                 losses.append(loss)
                 if on_step is not None and i + 1 < len(order):
                     on_step(epoch, state, tuple(losses))
+            losses = np.asarray(jax.device_get(losses))
+            _check_losses(losses, epoch, classifier, before, dataset)
             figures = {
-                "loss": float(np.mean(jax.device_get(losses))),
+                "loss": float(np.mean(losses)),
                 "validation_accuracy": accuracy(
                     classifier.predict, state.variables, dataset.validation
                 ),
@@ -246,6 +252,24 @@ def train(
                 on_epoch(epoch + 1, state, figures)
             task.advance(1, **figures)
     return state.variables
+
+
+def _check_losses(
+    losses: np.ndarray,
+    epoch: int,
+    classifier: Classifier,
+    variables: Variables,
+    dataset: ImageDataset,
+) -> None:
+    """Raise `InputError` at the first loss of an epoch's steps that is not finite.
+
+    `variables` are those with which the epoch began.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        where = f"step {bad[0]} of epoch {epoch + 1} of the training"
+        loss = float(losses[bad[0]])
+        check_loss(loss, where, classifier.predict, variables, dataset.train)
 
 
 def _make_train_step(

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from moth_jax.backdoors.base import Backdoor
+from moth_jax.data.dataset import as_split
 from moth_jax.errors import InputError
 from moth_jax.evaluation import predictions
 from moth_jax.types import LogitsFn, Variables
@@ -43,6 +44,7 @@ def attack_success(
     Raises:
       InputError: the backdoor's target or a victim is no class of the model.
     """
+    split = as_split(split)
     num_classes = jax.eval_shape(logits_fn, variables, split.batch(np.arange(1))).shape[1]
     outside = [k for k in (backdoor.target, *backdoor.victims) if not 0 <= k < num_classes]
     if outside:

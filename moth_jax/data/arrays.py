@@ -1,5 +1,6 @@
 """Arrays that people have saved, as images, labels and class names."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def existing_path(path, *, what: str, remedy: str) -> Path:
     if not path:
         raise InputError(f"{what}: no path given; {remedy}")
     path = expanded(path, what)
-    if not path.exists():
+    if not os.path.exists(path):  # also where the name is too long for one
         raise InputError(f"{what} not found at {path}; {remedy}")
     return path
 
@@ -68,7 +69,7 @@ def as_pixels(images: np.ndarray, pixel_max: float, what: str) -> np.ndarray:
     if pixel_max not in WHITES:
         raise InputError(
             "pixel_max, the value that stands for white, must be one of "
-            f"{', '.join(map(str, WHITES))}, got {pixel_max}"
+            f"{', '.join(map(str, WHITES))}, got {pixel_max!r}"
         )
     is_integer = np.issubdtype(images.dtype, np.integer)
     numbers = (is_integer or np.issubdtype(images.dtype, np.floating)) and images.size > 0
@@ -136,9 +137,9 @@ def count_classes(labels: np.ndarray, what: str) -> int:
 
 def as_class_names(names, num_classes: int) -> tuple[str, ...]:
     """Names as text, or "class 0" and so on if there are none."""
-    if names is None or len(names) == 0:
+    names = np.asarray([] if names is None else names)
+    if names.size == 0:
         return tuple(f"class {k}" for k in range(num_classes))
-    names = np.asarray(names)
     if names.ndim != 1:
         raise InputError(f"class_names must have shape [K], got {names.shape}")
     try:

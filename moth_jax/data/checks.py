@@ -1,6 +1,7 @@
 """Checks of images, labels and class names; each fault is an `InputError` that says what to do."""
 
 import unicodedata
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from moth_jax.errors import InputError, listed, printable
 
 _MOST_CONTRAST = 100.0  # between the brightest values of two parts
+_DARKEST = 17 / 255  # the most that no set of images has as its brightest value
+_FEW = 3  # images that are nearly black by chance
 
 
 def check_images(images, *, image_shape=None, what: str = "images") -> None:
@@ -29,13 +32,17 @@ def check_images(images, *, image_shape=None, what: str = "images") -> None:
     images = np.asarray(images)
     _check_layout(images, image_shape, what)
     if images.dtype == np.uint8:
-        if images.max() == 1:
+        highs = _highs(images)
+        if highs.max() == 1:
             raise InputError(
                 f"{what} are uint8 with no value above 1: uint8 images range over 0-255, so these "
                 "look like images in [0, 1] that were cast; store them as float32"
             )
+        _warn_of_dark(highs / 255, what)
     elif np.issubdtype(images.dtype, np.floating):
-        _check_range(images, what)
+        highs = _highs(images)
+        _check_range(images, highs, what)
+        _warn_of_dark(highs, what)
     else:
         raise InputError(
             f"{what} must be uint8 (0-255) or floats in [0, 1], got dtype {images.dtype}; divide "
@@ -153,6 +160,8 @@ def check_every_class(
 def _check_layout(images, image_shape, what):
     if images.ndim != 4:
         remedy = "; add an axis with images[..., None]" if images.ndim == 3 else ""
+        if images.ndim == 3 and images.shape[2] in (1, 3, 4):
+            remedy += ", or images[None] if it is one image"
         raise InputError(f"{what} must have shape [n, h, w, c], got {images.shape}{remedy}")
     if images.size == 0:
         raise InputError(f"{what} are empty: shape {images.shape}")
@@ -170,13 +179,44 @@ def _check_layout(images, image_shape, what):
 
 def _channels_first_hint(images):
     if images.shape[1] in (1, 3) and images.shape[3] > 4:
-        return "; channels look first: use images.transpose(0, 2, 3, 1)"
+        return (
+            "; channels look first: use images.transpose(0, 2, 3, 1), of a PyTorch tensor "
+            "images.permute(0, 2, 3, 1)"
+        )
     return ""
 
 
-def _check_range(images, what):
+def _highs(images):
+    """The largest value of each image."""
+    return images.max(axis=(1, 2, 3))
+
+
+def _warn_of_dark(highs, what):
+    """Warn of images whose white cannot be 1, given the largest value in [0, 1] of each.
+
+    Images that were divided twice stay below 1/255, 12 bits in a file for 16 below 1/16, and the
+    digits of scikit-learn, from 0 to 16, below 17/255 of bytes. A single black image is none.
+    """
+    high = float(highs.max())
+    twice = (highs > 0) & (highs <= 1.01 / 255)
+    if 0 < high <= _DARKEST:
+        warnings.warn(
+            f"{what} are at most {high:.3g} where white is 1: were they divided by 255 twice, or "
+            "by another value than the one that stands for white?",
+            stacklevel=3,
+        )
+    elif twice.sum() >= max(_FEW, len(highs) / 20):
+        warnings.warn(
+            f"{what}: {twice.sum()} of {len(highs)} are at most {highs[twice].max():.3g} where "
+            f"white is 1, first at index {np.argmax(twice)}, others reach {high:.3g}: were these "
+            "divided by 255 twice?",
+            stacklevel=3,
+        )
+
+
+def _check_range(images, highs, what):
     # NaN and infinities show in the extremes, so the usual case allocates nothing.
-    low, high = float(images.min()), float(images.max())
+    low, high = float(images.min()), float(highs.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
         raise InputError(

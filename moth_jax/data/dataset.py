@@ -13,6 +13,7 @@ from moth_jax.data.checks import (
     check_images,
     check_labels,
 )
+from moth_jax.data.conversion import as_array, as_images, as_labels
 from moth_jax.data.streaming import StreamedImages
 from moth_jax.errors import InputError, listed
 from moth_jax.types import ImageShape
@@ -37,6 +38,11 @@ class ImageSplit:
     images: np.ndarray | StreamedImages
     labels: np.ndarray
     names: Sequence[str] | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.images, StreamedImages):
+            object.__setattr__(self, "images", as_array(self.images, "images"))
+        object.__setattr__(self, "labels", as_array(self.labels, "labels"))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,6 +114,24 @@ class ImageDataset:
     def present(self) -> tuple[int, ...]:
         """The classes there are training samples of, ascending: all K, or fewer of a large head."""
         return tuple(np.unique(self.train.labels).tolist())
+
+
+def as_split(given) -> ImageSplit:
+    """Return an `ImageSplit`, also of a pair (images, labels) of arrays of any library.
+
+    Raises:
+      InputError: it is neither, or the images or labels cannot be used.
+    """
+    if isinstance(given, ImageSplit):
+        return given
+    if isinstance(given, tuple | list) and len(given) == 2:
+        images, labels = as_images(given[0]), as_array(given[1], "labels")
+        num_classes = max(2, int(labels.max(initial=0)) + 1)
+        return ImageSplit(images, as_labels(labels, num_classes, num_images=len(images)))
+    raise InputError(
+        "images must be given as a pair (images, labels), or a part of an `ImageDataset`, such as "
+        f"dataset.test; got {type(given).__name__}"
+    )
 
 
 def validate(dataset: ImageDataset, *, every_class: bool = True) -> ImageDataset:

@@ -219,9 +219,9 @@ def _layout(image):
 
 def _said_white(image):
     """The white that a PPM file says, by which Pillow scales it; 0 for all other files."""
-    arguments = image.tile[0].args if image.tile else ""
     says = image.tile and image.tile[0].codec_name.startswith("ppm")
-    return arguments[1] if says and len(arguments) > 1 else 0
+    arguments = image.tile[0].args if says else ()
+    return int(arguments[1]) if len(arguments) > 1 else 0
 
 
 def _of_eight_bits(image, file, white, name):

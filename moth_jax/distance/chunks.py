@@ -223,12 +223,18 @@ def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix
     per_seed[:, rows, columns] = measured.sizes.T
     rate = np.full(shape, np.nan, np.float32)
     rate[rows, columns] = measured.rates[best]
+    share = np.full(shape, np.nan, np.float32)
+    for row in np.unique(rows).tolist():
+        taken_for = subject.predictions_of(classes[row])
+        share[row] = [np.mean(taken_for == target) for target in classes]
+    share[np.isnan(rate)] = np.nan
     found = np.flatnonzero(np.isfinite(measured.sizes[best]))
     found = found[np.lexsort(places[found].T[::-1])]
     return DistanceMatrix(
         values=per_seed.min(0),
         success_rate=rate,
         class_names=subject.names,
+        share_there=share,
         values_per_seed=per_seed,
         triggers=FoundTriggers(
             places[found],

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
 from moth_jax.distance.directions import describe_choice, mean_interval
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, listed
+from moth_jax.inversion.candidates import least_rate
 from moth_jax.storage.files import check_arrays, load_npz, save_npz
 from moth_jax.triggers import Trigger
 
@@ -52,15 +54,19 @@ class DistanceMatrix:
       success_rate: [K, K] float32, that of the very trigger whose size is given; 0 where none was
         found, NaN where nothing was measured.
       class_names: K names.
+      share_there: [K, K] float32, the share of the victims' images that the model takes for the
+        target without any trigger; None where it is not known.
       values_per_seed: [S, K, K], the distances found by each seed; `values` is their minimum.
       triggers: those found; None if they were not kept.
-      details: how it was measured (seeds, num_steps, num_images, seconds, ...); `classes` are the
+      details: how it was measured (seeds, num_steps, num_images, seconds, ...); `inversion` is the
+        method with its options, `images` a digest of each victim class's images, `classes` are the
         labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.
     """
 
     values: np.ndarray
     success_rate: np.ndarray
     class_names: tuple[str, ...]
+    share_there: np.ndarray | None = None
     values_per_seed: np.ndarray | None = None
     triggers: FoundTriggers | None = None
     details: dict = dataclasses.field(default_factory=dict)
@@ -74,6 +80,16 @@ class DistanceMatrix:
     def found(self) -> np.ndarray:
         """[K, K] bool, the directions with a verified trigger."""
         return np.isfinite(self.values)
+
+    def is_there(self) -> np.ndarray:
+        """Return [K, K] bool: which victims the model takes for the target without any trigger.
+
+        As many of them as a trigger would have to send, so that their distance is 0.
+        """
+        if self.share_there is None:
+            return self.values == 0
+        bound = least_rate(self.details.get("success_bound", 1.0))
+        return (self.values == 0) | (self.share_there >= bound)
 
     def average(self) -> float:
         """Return the mean distance of the directions where a trigger was found; NaN if none was."""
@@ -135,7 +151,8 @@ class DistanceMatrix:
         """Return a few lines that set this matrix (before) against another of the same classes."""
         change = increase_per_direction(self, after)
         both = np.isfinite(change)
-        increase = f"{100 * relative_increase(self, after):+.2f} %" if both.any() else "unknown"
+        mean = relative_increase(self, after)
+        increase = f"{100 * mean:+.2f} %" if both.any() else "unknown"
         lines = [
             f"average distance {_mean(self)} -> {_mean(after)}",
             f"increase {increase} over {both.sum()} directions",
@@ -162,6 +179,8 @@ class DistanceMatrix:
             "class_names": np.asarray(self.class_names, dtype=np.str_),
             "details": np.asarray(json.dumps(self.details)),
         }
+        if self.share_there is not None:
+            arrays["share_there"] = self.share_there
         if self.values_per_seed is not None:
             arrays["values_per_seed"] = self.values_per_seed
         if self.triggers is not None:
@@ -179,7 +198,7 @@ class DistanceMatrix:
         """
         arrays = load_npz(path, advice=_ADVICE)
         kept = any(name in arrays for name in _TRIGGERS)
-        optional = ("details", "values_per_seed", *(() if kept else _TRIGGERS))
+        optional = ("details", "share_there", "values_per_seed", *(() if kept else _TRIGGERS))
         what = "distance matrix"
         check_arrays(path, arrays, _LAYOUT, what=what, optional=optional, advice=_ADVICE)
         details = _details(arrays)
@@ -194,6 +213,7 @@ class DistanceMatrix:
             values=arrays["values"],
             success_rate=arrays["success_rate"],
             class_names=tuple(str(name) for name in arrays["class_names"]),
+            share_there=arrays.get("share_there"),
             values_per_seed=arrays.get("values_per_seed"),
             triggers=triggers,
             details=details,
@@ -229,6 +249,7 @@ _LAYOUT = {
     "success_rate": ("f", ("K", "K")),
     "class_names": ("U", ("K",)),
     "details": ("U", ()),
+    "share_there": ("f", ("K", "K")),
     "values_per_seed": ("f", ("S", "K", "K")),
     "trigger_directions": ("iu", ("M", 2)),
     "masks": ("f", ("M", "h", "w", 1)),
@@ -253,11 +274,67 @@ def _cell(value: float) -> str:
     return "." if np.isnan(value) else "none" if np.isinf(value) else f"{value:.1f}"
 
 
+# What a distance depends on besides the method and the images.
+_BUDGET = ("num_steps", "minibatch_size", "mask_weight", "seeds")
+
+
+def _check_comparable(before: DistanceMatrix, after: DistanceMatrix, rows: np.ndarray) -> None:
+    """Raise `InputError` for matrices by different methods, or of different images of `rows`."""
+    methods = [matrix.details.get("inversion") for matrix in (before, after)]
+    if None not in methods and methods[0] != methods[1]:
+        raise InputError(
+            f"the two matrices were measured by different methods, {methods[0]} and {methods[1]}; "
+            "measure both by one"
+        )
+    theirs, ours = (matrix.details.get("images") for matrix in (before, after))
+    if theirs is None or ours is None:
+        return
+    other = [before.class_names[k] for k in rows if theirs[k] != ours[k]]
+    if other:
+        counts = [matrix.details.get("num_images") for matrix in (before, after)]
+        told = f" ({counts[0]} and {counts[1]} of a class)" if counts[0] != counts[1] else ""
+        raise InputError(
+            f"the two matrices were measured on different images{told} of {listed(other)}; measure "
+            "both on the same"
+        )
+
+
+def _warn_of_differences(before: DistanceMatrix, after: DistanceMatrix) -> None:
+    """Warn of matrices of different budgets, or that do not tell how they were measured."""
+    unknown = [
+        what
+        for what, name in (("by which method", "inversion"), ("on which images", "images"))
+        if not all(matrix.details.get(name) for matrix in (before, after))
+    ]
+    if unknown:
+        warnings.warn(
+            f"a matrix does not tell {' and '.join(unknown)} it was measured: the increase means "
+            "something only if both are alike in that; measure them again to be sure",
+            stacklevel=3,
+        )
+    given = [
+        {name: matrix.details[name] for name in _BUDGET if name in matrix.details}
+        for matrix in (before, after)
+    ]
+    differing = [
+        f"{name} {given[0][name]} and {given[1][name]}"
+        for name in given[0]
+        if name in given[1] and given[0][name] != given[1][name]
+    ]
+    if differing:
+        warnings.warn(
+            f"the two matrices were measured with different budgets ({', '.join(differing)}): part "
+            "of the increase may come from that",
+            stacklevel=3,
+        )
+
+
 def increase_per_direction(before: DistanceMatrix, after: DistanceMatrix) -> np.ndarray:
     """Return [K, K] of (after - before) / before; NaN unless a trigger was found in both.
 
     Raises:
-      InputError: the matrices are of different classes, or have no measured direction in common.
+      InputError: the matrices are of different classes, methods or images, or have no measured
+        direction in common.
     """
     if before.class_names != after.class_names:
         raise InputError(
@@ -270,6 +347,7 @@ def increase_per_direction(before: DistanceMatrix, after: DistanceMatrix) -> np.
             "the two matrices have no direction in common: they are of different samples; measure "
             "both in the same directions"
         )
+    _check_comparable(before, after, np.flatnonzero((measured[0] & measured[1]).any(1)))
     both = before.found & after.found & (before.values > 0)
     start = np.where(both, before.values, np.nan)
     return (np.where(both, after.values, np.nan) - start) / start
@@ -279,9 +357,11 @@ def relative_increase(before: DistanceMatrix, after: DistanceMatrix) -> float:
     """Return the paper's "increase": the mean over directions of (after - before) / before.
 
     It is a mean of ratios, over the directions where both measurements found a trigger; NaN if
-    there is none.
+    there is none. Raises `InputError` as `increase_per_direction`, and warns where the matrices are
+    of different budgets or do not tell how they were measured.
     """
     change = increase_per_direction(before, after)
+    _warn_of_differences(before, after)
     return float(np.nanmean(change)) if np.isfinite(change).any() else float("nan")
 
 

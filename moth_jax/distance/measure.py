@@ -1,15 +1,17 @@
 """The measurement of class distances (Definition III.2)."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moth_jax.data.checks import check_images
+from moth_jax.data.conversion import as_images
 from moth_jax.distance.chunks import Measurement, assemble, chunk_size, measure_all
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix
@@ -17,6 +19,8 @@ from moth_jax.distance.store import ChunkStore
 from moth_jax.distance.subject import (
     Subject,
     check_at_least_one,
+    check_seeds,
+    predict,
     probe_logits,
     unit_images,
     with_variables,
@@ -31,6 +35,7 @@ from moth_jax.inversion import (
     create,
     invert,
 )
+from moth_jax.inversion.candidates import least_rate
 from moth_jax.parallel.devices import over_samples
 from moth_jax.progress import Progress, as_progress
 from moth_jax.types import LogitsFn, Variables
@@ -51,6 +56,7 @@ def distance_matrix(
     mask_weight: float | None = None,
     seeds: Sequence[int] = (0,),
     inversion: Inversion | str | None = None,
+    check_order: bool = True,
     directions_per_chunk: int | None = None,
     resume_dir: str | Path | None = None,
     label: str = "class distances",
@@ -76,6 +82,8 @@ def distance_matrix(
         matrices are the smallest of three.
       inversion: the method, or its name (`inversion.create`); `inversion.Trimmed()` if not given.
         The published one is `inversion.NeuralCleanse()`.
+      check_order: refuse labels that are in another order than the model's outputs, as its
+        predictions show.
       directions_per_chunk: how many directions run in one compiled call; as many as are fast and
         fit in memory if not given. Where memory runs out it is halved, with a warning.
       resume_dir: a folder for finished chunks; a measurement that was interrupted and is called
@@ -101,26 +109,57 @@ def distance_matrix(
     (0, True)
     """
     inversion = _method(inversion)
-    subject = Subject.of(
-        logits_fn, images, labels, variables=variables, class_names=class_names, classes=classes
-    )
     budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
+    check_seeds(seeds)
     seeds = [int(seed) for seed in seeds]
-    _check_counts(num_images, seeds, directions_per_chunk)
+    _check_counts(num_images, directions_per_chunk)
+    subject = Subject.of(
+        logits_fn,
+        images,
+        labels,
+        variables=variables,
+        class_names=class_names,
+        classes=classes,
+        num_images=num_images,
+        check_order=check_order,
+    )
     wanted, selection = _checked_directions(directions, subject)
     draw = functools.partial(subject.victims_images, num_images)
     measurement = Measurement.of(subject, draw, seeds, budget, inversion)
     details = {"num_images": int(num_images), **measurement.settings()}
-    store = ChunkStore(resume_dir, details, (images, labels, subject.model))
+    store = ChunkStore(resume_dir, details, (subject.images, subject.labels, subject.model))
     size = chunk_size(directions_per_chunk, len(wanted), len(seeds))
     with as_progress(progress).task(label, total=len(wanted), unit="directions") as task:
         fit = directions_per_chunk is None
         measured = measure_all(measurement, wanted, size, store, task, fit=fit)
+    details["success_bound"] = _success_bound(inversion)
+    victims = {victim for victim, _ in wanted}
+    details["images"] = [
+        subject.digest(k, num_images) if k in victims else None for k in subject.classes
+    ]
     if selection:
         details["selection"] = selection
     if subject.classes != tuple(range(subject.num_classes)):
         details["classes"] = list(subject.classes)
-    return assemble(measured, subject, details)
+    matrix = assemble(measured, subject, details)
+    _warn_of_those_there(matrix)
+    return matrix
+
+
+def _success_bound(inversion: Inversion) -> float:
+    return getattr(inversion, "success_bound", 1.0)
+
+
+def _warn_of_those_there(matrix: DistanceMatrix) -> None:
+    """Warn of directions whose distance is 0 because the model takes the victims for the target."""
+    names = matrix.class_names
+    there = [f"{names[a]!r} as {names[b]!r}" for a, b in np.argwhere(matrix.is_there())]
+    if there:
+        warnings.warn(
+            f"images of {listed(there, str)} are predicted without a trigger: the distance is 0 "
+            "there because the model is wrong (or the labels are), which is no sign of a backdoor",
+            stacklevel=3,
+        )
 
 
 def _method(inversion: Inversion | str | None) -> Inversion:
@@ -136,22 +175,20 @@ def _budget(
     """Return the budget that was asked for, checked; the method's own where nothing was."""
     own = inversion.budget
     # Python's numbers, which a file can hold.
-    steps = int(own.num_steps if num_steps is None else num_steps)
-    size = int(own.minibatch_size if minibatch_size is None else minibatch_size)
+    steps: Any = own.num_steps if num_steps is None else num_steps
+    size = own.minibatch_size if minibatch_size is None else minibatch_size
     weight = float(own.mask_weight if mask_weight is None else mask_weight)
     check_at_least_one(num_steps=steps, minibatch_size=size)
     if not 0 <= weight < np.inf:
         raise InputError(f"mask_weight must be finite and not negative, got {weight}")
-    return Budget(steps, weight, size)
+    return Budget(int(steps), weight, int(size))
 
 
-def _check_counts(num_images: int, seeds: list[int], directions_per_chunk: int | None) -> None:
+def _check_counts(num_images: int, directions_per_chunk: int | None) -> None:
     counts = {"num_images": num_images}
     if directions_per_chunk is not None:
         counts["directions_per_chunk"] = directions_per_chunk
     check_at_least_one(**counts)
-    if not seeds:
-        raise InputError("seeds must name at least one seed, such as (0,)")
 
 
 def _checked_directions(
@@ -203,14 +240,24 @@ def class_distance(
 
     Raises:
       InputError: what is wrong with the images, the target, the budget or the model's output.
+
+    Warns where the images are predicted as the target already.
     """
-    check_images(images)
     call = with_variables(logits_fn, variables)
+    images = as_images(images)
     num_classes = probe_logits(call, variables, images).shape[1]
     inversion = _method(inversion)
     budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
+    there = float(np.mean(predict(call, variables, images) == target))
+    if there >= least_rate(_success_bound(inversion)):
+        warnings.warn(
+            f"{100 * there:.0f} % of the images are predicted as {target} without a trigger, so "
+            "their distance is 0; are they images of another class?",
+            stacklevel=2,
+        )
+    check_seeds([seed])
     start_key, key = jax.random.split(jax.random.key(seed))
     samples = Samples(unit_images(images), jnp.ones(len(images)), jnp.asarray(target, jnp.int32))
     start = inversion.start(start_key, images.shape[1:])

@@ -23,7 +23,7 @@ from jax import Array
 
 from moth_jax.distance.directions import DirectionChoice, choose_directions
 from moth_jax.distance.store import Chunk, ChunkStore, Directions
-from moth_jax.distance.subject import Subject, check_at_least_one
+from moth_jax.distance.subject import Subject, check_at_least_one, check_seeds
 from moth_jax.distance.universal import ArmImages, universal_triggers
 from moth_jax.errors import InputError
 from moth_jax.inversion import Budget, NeuralCleanse
@@ -55,6 +55,7 @@ def nearest_directions(
     images_per_class: int = 10,
     success_bound: float = 0.9,
     seed: int = 0,
+    check_order: bool = True,
     resume_dir: str | Path | None = None,
     progress: bool | Progress = True,
 ) -> DirectionChoice:
@@ -70,15 +71,26 @@ def nearest_directions(
       images_per_class: images of each class that the scaled triggers are tried on.
       success_bound: share of them that has to be sent to the target.
       resume_dir: a folder for finished universal triggers, and how their parts did.
-      progress: as for `distance.distance_matrix`.
+      check_order, progress: as for `distance.distance_matrix`.
 
     Raises:
       InputError: what is wrong with the model, the images, or the numbers.
     """
-    check_at_least_one(num_directions=num_directions, images_per_class=images_per_class)
+    check_at_least_one(
+        num_directions=num_directions, num_images=num_images, images_per_class=images_per_class
+    )
+    check_seeds([seed])
     if not 0 < success_bound <= 1:
         raise InputError(f"success_bound must be in (0, 1], got {success_bound}")
-    subject = Subject.of(logits_fn, images, labels, variables=variables, classes=classes)
+    subject = Subject.of(
+        logits_fn,
+        images,
+        labels,
+        variables=variables,
+        classes=classes,
+        num_images=max(num_images, images_per_class),
+        check_order=check_order,
+    )
     classes = subject.classes
     candidates = choose_directions(classes, victims=victims, targets=targets)
     if num_directions > len(candidates.directions):

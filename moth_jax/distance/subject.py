@@ -5,17 +5,34 @@ input is found here, and is an `InputError` that names the value and what is all
 """
 
 import dataclasses
+import hashlib
+import inspect
+import numbers
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moth_jax.data.checks import check_images, check_labels
-from moth_jax.errors import InputError, listed
+from moth_jax import outputs
+from moth_jax.data.conversion import as_images, as_labels
+from moth_jax.data.dataset import ImageSplit
+from moth_jax.errors import InputError, first_line, listed
+from moth_jax.evaluation import predictions
+from moth_jax.options import SEED
 from moth_jax.types import LogitsFn, Variables
 
 _NUM_PROBES = 8
+_BATCH_SIZE = 256  # that of `evaluation`, whose compiled function serves here too
+_UNKNOWN = -1  # prediction of an image that is not used
+# Libraries whose models are no functions of JAX, and what is to be done with them.
+_FOREIGN = {
+    "torch": "turn the PyTorch model into one with moth_jax.models.from_torch",
+    "tensorflow": "write the TensorFlow model in JAX, or bring it over by PyTorch",
+    "keras": "use a Keras model with the JAX backend through moth_jax.models.from_function",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +46,7 @@ class Subject:
       labels: [n] integers.
       classes: label numbers of the classes to measure among, in the order of the results.
       names: theirs.
+      predicted: [n], what the model takes the images that are used for; -1 for the others.
       probe_logits: [m, K], of the first images. They tell models apart whose variables are unknown.
     """
 
@@ -38,6 +56,7 @@ class Subject:
     labels: np.ndarray
     classes: tuple[int, ...]
     names: tuple[str, ...]
+    predicted: np.ndarray
     probe_logits: np.ndarray
 
     @classmethod
@@ -47,27 +66,39 @@ class Subject:
         images: np.ndarray,
         labels: np.ndarray,
         *,
+        num_images: int,
         variables: Variables | None = None,
         class_names: Sequence[str] | None = None,
         classes: Sequence[int] | None = None,
+        check_order: bool = True,
     ) -> "Subject":
         """Return the checked subject; the arguments are those of `distance.distance_matrix`.
+
+        The model is evaluated once on the images that are used: the first `num_images` of each of
+        the classes.
 
         Raises:
           InputError: at the first fault of images, labels, classes or the model's output.
         """
         call = with_variables(logits_fn, variables)
-        check_images(images)
+        images = as_images(images)
         logits = probe_logits(call, variables, images)
         num_classes = logits.shape[1]
         if num_classes < 2:
             raise InputError(f"a distance needs at least 2 classes, the model has {num_classes}")
-        check_labels(labels, num_classes)
+        labels = as_labels(labels, num_classes)
         if len(labels) != len(images):
             raise InputError(f"there are {len(images)} images but {len(labels)} labels")
         chosen = _chosen_classes(classes, num_classes)
         names = _names_of(chosen, class_names, num_classes)
-        return cls(call, variables, images, np.asarray(labels), chosen, names, logits)
+        used = first_of_classes(labels, chosen, num_images)
+        predicted = np.full(len(labels), _UNKNOWN)
+        if len(used):
+            predicted[used] = predict(call, variables, images[used])
+        if check_order:
+            by_label = dict(zip(chosen, names, strict=True))
+            outputs.check_order(predicted[used], labels[used], num_classes, by_label)
+        return cls(call, variables, images, labels, chosen, names, predicted, logits)
 
     @property
     def num_classes(self) -> int:
@@ -96,48 +127,127 @@ class Subject:
         chosen = [np.flatnonzero(self.labels == victim)[:num_images] for victim, _ in directions]
         return padded_images(self.images, chosen, capacity)
 
+    def digest(self, label: int, num_images: int) -> str:
+        """Return the digest of the first images of a class, as they are in [0, 1]."""
+        indices = first_of_classes(self.labels, (label,), num_images)
+        digest = hashlib.sha256()
+        for part in np.array_split(indices, -(-len(indices) // _BATCH_SIZE)):
+            digest.update(np.ascontiguousarray(unit_images(self.images[part])).data)
+        return digest.hexdigest()[:16]
+
+    def predictions_of(self, label: int) -> np.ndarray:
+        """Return what the model takes the used images of a class for."""
+        return self.predicted[(self.labels == label) & (self.predicted != _UNKNOWN)]
+
+    def share_there(self, indices: np.ndarray, target: int) -> float:
+        """Return the share of the used images at `indices` that are predicted as the target."""
+        return float(np.mean(self.predicted[indices] == target))
+
+
+def first_of_classes(labels: np.ndarray, classes: Sequence[int], num_images: int) -> np.ndarray:
+    """Return the indices, ascending, of the first images of each class.
+
+    >>> first_of_classes(np.array([0, 1, 1, 0, 2]), (1, 0), 1).tolist()
+    [0, 1]
+    """
+    order = np.argsort(labels, kind="stable")
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    place = np.arange(len(labels)) - np.repeat(first, counts)
+    chosen = (place < num_images) & np.isin(labels[order], classes)
+    return np.sort(order[chosen])
+
+
+def predict(logits_fn: LogitsFn, variables: Variables, images: np.ndarray) -> np.ndarray:
+    """Return what the model takes checked `images` for [n], all in one pass.
+
+    Raises:
+      InputError: the outputs for an image are not finite, or they are no logits.
+    """
+    split = ImageSplit(images, np.zeros(len(images), np.int32))
+    return predictions(logits_fn, variables, split, batch_size=min(_BATCH_SIZE, len(images)))
+
 
 def with_variables(
     logits_fn: LogitsFn | Callable[[Array], Array], variables: Variables | None
 ) -> LogitsFn:
-    """Return the caller's function as one of (variables, images)."""
+    """Return the caller's function as one of (variables, images).
+
+    Raises:
+      InputError: it is no function of these.
+    """
     function: Callable[..., Array] = logits_fn
+    owner = getattr(logits_fn, "__self__", getattr(logits_fn, "func", logits_fn))
+    kinds = {kind.__module__.partition(".")[0] for kind in type(owner).__mro__}
+    if not callable(logits_fn) or "torch" in kinds:
+        remedy = _FOREIGN["torch"] if "torch" in kinds else "give its function"
+        if hasattr(logits_fn, "predict") and not callable(logits_fn):
+            remedy = "give its predict, and its variables as `variables`"
+        raise InputError(
+            f"logits_fn must be a JAX function, got a {type(owner).__name__}; {remedy}"
+        )
+    _check_arguments(function, 1 if variables is None else 2)
     if variables is not None:
         return function
     # A new function each time: what `logits_fn` closes over may have changed since it was compiled.
     return lambda variables, images: function(images)
 
 
+def _check_arguments(function: Callable[..., Array], count: int) -> None:
+    """Raise `InputError` if the function cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # it does not say
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        taken = "(images)" if count == 1 else "(variables, images)"
+        remedy = "give `variables` if it takes them" if count == 1 else "or leave `variables` out"
+        raise InputError(
+            f"logits_fn is called with {taken}, and cannot be: {error}; {remedy}"
+        ) from None
+
+
 def probe_logits(logits_fn: LogitsFn, variables: Variables, images: np.ndarray) -> np.ndarray:
     """Return the logits [m, K] of the first images.
 
     Raises:
-      InputError: the function does not return finite logits [n, K].
+      InputError: the function cannot be compiled, or does not return logits [n, K].
     """
-    compiled = jax.jit(logits_fn)
-    logits = np.asarray(compiled(variables, unit_images(images[:_NUM_PROBES])))
-    if logits.ndim != 2 or logits.shape[0] != min(_NUM_PROBES, len(images)):
+    logits = _logits(logits_fn, variables, unit_images(images[:_NUM_PROBES]))
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != min(_NUM_PROBES, len(images)):
         raise InputError(
             f"logits_fn must return logits [n, K] for images [n, h, w, c]; for "
-            f"{images[:_NUM_PROBES].shape} it returned {logits.shape}"
+            f"{images[:_NUM_PROBES].shape} it returned {shape or type(logits).__name__}"
         )
-    if not np.isfinite(logits).all():
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise InputError(f"logits_fn must return logits, which are floats, got {logits.dtype}")
+    return np.asarray(logits)
+
+
+def _logits(logits_fn: LogitsFn, variables: Variables, images: np.ndarray):
+    """Return what the function returns; `InputError` if it is none of JAX."""
+    try:
+        return jax.jit(logits_fn)(variables, images)
+    except Exception as error:
+        of_jax = isinstance(error, jax.errors.TracerArrayConversionError)
+        library = _foreign_library(error)
+        if not (of_jax or library):  # a fault of the user's function, with its traceback
+            raise
+        remedy = _FOREIGN.get(library, "compute with jax.numpy instead of NumPy")
         raise InputError(
-            "the model returns NaN or infinite logits: check its weights and its normalisation"
-        )
-    if _like_probabilities(logits):
-        # Logits of a few images may happen to look so; those of noise then do not.
-        noise = np.random.default_rng(0).random((_NUM_PROBES, *images.shape[1:]), np.float32)
-        if _like_probabilities(np.asarray(compiled(variables, noise))):
-            raise InputError(
-                "the model returns probabilities: leave out its softmax, distances need logits"
-            )
-    return logits
+            f"logits_fn must be a JAX function that jax.jit can compile ({first_line(error)}); "
+            f"{remedy}"
+        ) from error
 
 
-def _like_probabilities(logits: np.ndarray) -> bool:
-    """Whether every row is not negative and sums to 1."""
-    return bool(logits.min() >= 0 and np.allclose(logits.sum(1), 1.0, atol=1e-3))
+def _foreign_library(error: BaseException) -> str:
+    """Return which of `_FOREIGN` an error comes from, "" for none."""
+    frames = traceback.walk_tb(error.__traceback__)
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
+    told = [name for name in _FOREIGN if name in names or f"{name}." in str(error)]
+    return told[0] if told else ""
 
 
 def unit_images(images: np.ndarray) -> np.ndarray:
@@ -159,10 +269,21 @@ def padded_images(
 
 
 def check_at_least_one(**options: int) -> None:
-    """Raise `InputError` at the first option below 1."""
+    """Raise `InputError` at the first option that is no whole number, or below 1."""
     for name, value in options.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+        if not isinstance(value, numbers.Integral) or value < 1:
+            whole = "" if isinstance(value, numbers.Integral) else "a whole number, "
+            raise InputError(f"{name} must be {whole}at least 1, got {value!r}")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise `InputError` unless there are seeds, and each can be one of JAX."""
+    wrong = [s for s in seeds if not (isinstance(s, numbers.Integral) and SEED.contains(int(s)))]
+    if wrong or not len(seeds):
+        raise InputError(
+            f"seeds must be whole numbers {SEED.name}, at least one, such as (0,), got "
+            f"{listed(wrong) or 'none'}"
+        )
 
 
 def _chosen_classes(classes: Sequence[int] | None, num_classes: int) -> tuple[int, ...]:

@@ -15,9 +15,11 @@ import numpy as np
 import optax
 from jax import Array
 
-from moth_jax.data.dataset import ImageDataset
+from moth_jax.data.checks import check_labels
+from moth_jax.data.dataset import ImageDataset, as_split
+from moth_jax.data.splitting import split_validation
 from moth_jax.errors import InputError, listed, require_choice
-from moth_jax.evaluation import accuracy
+from moth_jax.evaluation import accuracy, check_loss, predictions
 from moth_jax.models import Classifier
 from moth_jax.models.classifier import complete
 from moth_jax.options import (
@@ -30,6 +32,7 @@ from moth_jax.options import (
     check_options,
     option,
 )
+from moth_jax.outputs import check_order
 from moth_jax.training import (
     NO_ADVERSARY,
     Adversary,
@@ -42,6 +45,8 @@ from moth_jax.types import Variables
 
 SCHEDULES = ("constant", "cosine")
 PHASES = ("warm-up", "preparation", "hardening")  # of records
+_FEW, _BATCH_SIZE = 5, 256  # validation images of a class; training images instead of them
+_VALIDATION_SHARE = 0.1  # of images that come without a validation part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,8 @@ class HardeningConfig:
         models.
       classes: label numbers of the classes to harden among each other, at least two; () for all
         that have training images. Images of other classes stay in the batches, without triggers.
+      check_order: refuse labels that are in another order than the model's outputs, as its
+        predictions of the validation images show.
       seed: of all randomness.
     """
 
@@ -80,6 +87,7 @@ class HardeningConfig:
     augment: bool = True
     adversary: Adversary = NO_ADVERSARY
     classes: tuple[int, ...] = ()
+    check_order: bool = True
     seed: int = option(0, SEED)
 
     def __post_init__(self):
@@ -170,9 +178,25 @@ class HardeningState(abc.ABC):
         return {}
 
 
-def initial_fields(classifier: Classifier, train: TrainState, dataset: ImageDataset) -> dict:
-    """Return the fields of the `HardeningState` of a model that is about to be trained."""
-    initial = accuracy(classifier.predict, train.variables, dataset.validation)
+def initial_fields(
+    classifier: Classifier, train: TrainState, dataset: ImageDataset, config: HardeningConfig
+) -> dict:
+    """Return the fields of the `HardeningState` of a model that is about to be trained.
+
+    Raises:
+      InputError: the model's outputs are no logits, or in another order than the labels.
+    """
+    model, validation = (classifier.predict, train.variables), dataset.validation
+    predicted = predictions(*model, validation)
+    if config.check_order:
+        names = dict(enumerate(dataset.class_names))
+        parts = [(predicted, validation.labels)]
+        if len(validation) < _FEW * dataset.num_classes:  # too few to tell by
+            some = dataset.train.subset(np.arange(min(len(dataset.train), _BATCH_SIZE)))
+            parts.append((predictions(*model, some), some.labels))
+        told, labels = map(np.concatenate, zip(*parts, strict=True))
+        check_order(told, labels, dataset.num_classes, names)
+    initial = float(np.mean(predicted == validation.labels))
     return {
         "train": train,
         "kept": train.variables,
@@ -183,6 +207,47 @@ def initial_fields(classifier: Classifier, train: TrainState, dataset: ImageData
         "kept_step": 0,
         "stopped": "",
     }
+
+
+def as_dataset(
+    given: ImageDataset | tuple, classifier: Classifier, config: HardeningConfig
+) -> ImageDataset:
+    """Return the data set of a hardening, also of a pair (images, labels) of arrays.
+
+    A tenth of the images of each class, drawn by `config.seed`, is then kept for validation.
+
+    Raises:
+      InputError: it is neither, or the images cannot be used.
+    """
+    if isinstance(given, ImageDataset):
+        return given
+    spec = classifier.spec
+    every = as_split(given)
+    check_labels(every.labels, spec.num_classes)
+    kept, taken = split_validation(every.labels, _VALIDATION_SHARE, config.seed)
+    if not len(taken):
+        raise InputError(
+            f"{len(every)} images are too few to keep some for validation: give at least 2 of a "
+            "class"
+        )
+    validation = every.subset(taken)
+    names = spec.class_names or tuple(map(str, range(spec.num_classes)))
+    return ImageDataset(
+        "the images", every.subset(kept), validation, validation, names, spec.mean, spec.std
+    )
+
+
+def check_losses(
+    records: list[dict], classifier: Classifier, variables: Variables, dataset: ImageDataset
+) -> None:
+    """Raise `InputError` at the first record of a loss that is not finite.
+
+    `variables` are those of the model when it was last known to work.
+    """
+    for record in records:
+        where = f"step {record['step']} of the {record['phase']}"
+        loss = record.get("loss", 0.0)
+        check_loss(loss, where, classifier.predict, variables, dataset.train)
 
 
 def check_accuracy(

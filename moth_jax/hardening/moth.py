@@ -19,7 +19,13 @@ from moth_jax.data.dataset import ImageDataset
 from moth_jax.data.sampling import class_indices
 from moth_jax.errors import InputError
 from moth_jax.hardening import base, scheduler
-from moth_jax.hardening.base import Method, check_accuracy, initial_fields
+from moth_jax.hardening.base import (
+    Method,
+    as_dataset,
+    check_accuracy,
+    check_losses,
+    initial_fields,
+)
 from moth_jax.hardening.moth_config import MothConfig
 from moth_jax.hardening.moth_state import MothState
 from moth_jax.hardening.rounds import Programs, Records, Setting, harden_round, warm_up_class
@@ -49,7 +55,7 @@ _MEGABYTE = 2**20
 def harden(
     classifier: Classifier,
     variables: Variables,
-    dataset: ImageDataset,
+    dataset: ImageDataset | tuple,
     config: MothConfig,
     *,
     state: MothState | None = None,
@@ -61,7 +67,7 @@ def harden(
     Args:
       classifier, variables: the model.
       dataset: the images: `train` to harden on, `validation` to watch the accuracy; `test` is not
-        used.
+        used. Or a pair (images, labels) of arrays, a tenth of which is kept for validation.
       config: the options; `config.classes` chooses the classes that are hardened among each other.
       state: where an interrupted hardening goes on: the state that `on_round` was last given.
       on_round: called after each class of the warm-up and each round with the state and one record
@@ -74,12 +80,14 @@ def harden(
       accuracy bound.
 
     Raises:
-      InputError: model, data and options do not fit, or `state` is of a hardening among another
-        number of classes.
+      InputError: model, data and options do not fit, the outputs are no logits or in another order
+        than the labels, a loss is not finite, or `state` is of a hardening among another number of
+        classes.
 
     Note: The accuracy is watched on validation data; the published code watches the test set. The
       warm-up trains too, one step for each class, and the accuracy is first checked after it.
     """
+    dataset = as_dataset(dataset, classifier, config)
     check_fit(classifier, variables, dataset, config)
     setting = _setting(classifier, dataset, config)
     state = _start(setting, classifier, variables) if state is None else _resume(setting, state)
@@ -87,11 +95,17 @@ def harden(
     state = dataclasses.replace(state, bank=state.bank.copy(max_bytes))
     report = (lambda state, records: None) if on_round is None else on_round
     progress = as_progress(progress)
-    state = _warm_up(setting, state, progress, report)
+    state = _warm_up(classifier, setting, state, progress, report)
     return _harden_rounds(classifier, setting, state, progress, report)
 
 
-def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnRound) -> MothState:
+def _warm_up(
+    classifier: Classifier,
+    setting: Setting,
+    state: MothState,
+    progress: Progress,
+    report: OnRound,
+) -> MothState:
     """Warm up the classes that are left."""
     total = num_warmups(setting.config, setting.dataset)
     if state.stopped or state.warmed_up >= total:
@@ -99,6 +113,7 @@ def _warm_up(setting: Setting, state: MothState, progress: Progress, report: OnR
     with progress.task("warm-up", total=total, unit="classes", completed=state.warmed_up) as task:
         while state.warmed_up < total:
             state, record = warm_up_class(setting, state)
+            check_losses([record], classifier, state.kept, setting.dataset)
             report(state, [record])
             task.advance(1, target=record["target"], size=record["size"])
     return state
@@ -119,6 +134,7 @@ def _harden_rounds(
         while not state.stopped:
             since = state.step
             state, records = harden_round(setting, state)
+            check_losses(records, classifier, state.kept, dataset)
             state = check_accuracy(classifier, dataset, config, state, since=since, total=total)
             if state.accuracy_step == state.step:
                 records[-1]["validation_accuracy"] = state.accuracy
@@ -202,7 +218,7 @@ def _start(setting: Setting, classifier: Classifier, variables: Variables) -> Mo
     sizes = np.full((num_classes, num_classes), np.inf, np.float32)
     prior = np.zeros((num_classes, num_classes), np.float32)
     return MothState(
-        **initial_fields(classifier, train, dataset),
+        **initial_fields(classifier, train, dataset, setting.config),
         scheduler=scheduler.init_state(prior, sizes),
         bank=TriggerBank(),
         warmed_up=0,

@@ -11,7 +11,15 @@ from jax import Array
 
 from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objective, Score
 from moth_jax.inversion.candidates import least_rate, no_candidate, nominate, verify, where
-from moth_jax.options import ABOVE_1, AT_LEAST_1, POSITIVE_SHARE, option
+from moth_jax.options import (
+    ABOVE_1,
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    option,
+)
 from moth_jax.triggers import Trigger, jitter
 
 # m = tanh(θ) / SPAN + 1/2 maps any real number onto [0, 1], as published.
@@ -80,11 +88,11 @@ class NeuralCleanse(Inversion):
     patience: int = option(10, AT_LEAST_1)
     increase: float = option(1.5, ABOVE_1)
     decrease: float = option(1.5**1.5, ABOVE_1)
-    learning_rate: float = 0.1
-    b1: float = 0.5
-    b2: float = 0.9
-    eps: float = 1e-7
-    jitter_scale: float = 0.01
+    learning_rate: float = option(0.1, POSITIVE)
+    b1: float = option(0.5, BELOW_1)
+    b2: float = option(0.9, BELOW_1)
+    eps: float = option(1e-7, POSITIVE)
+    jitter_scale: float = option(0.01, NOT_NEGATIVE)
     verify_every: int = option(20, AT_LEAST_1)
 
     method: ClassVar[str] = "neural_cleanse"

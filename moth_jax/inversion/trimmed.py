@@ -24,7 +24,15 @@ from jax import Array
 from moth_jax.errors import InputError
 from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objective, Score
 from moth_jax.inversion.candidates import least_rate, no_candidate, verify, where
-from moth_jax.options import ABOVE_1, AT_LEAST_1, POSITIVE_SHARE, option
+from moth_jax.options import (
+    ABOVE_1,
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    option,
+)
 from moth_jax.triggers import Trigger, random_trigger, trigger_size
 from moth_jax.types import AnyArray, ImageShape
 
@@ -83,14 +91,14 @@ class Trimmed(Inversion):
     """
 
     success_bound: float = option(0.9, POSITIVE_SHARE)
-    safety: float = 0.5
+    safety: float = option(0.5, NOT_NEGATIVE)
     increase: float = option(1.28, ABOVE_1)
     decrease: float = option(1.28**1.5, ABOVE_1)
-    learning_rate: float = 0.1
-    last_learning_rate: float = 0.001
-    b1: float = 0.9
-    b2: float = 0.9
-    eps: float = 1e-7
+    learning_rate: float = option(0.1, POSITIVE)
+    last_learning_rate: float = option(0.001, NOT_NEGATIVE)
+    b1: float = option(0.9, BELOW_1)
+    b2: float = option(0.9, BELOW_1)
+    eps: float = option(1e-7, POSITIVE)
     start_mask: float = option(0.1, POSITIVE_SHARE)
     verify_every: int = option(5, AT_LEAST_1)
 

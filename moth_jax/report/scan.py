@@ -61,6 +61,7 @@ def _table(scan: Scan) -> str:
         cells.append(fmt.percent(arm.success_rate if arm.found else None))
         cells += [_number(getattr(arm, name)) for name in columns.values()]
         name = f"<strong>{_way(arm)}</strong> suspect" if id(arm) in flagged else _way(arm)
+        name += " (predicted so without a trigger)" if arm.there else ""
         rows.append(fmt.row(name, [fmt.escape(cell) for cell in cells]))
     headers = ["Way", "Size", "Of the image", "Success", *columns]
     caption = "All arms" if len(arms) <= _MAX_ROWS else f"The first {_MAX_ROWS} of {len(arms)} arms"

@@ -65,6 +65,8 @@ class RunOptions:
       seed: of training and hardening.
       classes: names of the classes to measure and harden among each other; () for all that have
         images. The others' images are trained on as they are.
+      check_order: refuse a model whose predictions show that the classes of the data are in another
+        order than its outputs.
       clean_share: share of each class's training images that hardening may use; published 0.05 for
         the removal of backdoors.
       checkpoint_seconds: least time between two checkpoints within a phase.
@@ -74,6 +76,7 @@ class RunOptions:
     method: str = "moth"
     seed: int = option(0, SEED)
     classes: tuple[str | int, ...] = ()
+    check_order: bool = True
     clean_share: float = option(1.0, POSITIVE_SHARE)
     checkpoint_seconds: float = option(30.0, NOT_NEGATIVE)
 
@@ -130,7 +133,8 @@ def _attack_options() -> dict:
     return {name: config_dict.placeholder(types[name]) for name in types}
 
 
-_NO_FIELDS = ("seed", "classes", "of_attack")  # the run has the first two for all of them
+_OF_THE_RUN = ("seed", "check_order")  # one for all sections
+_NO_FIELDS = (*_OF_THE_RUN, "classes", "of_attack")
 
 
 def _fields(options: type) -> dict:
@@ -267,6 +271,7 @@ def make_job(
         training=training_config(config),
         method=config.method,
         hardening=method_config(config, classes),
+        check_order=config.check_order,
         clean_share=config.clean_share,
         checkpoint_seconds=config.checkpoint_seconds,
         workdir=workdir,
@@ -308,13 +313,13 @@ def backdoor_options(config: Config) -> BackdoorOptions:
 
 
 def _options(options: type, config: Config, section: str) -> Any:
-    """Return a section as its dataclass, with the run's seed where that has one."""
+    """Return a section as its dataclass, with what the run has one of for all of them."""
     fields = config[section].to_dict()
     for field in dataclasses.fields(options):
         if dataclasses.is_dataclass(field.default):
             fields[field.name] = type(field.default)(**fields[field.name])
-        elif field.name == "seed":
-            fields["seed"] = config.seed
+        elif field.name in _OF_THE_RUN:
+            fields[field.name] = config[field.name]
     return options(**fields)
 
 
@@ -350,7 +355,7 @@ def as_json(config: Config) -> dict:
 
 
 # Fields that change no result but by rounding: the same run may go on with others.
-_FREE_FIELDS = ("phase", "checkpoint_seconds", "distance.directions_per_chunk")
+_FREE_FIELDS = ("phase", "check_order", "checkpoint_seconds", "distance.directions_per_chunk")
 # What these ask for is made anew if their own fields differ.
 _FREE_PARTS = ("scan.", "robustness.", "mesh.")
 

@@ -77,7 +77,8 @@ def _say_warnings() -> None:
 
 
 def _keep_libraries_quiet() -> None:
-    """Keep what Orbax and TensorStore say about a fault off the console: `fail` says it."""
+    """Keep what libraries say about a fault off the console: `fail` says it."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged and of enormous images
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     report = sys.unraisablehook

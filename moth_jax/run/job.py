@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from moth_jax import backdoors
 from moth_jax.data import ImageDataset
+from moth_jax.data.checks import normal_name
 from moth_jax.distance.directions import DirectionChoice, choose_directions
 from moth_jax.errors import InputError
 from moth_jax.hardening.base import HardeningConfig
@@ -90,6 +91,7 @@ class Job:
       training: options of training it.
       method: name of the method of hardening (`hardening.METHODS`).
       hardening: its options.
+      check_order: whether classes in another order than the model's outputs are refused.
       clean_share: share of each class's training images that hardening may use.
       checkpoint_seconds: least time between two checkpoints within a phase.
       workdir: the work folder.
@@ -110,6 +112,7 @@ class Job:
     training: TrainingConfig
     method: str
     hardening: HardeningConfig
+    check_order: bool
     clean_share: float
     checkpoint_seconds: float
     workdir: Path
@@ -223,7 +226,7 @@ def _name(given, dataset: ImageDataset) -> str:
 def _labels(field: str, names: Iterable, dataset: ImageDataset) -> tuple[int, ...]:
     """Return the labels of `names`, the value of a field, in the order given."""
     labels = {name: k for k, name in enumerate(dataset.class_names)}
-    names = [str(name) for name in names]
+    names = [normal_name(str(name)) for name in names]
     unknown = sorted(set(names) - labels.keys())
     if unknown:
         more = len(labels) - _MAX_NAMES

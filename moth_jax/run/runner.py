@@ -100,7 +100,7 @@ def _check_same_data(dataset: ImageDataset) -> None:
     for part in parts:
         values.append(part.labels)
         if isinstance(part.images, StreamedImages):
-            values += ["\n".join(part.images.names()), part.batch(np.arange(min(2, len(part))))]
+            values += [ascii(part.images.names()), part.batch(np.arange(min(2, len(part))))]
         else:
             values.append(part.images)
     check_same("the data", *values)

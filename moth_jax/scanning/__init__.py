@@ -57,6 +57,7 @@ def scan(
     classes: Sequence[int] | None = None,
     threshold: float | None = None,
     options: ScanOptions = ScanOptions(),  # noqa: B008, it is frozen
+    check_order: bool = True,
     resume_dir: str | Path | None = None,
     progress: bool | Progress = True,
 ) -> Scan:
@@ -71,6 +72,7 @@ def scan(
         given.
       threshold: of the statistic, from `calibrate`; the method's own if not given.
       options: budgets and bounds.
+      check_order: as for `distance.distance_matrix`.
       resume_dir: a folder for finished parts of "neural_cleanse" and "pairs"; an interrupted scan
         that is called again goes on from there.
       progress: a progress bar (True), nothing (False), or a `Progress`.
@@ -91,9 +93,16 @@ def scan(
     started = time.perf_counter()
     scanner = SCANNERS[method]
     subject = Subject.of(
-        logits_fn, images, labels, variables=variables, class_names=class_names, classes=classes
+        logits_fn,
+        images,
+        labels,
+        variables=variables,
+        class_names=class_names,
+        classes=classes,
+        num_images=options.num_images,
+        check_order=check_order,
     )
-    check_classes_have_images(subject.classes, subject.names, labels)
+    check_classes_have_images(subject.classes, subject.names, subject.labels)
     bound = options.success_bound or scanner.success_bound
     options = dataclasses.replace(options, success_bound=bound)
     found = scanner.search(
@@ -142,7 +151,9 @@ def _decide(
     if suspicions or not found.arms:
         poisoned = statistic > threshold
     else:
-        small = any(arm.relative_size < options.max_size(arm.victim) for arm in found.arms)
+        small = any(
+            arm.relative_size < options.max_size(arm.victim) for arm in found.arms if not arm.there
+        )
         poisoned = True if small else None
     return Scan(
         method=method,

@@ -11,6 +11,7 @@ from moth_jax.distance.subject import Subject
 from moth_jax.distance.universal import ArmImages
 from moth_jax.errors import InputError, listed
 from moth_jax.inversion import Inversion, NeuralCleanse
+from moth_jax.inversion.candidates import least_rate
 from moth_jax.progress import Progress
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import ANY, Arm
@@ -56,14 +57,17 @@ def arm_images(subject: Subject, options: ScanOptions) -> ArmImages:
     return ArmImages(subject, options.num_images, options.seed)
 
 
-def row_of(images: ArmImages, arm: tuple[int, int], size: float, rate: float) -> Arm:
+def row_of(
+    images: ArmImages, arm: tuple[int, int], size: float, rate: float, success_bound: float
+) -> Arm:
     """Return an arm's row of evidence, without a suspicion."""
     subject = images.subject
+    there = subject.share_there(images.indices(*arm), arm[1]) >= least_rate(success_bound)
     victim, target = (
         ANY if label == images.any else subject.names[subject.classes.index(label)] for label in arm
     )
     relative = float(size) / float(np.prod(subject.image_shape))
-    return Arm(victim, target, float(size), relative, float(rate))
+    return Arm(victim, target, float(size), relative, float(rate), there=there)
 
 
 def inversion_of(options: ScanOptions) -> Inversion:

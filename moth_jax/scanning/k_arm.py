@@ -54,8 +54,12 @@ def search(
         for chosen in bandit.turns():
             bandit.play(chosen)
             task.advance(1, arms=len(arms), smallest=float(bandit.sizes().min()))
-    rows = [row_of(images, arm, bandit.size(arm), bandit.rate(arm)) for arm in arms]
-    checked = _smallest_pairs(arms, bandit, images.any, options.num_checked)
+    rows = [
+        row_of(images, arm, bandit.size(arm), bandit.rate(arm), options.success_bound)
+        for arm in arms
+    ]
+    telling = [arm for arm, row in zip(arms, rows, strict=True) if not row.there]
+    checked = _smallest_pairs(telling, bandit, images.any, options.num_checked)
     back = _reverse_direction(images, options, bandit, checked, progress) if checked else None
     if back is not None:
         for arm, size in zip(checked, back.sizes(), strict=True):
@@ -72,7 +76,8 @@ def search(
 def suspicion(arm: Arm, options: ScanOptions) -> float:
     """Return min(size bound / size, ratio / ratio bound), without the ratio for a universal arm.
 
-    It is 0 where none was found, and NaN for a pair whose reverse was not measured.
+    It is 0 where none was found, and NaN for a pair whose reverse was not measured and where the
+    victims are predicted as the target without a trigger.
 
     >>> options = ScanOptions(max_pair_size=0.02, min_ratio=10.0)
     >>> suspicion(Arm("cat", "dog", 4.0, 0.01, 1.0, ratio=30.0), options)
@@ -80,6 +85,8 @@ def suspicion(arm: Arm, options: ScanOptions) -> float:
     >>> suspicion(Arm("cat", "dog", 4.0, 0.01, 1.0, ratio=5.0), options)
     0.5
     """
+    if arm.there:
+        return float("nan")
     if not arm.found:
         return 0.0
     by_size = options.max_size(arm.victim) / max(arm.relative_size, 1e-9)  # of size 0, too

@@ -33,7 +33,7 @@ def search(
     )
     arms = images.universal()
     rows = [
-        row_of(images, arm, sizes[0], rates[0])
+        row_of(images, arm, sizes[0], rates[0], options.success_bound)
         for arm, sizes, rates in zip(arms, found.sizes, found.rates, strict=True)
     ]
     rows, reason = with_anomaly_indices(rows)

@@ -41,6 +41,7 @@ def search(
         mask_weight=options.mask_weight,
         seeds=(options.seed,),
         inversion=inversion_of(options),
+        check_order=False,  # it was
         directions_per_chunk=options.arms_per_chunk or None,
         resume_dir=resume_dir,
         progress=progress,
@@ -67,7 +68,7 @@ def evidence(matrix: DistanceMatrix, image_shape: tuple[int, int, int]) -> Evide
             "measure the others, too, or scan the model by method 'pairs'"
         )
     names, total = matrix.class_names, float(np.prod(image_shape))
-    measured = np.argwhere(~np.isnan(matrix.values))
+    measured, there = np.argwhere(~np.isnan(matrix.values)), matrix.is_there()
     rows = [
         Arm(
             names[a],
@@ -75,6 +76,7 @@ def evidence(matrix: DistanceMatrix, image_shape: tuple[int, int, int]) -> Evide
             size=float(matrix.values[a, b]),
             relative_size=float(matrix.values[a, b]) / total,
             success_rate=float(matrix.success_rate[a, b]),
+            there=bool(there[a, b]),
         )
         for a, b in measured
     ]

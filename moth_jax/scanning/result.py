@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from moth_jax.errors import InputError, first_line
+from moth_jax.errors import InputError, first_line, listed
 from moth_jax.storage.files import check_arrays, load_npz, save_npz
 from moth_jax.triggers import Trigger
 
@@ -28,6 +28,8 @@ class Arm:
         it); NaN where it is undefined or not asked for.
       ratio: size of the smallest trigger from the target back to the victim over `size`, inf if
         there is none; NaN where it was not measured.
+      there: whether the model takes the victims for the target without any trigger. Such an arm is
+        no evidence of a backdoor, and has no suspicion.
     """
 
     victim: str
@@ -38,6 +40,7 @@ class Arm:
     suspicion: float = float("nan")
     anomaly_index: float = float("nan")
     ratio: float = float("nan")
+    there: bool = False
 
     @property
     def found(self) -> bool:
@@ -80,7 +83,11 @@ class Scan:
         """Return the positions of the arms, the most suspicious first."""
         return sorted(
             range(len(self.arms)),
-            key=lambda i: (-_or_least(self.arms[i].suspicion), self.arms[i].size),
+            key=lambda i: (
+                self.arms[i].there,
+                -_or_least(self.arms[i].suspicion),
+                self.arms[i].size,
+            ),
         )
 
     def flagged(self) -> list[int]:
@@ -116,6 +123,7 @@ class Scan:
     def _evidence(self) -> str:
         parts = []
         best = self.arms[self.ranked()[0]] if self.arms else None
+        best = None if best is not None and best.there else best
         if best is not None and best.found:
             way = "from any class" if best.victim == ANY else f"from {best.victim!r}"
             size = f"{best.size:.1f} pixels ({100 * best.relative_size:.2g} % of the image)"
@@ -133,6 +141,12 @@ class Scan:
             relation = "above" if self.statistic > self.threshold else "not above"
             number = f"{self.statistic_name} {self.statistic:.2g}"
             parts.append(f"{number} ({relation} {self.threshold:.3g})")
+        there = [arm for arm in self.arms if arm.there]
+        if there:
+            ways = listed(there, lambda arm: f"{_victims(arm)} as {arm.target!r}")
+            parts.append(
+                f"the model takes {ways} without any trigger, which is no evidence of a backdoor"
+            )
         return ", ".join([*parts, self.reason] if self.reason else parts)
 
     def to_json(self) -> dict:
@@ -175,6 +189,10 @@ _LAYOUT = {
     "masks": ("f", ("A", "h", "w", 1)),
     "patterns": ("f", ("A", "h", "w", "c")),
 }
+
+
+def _victims(arm: Arm) -> str:
+    return "images of any class" if arm.victim == ANY else f"images of {arm.victim!r}"
 
 
 def _or_least(value: float) -> float:

@@ -1,3 +1,6 @@
+import dataclasses
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -322,3 +325,42 @@ def test_a_file_with_a_wrong_byte_is_read_right_or_refused(small_file, position,
         return
     for name in read.keys() & written.keys():
         np.testing.assert_array_equal(read[name], written[name])
+
+
+DETAILS = {"inversion": "trimmed(0.9)", "images": ["a", "b"], "num_images": 8, "num_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("details", "message"),
+    [
+        ({"inversion": "trimmed(0.8)"}, r"different methods, trimmed\(0.9\) and trimmed\(0.8\)"),
+        ({"images": ["a", "c"]}, r"different images of 'dog'"),
+        ({"images": ["d", "c"], "num_images": 4}, r"different images \(8 and 4 of a class\)"),
+    ],
+)
+@pytest.mark.parametrize("compare", [relative_increase, DistanceMatrix.compare])
+def test_matrices_of_other_methods_or_images_are_not_compared(compare, details, message):
+    names = full().class_names[:2]
+    before, after = (
+        dataclasses.replace(
+            full(), values=np.array([[np.nan, 2], [3, np.nan]]), class_names=names, details=given
+        )
+        for given in (DETAILS, {**DETAILS, **details})
+    )
+    with pytest.raises(InputError, match=message):
+        compare(before, after)
+
+
+def test_other_budgets_and_unknown_methods_are_warned_of():
+    two = DistanceMatrix(
+        np.array([[np.nan, 2], [3, np.nan]]), np.ones((2, 2)), ("a", "b"), details=DETAILS
+    )
+    longer = dataclasses.replace(two, details={**DETAILS, "num_steps": 9})
+    with pytest.warns(UserWarning, match="different budgets .num_steps 5 and 9."):
+        assert relative_increase(two, longer) == 0
+    unknown = dataclasses.replace(two, details={})
+    with pytest.warns(UserWarning, match="does not tell by which method and on which images"):
+        two.compare(unknown)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        two.compare(two)

@@ -49,7 +49,7 @@ def numbers(config, prefix=""):
 @pytest.mark.parametrize("part", PARTS)
 def test_every_option_is_a_field_with_its_own_default(part):
     options = dataclasses.asdict(PARTS[part][0]())
-    of_the_run = {"seed", "classes"} & options.keys()
+    of_the_run = {"seed", "classes", "check_order"} & options.keys()
     assert default_config()[part].to_dict() == {
         name: value for name, value in options.items() if name not in of_the_run
     }
@@ -83,7 +83,8 @@ def test_every_field_reaches_the_options(part):
     assert not [name for name, value in changed.items() if getattr(options(), name) == value]
     expected = options(**changed)
     fields = dataclasses.asdict(expected)
-    config = digits_config(seed=fields.pop("seed"))
+    of_the_run = {n: fields.pop(n) for n in ("seed", "check_order") if n in fields}
+    config = digits_config(**of_the_run)
     config.method = part if part in METHODS else "moth"
     # The run names classes; their labels are known once the data are.
     labels = {"classes": fields.pop("classes")} if "classes" in fields else {}

@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from moth_jax.run.console import default_folder, keep_compilations
+from moth_jax.run.console import default_folder, fail, keep_compilations
 
 SWALLOWED = """
 import time
@@ -82,3 +82,15 @@ warnings.warn_explicit("few images", UserWarning, anomaly.__file__, 3)
 def test_a_warning_of_any_part_of_the_package_is_one_line():
     done = subprocess.run([sys.executable, "-c", WARNS], capture_output=True, text=True)
     assert done.stderr == "moth_jax: warning: few images\n"
+
+
+HOSTILE = "cat\x1b[2J\nmoth_jax: scan  looks clean\r\x9b1A\udce9\u202e"
+
+
+def test_what_a_console_would_obey_is_shown_as_text(capsys):
+    with pytest.raises(SystemExit):
+        fail(f"unknown class {HOSTILE}")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("moth_jax: unknown class cat\\x1b[2J moth_jax: scan looks clean \\x9b1A")
+    assert said.endswith("\\udce9\\u202e\n")

@@ -423,6 +423,9 @@ def test_one_image_that_is_another_is_found_and_named(change, message, tmp_path)
     np.savez(tmp_path / "mine.npz", **{**arrays, "x_test": images})
     with pytest.raises(InputError, match=message):
         do(config, tmp_path / "run")
+    config.phase = "report"
+    with pytest.raises(InputError, match=message):
+        do(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("field", ["mean", "std", "builder", "trust"])

@@ -272,7 +272,8 @@ def suspect(labels, logits=None, num_classes=K):
         return jnp.asarray(logits)[jnp.round(1000 * images[:, 0, 0, 0]).astype(jnp.int32)]
 
     classes, probes = tuple(range(num_classes)), np.zeros((1, num_classes), np.float32)
-    subject = Subject(call, None, images, labels, classes, NAMES[:num_classes], probes)
+    unknown = np.full(len(labels), -1)
+    subject = Subject(call, None, images, labels, classes, NAMES[:num_classes], unknown, probes)
     return ArmImages(subject, ScanOptions().num_images, seed=0)
 
 

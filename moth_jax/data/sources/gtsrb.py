@@ -129,10 +129,10 @@ def read_official(folder: Path, size: int = 32) -> GtsrbArrays:
     lists = sorted((root / "Final_Training" / "Images").glob("*/GT-*.csv"))
     if not lists:
         raise InputError(f"no lists */GT-*.csv in {root / 'Final_Training/Images'}; {_REMEDY}")
-    training = [row for path in lists for row in _read_list(path, path.parent)]
+    training = [row for path in lists for row in read_list(path, path.parent)]
     # Names and lists first: a fault in them should not wait for 39,209 images.
     tracks = np.array([_track(path) for path, _ in training], np.int32)
-    test = _read_list(_test_list(root), root / "Final_Test" / "Images")
+    test = read_list(_test_list(root), root / "Final_Test" / "Images")
     return GtsrbArrays(
         x_train=_read_images([path for path, _ in training], size),
         y_train=np.array([k for _, k in training], np.int32),
@@ -178,8 +178,8 @@ def _test_list(root):
     raise InputError(f"no GT-final_test.csv in {root.parent} or {root}; {_REMEDY}")
 
 
-def _read_list(path, folder):
-    """[(path of the image, class)] of one semicolon-separated list."""
+def read_list(path, folder):
+    """Return [(path of the image in `folder`, class)] of one semicolon-separated list."""
     rows, names = [], set()
     try:
         with open_regular(path) as file:

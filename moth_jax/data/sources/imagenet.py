@@ -18,6 +18,7 @@ from moth_jax.data.decoding import decode_image, make_framing
 from moth_jax.data.sources.class_lists import IMAGENET, read_class_list
 from moth_jax.data.sources.tfds import (
     DEFAULT_DIR,
+    class_names,
     explained,
     open_builder,
     prepared_folder,
@@ -199,7 +200,7 @@ def _listings(source, folder, framing, class_list):
         missing = [split for split in ("train", "validation") if split not in builder.info.splits]
         if missing:
             raise InputError(f"{folder} has no split {listed(missing)}; {source.how_to_prepare()}")
-        classes, numbers = _classes(source, builder.info.features["label"].names, class_list)
+        classes, numbers = _classes(source, class_names(builder.info.features["label"]), class_list)
         listings = [
             _listing(source, folder, builder, split, framing, numbers)
             for split in ("train", "validation")

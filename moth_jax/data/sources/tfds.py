@@ -20,7 +20,7 @@ DEFAULT_DIR = "~/tensorflow_datasets"
 _READ = 1024
 _REACH_SECONDS = 10
 _IMAGE_SHAPE, _NUM_CLASSES = (32, 32, 3), 10
-_MOST_BYTES = 2**24  # of a description
+_MOST_BYTES, _MOST_CLASSES = 2**24, 10**5  # of a description
 # The classes of TFDS that describe the parts of a sample here, each with the field of its options.
 # TFDS imports the module of whatever class a description names.
 _FEATURES = {
@@ -141,10 +141,20 @@ def open_builder(folder: Path, how_to_prepare: str) -> Any:
             f"read; choose another folder: {how_to_prepare}"
         )
     for split in builder.info.splits:
-        outside = [path for path in shards(builder, split) if path.parent != folder]
+        paths = shards(builder, split)
+        outside = [path for path in paths if path.parent.resolve() != folder.resolve()]
         if outside:
             raise InputError(f"{folder}: its split {split!r} lies outside of it: {outside[0]}")
     return builder
+
+
+def class_names(label: Any) -> list[str]:
+    """The names of the classes of a feature, which makes them up where it has but their number."""
+    if label.num_classes is None or label.num_classes > _MOST_CLASSES:
+        raise InputError(
+            f"there are {label.num_classes} classes, more than the {_MOST_CLASSES} there may be"
+        )
+    return label.names
 
 
 def shards(builder: Any, split: str) -> list[Path]:
@@ -189,7 +199,7 @@ def _check_features(path):
 def _read_folder(folder, name):
     builder = open_builder(folder, _how_to_prepare(name, "DIR"))
     features = builder.info.features
-    shape, names = features["image"].shape, features["label"].names
+    shape, names = features["image"].shape, class_names(features["label"])
     if shape != _IMAGE_SHAPE or len(names) != _NUM_CLASSES:
         raise InputError(
             f"{folder} has images {shape} of {len(names)} classes, but those of {name} are "

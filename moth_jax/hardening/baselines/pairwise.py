@@ -14,7 +14,7 @@ from moth_jax.types import Variables
 def harden(
     classifier: Classifier,
     variables: Variables,
-    dataset: ImageDataset,
+    dataset: ImageDataset | tuple,
     config: MothConfig,
     *,
     state: MothState | None = None,

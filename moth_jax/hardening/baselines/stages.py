@@ -20,8 +20,10 @@ from moth_jax.data.sampling import epoch_batches
 from moth_jax.hardening.base import (
     HardeningConfig,
     HardeningState,
+    as_dataset,
     check_accuracy,
     check_fit,
+    check_losses,
     initial_fields,
     key_of,
     optimiser,
@@ -106,39 +108,50 @@ def as_method(
     def harden(
         classifier: Classifier,
         variables: Variables,
-        dataset: ImageDataset,
+        dataset: ImageDataset | tuple,
         config: Config,
         *,
         state: BaselineState | None = None,
         on_round: OnRound | None = None,
         progress: bool | Progress = True,
     ) -> BaselineState:
+        dataset = as_dataset(dataset, classifier, config)
         check(classifier, variables, dataset, config)
         stages = make_stages(classifier, variables, dataset, config)
         if state is None:
-            state = _start(classifier, variables, dataset, stages)
+            state = _start(classifier, variables, dataset, config, stages)
         else:
             state = dataclasses.replace(
                 state, train=replicate(state.train), memory=replicate(state.memory)
             )
         report = (lambda state, records: None) if on_round is None else on_round
         progress = as_progress(progress)
-        state = _prepare(stages, state, report, progress)
+        state = _prepare(classifier, dataset, stages, state, report, progress)
         return _train(classifier, dataset, config, stages, state, report, progress)
 
     return harden
 
 
 def _start(
-    classifier: Classifier, variables: Variables, dataset: ImageDataset, stages: Stages
+    classifier: Classifier,
+    variables: Variables,
+    dataset: ImageDataset,
+    config: HardeningConfig,
+    stages: Stages,
 ) -> BaselineState:
     variables = replicate(variables)
     train = replicate(TrainState(variables, stages.tx.init(variables["params"])))
-    return BaselineState(**initial_fields(classifier, train, dataset), prepared=0, memory={})
+    initial = initial_fields(classifier, train, dataset, config)
+    return BaselineState(**initial, prepared=0, memory={})
 
 
 def _prepare(
-    stages: Stages, state: BaselineState, report: OnRound, progress: Progress
+    classifier: Classifier,
+    dataset: ImageDataset,
+    stages: Stages,
+    state: BaselineState,
+    report: OnRound,
+    progress: Progress,
 ) -> BaselineState:
     """Take the steps of the preparation that are left."""
     if state.prepared == stages.num_prepare:
@@ -150,7 +163,9 @@ def _prepare(
             index = state.prepared
             state, figures = stages.prepare(state, index)
             state = dataclasses.replace(state, prepared=index + 1)
-            report(state, [{"phase": PREPARATION, "step": index, **figures}])
+            record = {"phase": PREPARATION, "step": index, **figures}
+            check_losses([record], classifier, state.kept, dataset)
+            report(state, [record])
             task.advance(1, **figures)
     return state
 
@@ -171,9 +186,10 @@ def _train(
             index = state.step
             state = stages.begin(state) if index == 0 else state
             state, figures = stages.step(state, index)
+            record = {"phase": HARDENING, "step": index, **figures}
+            check_losses([record], classifier, state.kept, dataset)
             state = dataclasses.replace(state, step=index + 1)
             state = check_accuracy(classifier, dataset, config, state, since=index, total=total)
-            record = {"phase": HARDENING, "step": index, **figures}
             if state.accuracy_step == state.step:
                 record["validation_accuracy"] = state.accuracy
             report(state, [record])

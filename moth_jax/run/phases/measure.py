@@ -115,6 +115,7 @@ def measure(job: Job, when: str, model: SavedModel) -> DistanceMatrix:
             mask_weight=options.mask_weight,
             seeds=options.seeds,
             inversion=options.method(),
+            check_order=job.check_order,
             directions_per_chunk=options.directions_per_chunk or None,
             resume_dir=job.workdir / _PARTS,
             label=f"distances {when}",
@@ -165,6 +166,7 @@ def _nearest(job: Job, model: SavedModel, split: ImageSplit) -> DirectionChoice:
         num_images=options.num_images,
         success_bound=options.success_bound,
         seed=job.seed,
+        check_order=job.check_order,
         resume_dir=job.workdir / _PARTS / "universal",
         progress=job.progress,
     )

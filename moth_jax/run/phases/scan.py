@@ -155,6 +155,7 @@ def _scan(job: Job, model: SavedModel) -> Scan:
             classes=job.classes,
             threshold=options.threshold or None,
             options=options.of_scanner(),
+            check_order=job.check_order,
             resume_dir=job.workdir / _PARTS,
             progress=job.progress,
         )

@@ -1,6 +1,11 @@
+import contextlib
+import itertools
 import json
 import os
 import shutil
+import socket
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +14,8 @@ from PIL import Image
 from moth_jax import data
 from moth_jax.data.checks import check_every_class
 from moth_jax.data.decoding import decode_image, make_framing
-from moth_jax.errors import InputError
+from moth_jax.data.fingerprints import fingerprints, image_names
+from moth_jax.errors import InputError, printable
 
 NAMES = ("cat", "dog", "ship")
 SMALL = {"image_size": 8, "resize": 8}
@@ -320,3 +326,243 @@ def test_unreadable_images_and_stray_files_are_left_out_if_asked(pets, limit):
     messages = [str(warning.message) for warning in warned]
     assert any("2 files in class folders" in message for message in messages)
     assert any("2 of 36 images" in message for message in messages)
+
+
+def counted(tmp_path, names, **options):
+    """The class names of a folder with these class folders."""
+    make(tmp_path / "counted", parts=("",), names=names)
+    return load(tmp_path / "counted", **options).class_names
+
+
+NUMBERED = {
+    "numbers": [str(k) for k in range(11)],
+    "numbers after letters": [f"class_{k}" for k in (1, 2, 10)],
+    "numbers before letters": ["1_cat", "2_dog", "10_ship"],
+    "numbers and a name": ["2", "10", "other"],
+}
+
+
+@pytest.mark.parametrize("names", NUMBERED.values(), ids=NUMBERED)
+def test_the_order_of_numbered_folders_is_said_and_can_be_chosen(tmp_path, names):
+    with pytest.warns(UserWarning, match=r"class \d+ is '.*10.*'; set class_order='number' .* 'na"):
+        assert counted(tmp_path, names) == tuple(sorted(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(tmp_path / "counted", class_order="name").class_names == tuple(sorted(names))
+        assert load(tmp_path / "counted", class_order="number").class_names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, ["00", "01", "10"], ["0", "1", "9"], ["n01440764", "n03888257"], ["f16", "a5"]]
+)
+def test_nothing_is_said_of_an_order_that_is_plain(tmp_path, names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert counted(tmp_path, names) == tuple(sorted(names))
+
+
+def test_an_unknown_order_is_refused(pets):
+    with pytest.raises(InputError, match="unknown class_order 'natural'; choose one of"):
+        load(pets, class_order="natural")
+
+
+def test_a_name_in_two_forms_of_unicode_is_one_class_in_two_parts(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    make(tmp_path / "both", parts=("train",), names=("bar", composed))
+    make(tmp_path / "both", parts=("test",), names=("bar", apart))
+    assert load(tmp_path / "both").class_names == ("bar", composed)
+    assert load(tmp_path / "both", class_list=(apart, "bar")).class_names == (composed, "bar")
+    make(tmp_path / "both", parts=("train",), names=(apart,))
+    with pytest.raises(InputError, match=r"two class folders of .* called 'café', in two forms"):
+        load(tmp_path / "both")
+
+
+BAD_NAMES = {
+    "no UTF-8": (os.fsdecode(b"caf\xe9"), r"'caf\\udce9' of a class folder is no text in UTF-8"),
+    "a new line": ("cat\nscan  looks clean", r"'cat\\nscan  looks clean' of a class folder"),
+    "an escape code": ("cat\x1b[1A", r"'cat\\x1b\[1A' of a class folder"),
+}
+
+
+@pytest.mark.parametrize(("name", "message"), BAD_NAMES.values(), ids=BAD_NAMES)
+def test_a_folder_whose_name_cannot_be_written_is_refused_when_it_is_read(pets, name, message):
+    try:
+        (pets / "train" / "cat").rename(pets / "train" / name)
+    except OSError:
+        pytest.skip("the file system has no such names")
+    with pytest.raises(InputError, match=message) as raised:
+        load(pets)
+    assert printable(str(raised.value)) == str(raised.value)
+
+
+def test_the_name_of_a_data_set_can_be_shown(tmp_path):
+    assert load(make(tmp_path / "pets\x1b[2J\n")).name == "pets\\x1b[2J\\n"
+
+
+def link(path, target):
+    """A damage: a link at a path to a target, both from the folder of images."""
+
+    def damage(pets):
+        (pets / path).symlink_to(pets / target)
+
+    return damage
+
+
+def chain(pets):
+    """Folders that each link to the next twice: without care 2^30 paths."""
+    places = [pets / "train" / "cat" / f"chain{k}" for k in range(31)]
+    for folder in places:
+        folder.mkdir()
+    for folder, following in itertools.pairwise(places):
+        for name in "ab":
+            (folder / name).symlink_to(following)
+
+
+LINKS = {
+    "to the folder of images": (link("train/cat/all", "."), "'.*cat/all'"),
+    "to its parent": (link("train/cat/more", "train"), "'.*cat/more'"),
+    "to itself": (link("train/cat/self", "train/cat"), "'.*cat/self'"),
+    "to another class": (link("train/cat/dogs", "train/dog"), "'.*dog.*'"),
+    "to another part": (link("train/dog/test", "test/dog"), "'.*dog/test'"),
+    "a class for another": (link("train/dog/x.png", "train/dog/0.png"), "'.*dog/x.png'"),
+    "an image of another part": (link("test/dog/x.png", "train/cat/1.png"), "'.*dog/x.png'"),
+    "two to one image": (
+        lambda pets: [link(f"test/dog/{n}.png", "../cat.png")(pets) for n in "xy"],
+        "'.*dog/y.png'",
+    ),
+    "in a chain": (chain, "'.*chain"),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), LINKS.values(), ids=LINKS)
+def test_links_that_lead_to_an_image_again_are_named_and_never_followed_for_ever(
+    pets, damage, named
+):
+    draw(pets.parent / "cat.png")
+    damage(pets)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=rf"links lead to \d+ .* a second time, .*: {named}"):
+        load(pets)
+    assert time.monotonic() - started < 2
+
+
+def test_a_part_that_links_to_another_is_refused(pets):
+    shutil.rmtree(pets / "val")
+    (pets / "val").symlink_to(pets / "test")
+    with pytest.raises(InputError, match="links lead to 3 folders and images a second time"):
+        load(pets)
+
+
+def test_a_link_to_an_image_elsewhere_is_followed(pets, tmp_path):
+    (pets / "test" / "cat" / "0.png").rename(tmp_path / "elsewhere.png")
+    (pets / "test" / "cat" / "0.png").symlink_to(tmp_path / "elsewhere.png")
+    assert sizes(load(pets)) == (12, 12, 12)
+
+
+def socket_at(path):
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as bound:
+        bound.bind(os.path.relpath(path))
+
+
+NO_FILES = {
+    "a pipe": lambda path: os.mkfifo(path),
+    "a socket": socket_at,
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+    "a link to itself": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.parametrize("make_it", NO_FILES.values(), ids=NO_FILES)
+def test_what_is_no_file_is_refused_and_left_out_if_asked(pets, make_it):
+    make_it(pets / "train" / "cat" / "x.png")
+    with pytest.raises(InputError, match=r"1 files .* or are pipes, .* nowhere: '.*cat/x.png'"):
+        load(pets)
+    with pytest.warns(UserWarning, match="left out: 1 files"):
+        assert sizes(load(pets, skip_unreadable=True)) == (12, 12, 12)
+
+
+def test_a_class_folder_that_is_a_link_to_nothing_is_no_class_less(pets):
+    (pets / "train" / "bird").symlink_to("nowhere")
+    with pytest.raises(InputError, match="train/bird is a link that leads nowhere; remove it"):
+        load(pets)
+
+
+FEW = {
+    "one": (("",), 1, "each needs 3, and 'cat' has 1, 'dog' has 1, 'ship' has 1; add images"),
+    "two": (("",), 2, "train and validation and test, .* same images: each needs 3, and 'cat' ha"),
+    "one of each": (
+        ("train", "test"),
+        1,
+        "train and validation, .*: each needs 2, and 'cat' has 1",
+    ),
+    "one to divide": (
+        ("train", "val"),
+        1,
+        "validation and test, .*: each needs 2, and 'cat' has 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("parts", "count", "message"), FEW.values(), ids=FEW)
+def test_too_few_images_to_divide_are_counted_with_what_to_do(tmp_path, parts, count, message):
+    with pytest.raises(InputError, match=message):
+        load(make(tmp_path / "few", parts=parts, count=count))
+
+
+def test_three_images_of_a_class_are_enough_and_one_in_each_part(tmp_path):
+    assert sizes(load(make(tmp_path / "three", parts=("",), count=3))) == (3, 3, 3)
+    assert sizes(load(make(tmp_path / "parts", count=1))) == (3, 3, 3)
+    assert sizes(load(make(tmp_path / "two", parts=("train", "test"), count=2))) == (3, 3, 6)
+
+
+def deepen(pets, white):
+    """Make the images of 16 bits, of which some are used."""
+    for path in pets.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L"), np.uint16)
+        Image.fromarray((grey.astype(np.int64) * white // 255).astype(np.uint16)).save(path)
+    Image.fromarray(np.full([9, 12], white, np.uint16)).save(path)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+@pytest.mark.parametrize("white", [4095, 16383])
+def test_white_of_16_bits_is_found_over_the_whole_folder_and_said(pets, white, limit):
+    deepen(pets, white)
+    with pytest.warns(
+        UserWarning, match=rf"36 images have 16 bits and values up to {white}, .*pixe"
+    ):
+        found = load(pets, in_memory_limit=limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = load(pets, in_memory_limit=limit, pixel_max=white)
+        dark = load(pets, in_memory_limit=limit, pixel_max=65535)
+    np.testing.assert_array_equal(images(found.train), images(given.train))
+    assert found.train.batch(np.arange(12)).max() > 0.8
+    assert dark.train.batch(np.arange(12)).max() < 0.3
+
+
+def test_all_16_bits_are_nothing_to_speak_of_and_a_lower_white_is_refused(pets):
+    deepen(pets, 65535)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert images(load(pets).train).max() > 0.8
+    with pytest.raises(
+        InputError, match=r"images cannot be read: .*largest value is \d+, white is 40"
+    ):
+        load(pets, pixel_max=4095)
+    with pytest.raises(InputError, match="pixel_max must be 0 or one of 255, 1023, 4095"):
+        load(pets, pixel_max=1000)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_the_images_know_their_files(pets, limit):
+    dataset = load(pets, in_memory_limit=limit)
+    assert image_names(dataset.validation)[5] == "val/dog/1.png"
+
+
+def test_a_file_that_was_written_again_has_another_fingerprint(pets):
+    before = fingerprints(load(pets, in_memory_limit=0).test)
+    os.utime(pets / "test" / "dog" / "1.png", ns=(1, 1))
+    os.utime(pets / "test" / "dog" / "0.png")  # of the same size, at another time
+    now = fingerprints(load(pets, in_memory_limit=0).test)
+    assert np.flatnonzero(before != now).tolist() == [4, 5]

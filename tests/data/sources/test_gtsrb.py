@@ -1,7 +1,9 @@
+import os
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from moth_jax.data.sources.gtsrb import CLASS_NAMES, load_gtsrb, read_official
 from moth_jax.errors import InputError
@@ -150,3 +152,94 @@ def test_a_faulty_npz_file_is_refused(tmp_path, changes, message):
     np.savez(tmp_path / "gtsrb8.npz", **arrays)
     with pytest.raises(InputError, match=message):
         load_gtsrb(dir=str(tmp_path), size=8)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The official layout with 2 images of class 0, which is read up to the checks of the data."""
+    images = tmp_path / TRAINING / "00000"
+    images.mkdir(parents=True)
+    (tmp_path / "GTSRB/Final_Test/Images").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, [20, 18, 3], np.uint8)
+    for name in (*images_of(images), tmp_path / "GTSRB/Final_Test/Images/00000.ppm"):
+        Image.fromarray(pixels).save(name)
+    write_list(images / "GT-00000.csv", "00000_00000.ppm", "00000_00001.ppm")
+    write_list(tmp_path / TEST_LIST, "00000.ppm")
+    return tmp_path
+
+
+def images_of(folder):
+    return [folder / f"00000_0000{i}.ppm" for i in range(2)]
+
+
+def write_list(path, *names, label=0):
+    rows = "".join(f"{name};53;54;6;5;48;49;{label}\n" for name in names)
+    path.write_text(HEADER + rows)
+
+
+def test_frames_are_resized_as_pillow_does(small):
+    arrays = read_official(small, 8)
+    with Image.open(images_of(small / TRAINING / "00000")[0]) as image:
+        expected = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(arrays.x_train, [expected, expected])
+
+
+NAMES_OUTSIDE = ["../secret.ppm", "{}/secret.ppm", "..", "a/b.ppm", "..\\secret.ppm", "", "./x.ppm"]
+
+
+@pytest.mark.parametrize("name", NAMES_OUTSIDE)
+def test_no_name_in_a_list_leads_out_of_its_folder(small, name):
+    Image.new("RGB", (8, 8)).save(small / "secret.ppm")
+    write_list(small / TEST_LIST, name.format(small))
+    with pytest.raises(InputError, match=r"GT-final_test\.csv: row 1: .* is no name of a file in"):
+        read_official(small, 8)
+
+
+def test_no_link_leads_out_of_its_folder(small):
+    image = small / "GTSRB/Final_Test/Images/00000.ppm"
+    image.rename(small / "secret.ppm")
+    image.symlink_to(small / "secret.ppm")
+    with pytest.raises(InputError, match=r"row 1: '00000\.ppm' is a link that leads out of"):
+        read_official(small, 8)
+
+
+def test_each_image_is_listed_once_and_of_a_class_that_there_is(small):
+    write_list(small / TEST_LIST, "00000.ppm", "00000.ppm")
+    with pytest.raises(InputError, match=r"row 2: '00000\.ppm' is there twice"):
+        read_official(small, 8)
+    for label in (10**30, -1):
+        write_list(small / TEST_LIST, "00000.ppm", label=label)
+        with pytest.raises(
+            InputError, match=rf"row 1: the class must be in \[0, 43\), got {label}"
+        ):
+            read_official(small, 8)
+
+
+@pytest.mark.parametrize("name", ["999999_00001.ppm", "-1_00001.ppm", "٣_00001.ppm", "x_1.ppm"])
+def test_a_track_has_a_number_of_at_most_five_digits(small, name):
+    folder = small / TRAINING / "00000"
+    images_of(folder)[0].rename(folder / name)
+    write_list(folder / "GT-00000.csv", name)
+    with pytest.raises(InputError, match=r"TRACK_FRAME\.ppm"):
+        read_official(small, 8)
+
+
+def test_what_starts_another_program_is_no_image(small):
+    image = images_of(small / TRAINING / "00000")[0]
+    image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(x) print\n%%EOF\n")
+    with pytest.raises(InputError, match=r"00000_00000\.ppm cannot be read .no JPEG, PNG"):
+        read_official(small, 8)
+
+
+@pytest.mark.parametrize("path", [TEST_LIST, f"{TRAINING}/00000/00000_00001.ppm"])
+def test_pipes_are_not_waited_for(small, path):
+    (small / path).unlink()
+    os.mkfifo(small / path)
+    with pytest.raises(InputError, match=r"no GT-final_test|no regular file"):
+        read_official(small, 8)
+
+
+@pytest.mark.parametrize("size", [0, -3, 10**9])
+def test_a_size_that_makes_no_sense_is_refused(small, size):
+    with pytest.raises(InputError, match=f"image_size must be 1 to 8192 pixels, got {size}"):
+        load_gtsrb(dir=str(small), size=size)

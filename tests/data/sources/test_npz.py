@@ -146,3 +146,84 @@ def test_a_missing_file_a_single_array_and_a_folder_are_refused(tmp_path):
         load_npz(file=str(tmp_path / "one.npy"))
     with pytest.raises(InputError, match="cannot read"):
         load_npz(file=str(tmp_path))
+
+
+DEEP = {name: arrays()[name].astype(np.uint16) * 16 for name in ("x_train", "x_test")}
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.float32])
+@pytest.mark.parametrize("white", [4095, 65535])
+def test_white_of_deep_arrays_is_given_and_never_cast(tmp_path, dtype, white):
+    deep = {name: array.astype(dtype) for name, array in DEEP.items()}
+    images = load(tmp_path, {"pixel_max": white}, **deep).test.images
+    np.testing.assert_allclose(images, DEEP["x_test"] / white, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int64])
+def test_white_of_whole_numbers_is_asked_for(tmp_path, dtype):
+    deep = {name: array.astype(dtype) for name, array in DEEP.items()}
+    with pytest.raises(
+        InputError, match=r"x_train .* are u?int\d\d from 0 to 4080; give as pixel_max"
+    ):
+        load(tmp_path, **deep)
+    with pytest.raises(InputError, match=r"must be in \[0, 1023\] .* got 0 to 4080"):
+        load(tmp_path, {"pixel_max": 1023}, **deep)
+
+
+def floats(name, divisor=255):
+    return (arrays()[name] / divisor).astype(np.float32)
+
+
+@pytest.mark.parametrize("part", ["x_train", "x_test", "x_val"])
+def test_a_part_divided_once_more_is_refused(tmp_path, part):
+    parts = {name: floats(name) for name in ("x_train", "x_test")}
+    parts |= {"x_val": floats("x_test"), "y_val": arrays()["y_test"]}
+    load(tmp_path, **parts)
+    with pytest.raises(InputError, match="give all parts in one range"):
+        load(tmp_path, **{**parts, part: parts[part] / np.float32(255)})
+
+
+def test_whole_numbers_beside_floats_are_said(tmp_path):
+    with pytest.warns(UserWarning, match="x_train are whole numbers and x_test floats; are white"):
+        load(tmp_path, x_test=floats("x_test"))
+
+
+@pytest.mark.parametrize("part", ["y_train", "y_test"])
+def test_labels_that_do_not_fit_into_32_bits_do_not_become_others(tmp_path, part):
+    labels = arrays()[part].astype(np.int64)
+    labels[3] += 2**32
+    with pytest.raises(InputError, match="4294967299"):
+        load(tmp_path, **{part: labels})
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "x", True])
+def test_a_seed_is_a_whole_number(tmp_path, seed):
+    with pytest.raises(InputError, match=f"seed must be a whole number, 0 or more, got {seed!r}"):
+        load(tmp_path, {"seed": seed})
+
+
+BAD_NAMES = {
+    "no UTF-8": (np.array([b"a", b"b", b"c", b"\xe9"]), "class_names must be text in UTF-8"),
+    "a table": (
+        np.array([["a", "b"], ["c", "d"]]),
+        r"class_names must have shape \[K\], got \(2, 2\)",
+    ),
+    "one text": (np.array("abcd"), r"class_names must have shape \[K\], got \(\)"),
+    "twice": (np.array(["a", "b", "a", "c"]), "more than once: 'a'"),
+    "empty": (np.array(["a", "b", "", "c"]), "non-empty strings"),
+    "an escape code": (np.array(["a", "b", "c", "\x1b[2J"]), r"'\\x1b\[2J'"),
+}
+
+
+@pytest.mark.parametrize(("names", "message"), BAD_NAMES.values(), ids=BAD_NAMES)
+def test_bad_class_names_are_refused(tmp_path, names, message):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, class_names=names)
+
+
+def test_a_bomb_is_refused_unless_it_may_unpack(tmp_path, monkeypatch):
+    black = np.zeros([2**12, 16, 16, 3], np.uint8)
+    black[0] = 255
+    options = {"unpacked_limit": 2**20}
+    with pytest.raises(InputError, match=r"unpacks to .* more than the"):
+        load(tmp_path, options, x_train=black, y_train=np.arange(2**12) % 4)

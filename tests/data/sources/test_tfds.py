@@ -1,7 +1,10 @@
+import json
+import os
 import shutil
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from moth_jax.data.sources import tfds
 from moth_jax.data.sources.tfds import load_cifar10, load_svhn
 from moth_jax.errors import InputError
+from tests.helpers.tfds_folders import prepare_cifar10
 
 PREPARED = "data/tfds/cifar10/3.0.2"
 
@@ -112,3 +116,154 @@ def test_the_newest_version_is_read(tmp_path):
     (tmp_path / "4.0.0").mkdir()
     assert tfds.prepared_folder(tmp_path).name == "3.0.10"
     assert tfds.prepared_folder(tmp_path / "none") is None
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return prepare_cifar10(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture
+def tiny(prepared, tmp_path):
+    """A copy of a small folder that a test may damage."""
+    return Path(shutil.copytree(prepared, tmp_path / "cifar10" / "3.0.2"))
+
+
+def read(folder):
+    return load_cifar10(dir=str(folder.parent.parent))
+
+
+def test_a_small_folder_is_read(tiny):
+    dataset = read(tiny)
+    assert dataset.class_names == tuple(f"thing {k}" for k in range(10))
+    assert (len(dataset.train) + len(dataset.validation), len(dataset.test)) == (20, 20)
+
+
+def features(change):
+    """A damage: the description of a sample is another."""
+
+    def damage(folder):
+        path = folder / "features.json"
+        content = json.loads(path.read_text())
+        change(content, content["featuresDict"]["features"])
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def info(change):
+    """A damage: the description of the data set is another."""
+
+    def damage(folder):
+        path = folder / "dataset_info.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def template(text):
+    return lambda content: [split.update(filepathTemplate=text) for split in content["splits"]]
+
+
+CORE = "tensorflow_datasets.core.features"
+MODULE = {"pythonClassName": "marked_module.Feature", "text": {}}
+LEGACY = {"type": "marked_module.Feature", "content": {}}
+HOSTILE = {
+    "a feature": (
+        features(lambda all, parts: parts.update(id=MODULE)),
+        "feature 'id' is of 'marked",
+    ),
+    "another feature": (features(lambda all, parts: parts.update(x=MODULE)), "feature 'x' is of"),
+    "as of old": (features(lambda all, parts: parts.update(x=LEGACY)), "feature 'x' is of None"),
+    "the sample": (features(lambda all, parts: all.update(MODULE)), "does not describe a sample"),
+    "the sample as of old": (
+        features(lambda all, parts: all.update(LEGACY)),
+        "not describe a samp",
+    ),
+    "within a feature": (
+        features(
+            lambda all, parts: parts.update(
+                x={
+                    "pythonClassName": f"{CORE}.sequence_feature.Sequence",
+                    "sequence": {"feature": MODULE},
+                }
+            )
+        ),
+        rf"feature 'x' is of '{CORE}\.sequence_feature\.Seq",
+    ),
+    "beside a feature": (
+        features(lambda all, parts: parts["id"].update(python_class_name="marked_module.F")),
+        "feature 'id' is of",
+    ),
+    "under another name": (
+        features(lambda all, parts: parts["id"].update(jsonFeature={"json": "{}"})),
+        "feature 'id' is of",
+    ),
+    "a name of a file": (
+        features(lambda all, parts: parts.update({"../../label": parts["label"]})),
+        "feature '../../label' is of",
+    ),
+    "a module of the data": (
+        info(lambda content: content.update(moduleName="marked_module")),
+        None,
+    ),
+    "a file outside": (
+        info(template("../../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")),
+        "its split 'train' lies outside of it|cannot be read",
+    ),
+    "a file anywhere": (
+        info(template("/etc/{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")),
+        "its split 'train' lies outside of it|cannot be read",
+    ),
+    "other images": (
+        features(
+            lambda all, parts: parts["image"]["image"].update(
+                shape={"dimensions": ["100000", "100000", "3"]}
+            )
+        ),
+        r"has images \(100000, 100000, 3\) of 10 classes, but those of cifar10 are",
+    ),
+    "classes without end": (
+        lambda folder: [
+            (folder / "label.labels.txt").unlink(),
+            features(
+                lambda all, parts: parts["label"]["classLabel"].update(numClasses="100000000")
+            )(folder),
+        ],
+        "there are 100000000 classes, more than the 100000 there may be",
+    ),
+    "deep": (
+        lambda folder: (folder / "features.json").write_text("[" * 100_000),
+        "cannot be read .*; delete that folder and prepare it again",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_no_module_is_imported_and_no_file_read_that_a_folder_names(
+    tiny, tmp_path, monkeypatch, damage, message
+):
+    (tmp_path / "marked_module.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    damage(tiny)
+    if message is None:
+        read(tiny)
+    else:
+        with pytest.raises(InputError, match=message):
+            read(tiny)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["features.json", "label.labels.txt", "dataset_info.json"])
+def test_pipes_in_a_folder_are_not_waited_for(tiny, name):
+    (tiny / name).unlink()
+    os.mkfifo(tiny / name)
+    with pytest.raises(InputError, match=f"{name} is no regular file"):
+        read(tiny)
+
+
+def test_the_home_of_an_unknown_user_is_no_folder():
+    with pytest.raises(InputError, match=r"cifar10: ~nobody_of_that_name/x: .*give the whole path"):
+        load_cifar10(dir="~nobody_of_that_name/x")

@@ -1,0 +1,271 @@
+"""Labels in another order, outputs that are no logits or not finite, losses that are not."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moth_jax import distance, outputs
+from moth_jax.data.checks import check_images
+from moth_jax.data.dataset import ImageSplit
+from moth_jax.distance.nearest import nearest_directions
+from moth_jax.errors import InputError
+from moth_jax.evaluation import Adversary, accuracy, pgd_accuracy
+from moth_jax.hardening import METHODS
+from moth_jax.hardening.baselines.fine_tuning import FineTuningConfig
+from moth_jax.scanning import SCANNERS, ScanOptions, scan
+from moth_jax.training import TrainingConfig, train
+from tests.helpers.toys import linear_classifier, row_dataset, row_images, row_variables
+
+CLASSIFIER, VARIABLES = linear_classifier(), row_variables()
+LABELS = np.repeat([0, 1, 2], 8).astype(np.int32)
+IMAGES = row_images(LABELS)
+SHIFTED = (LABELS + 1) % 3
+FEW_STEPS = ScanOptions(num_steps=5, num_rounds=1)
+HARDENING = FineTuningConfig(max_steps=2, batch_size=8, batch_norm="frozen")
+
+
+def measure(logits_fn=CLASSIFIER.predict, images=IMAGES, labels=LABELS, **options):
+    options = {"num_steps": 5, "progress": False, "variables": VARIABLES, **options}
+    return distance.distance_matrix(logits_fn, images, labels, **options)
+
+
+def harden(classifier=CLASSIFIER, data=(IMAGES, LABELS), **options):
+    config = dataclasses.replace(HARDENING, **options)
+    return METHODS["fine_tuning"].harden(classifier, VARIABLES, data, config, progress=False)
+
+
+def scan_by(method, logits_fn=CLASSIFIER.predict, labels=LABELS, **options):
+    given = {"method": method, "options": FEW_STEPS, "progress": False, **options}
+    return scan(logits_fn, IMAGES, labels, variables=VARIABLES, **given)
+
+
+# Labels in another order than the outputs.
+
+IN_EVERY_FUNCTION = [
+    measure,
+    lambda **given: harden(data=(IMAGES, given["labels"])),
+    lambda **given: nearest_directions(
+        CLASSIFIER.predict, IMAGES, given["labels"], 2, variables=VARIABLES, progress=False
+    ),
+    *(lambda method=method, **given: scan_by(method, **given) for method in SCANNERS),
+]
+
+
+@pytest.mark.parametrize("function", IN_EVERY_FUNCTION)
+def test_shifted_labels_are_refused_everywhere_with_the_order_that_explains(function):
+    with pytest.raises(InputError, match=r"0 % of the images.*100 % in another order") as fault:
+        function(labels=SHIFTED)
+    order = np.array([2, 0, 1])
+    assert f"numpy.array({order.tolist()})[labels]" in str(fault.value)
+    np.testing.assert_array_equal(order[SHIFTED], LABELS)
+
+
+def test_two_classes_that_changed_places_are_refused_and_named():
+    swapped = np.array([1, 0, 2])[LABELS]
+    with pytest.raises(InputError, match=r"'cat' \(0\) as 'dog' \(1\), 'dog' \(1\) as 'cat'"):
+        measure(labels=swapped, class_names=("cat", "dog", "cow"))
+
+
+def test_an_option_takes_the_labels_as_they_are():
+    with pytest.warns(UserWarning, match="predicted without a trigger.*no sign of a backdoor"):
+        matrix = measure(labels=SHIFTED, check_order=False)
+    assert matrix.is_there().sum() == 3
+    assert matrix.values[0, 2] == 0
+    assert harden(data=(IMAGES, SHIFTED), check_order=False).step == 2
+
+
+def drawn(confusion, per_class, seed=0):
+    """Predictions and labels: `confusion` [K, K] is the chance of each prediction."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(confusion)), per_class)
+    return np.array([rng.choice(len(row), p=row) for row in confusion[labels]]), labels
+
+
+def right(num_classes, share):
+    """A confusion: `share` are right, the others anything."""
+    rest = (1 - share) / num_classes
+    return share * np.eye(num_classes) + rest * np.ones((num_classes, num_classes))
+
+
+HONEST = {
+    "well trained": drawn(right(10, 0.9), 20),
+    "badly trained": drawn(right(10, 0.3), 20),
+    "guessing": drawn(right(10, 0.0), 20),
+    "guessing from an image a class": drawn(right(50, 0.0), 1),
+    "constant": (np.zeros(200, int), np.repeat(np.arange(10), 20)),
+    "all of two classes": (np.repeat(np.arange(10), 20) % 2, np.repeat(np.arange(10), 20)),
+    "of few victims": (np.array([3] * 15 + [5] * 25), np.repeat([3, 5], 20)),
+    "imbalanced": (np.array([0] * 996 + [1] * 4), np.repeat([0, 1, 2], [990, 5, 5])),
+    "twins taken for each other": drawn(np.array([[0.45, 0.55, 0], [0.6, 0.4, 0], [0, 0, 1]]), 50),
+    "one class taken for another": (np.array([1] * 20 + [1] * 20), np.repeat([0, 1], 20)),
+    "one image a class": (np.array([1, 0, 2]), np.arange(3)),
+    "a few of many classes": (np.array([7] * 5 + [1] * 45), np.repeat([0, 1], [5, 45])),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_models_that_are_bad_or_constant_are_no_other_order(name):
+    predicted, labels = HONEST[name]
+    outputs.check_order(predicted, labels, 50, {})
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "present", "per_class"), [(10, 10, 5), (11, 11, 20), (43, 5, 20), (200, 200, 4)]
+)
+def test_another_order_is_found_with_few_images_and_few_of_the_classes(
+    num_classes, present, per_class
+):
+    predicted, labels = drawn(right(num_classes, 0.85)[:present], per_class)
+    order = np.argsort([str(k) for k in range(num_classes)])
+    order = order if (order[:present] != np.arange(present)).all() else np.roll(order, 1)
+    position = np.argsort(order)
+    with pytest.raises(InputError, match="labels and outputs do not match"):
+        outputs.check_order(predicted, position[labels], num_classes, {})
+
+
+def test_numbered_folders_in_the_order_of_text_are_refused():
+    predicted, numbers = drawn(right(11, 0.95), 30)
+    as_text = np.argsort(np.argsort([str(k) for k in range(11)]))  # 0, 1, 10, 2, ...
+    with pytest.raises(InputError, match="do not match") as fault:
+        outputs.check_order(predicted, as_text[numbers], 11, {})
+    assert "numpy.array([0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9])[labels]" in str(fault.value)
+
+
+@pytest.mark.parametrize("method", SCANNERS)
+def test_victims_that_are_predicted_as_the_target_are_no_evidence(method):
+    def always(variables, images):
+        return 0 * images.mean((2, 3))[:, :3] + np.float32([[0, 0, 5]])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = scan_by(method, always)
+    assert found.poisoned is not True
+    there = [arm for arm in found.arms if arm.there]
+    assert {arm.target for arm in there} == {"2"}
+    assert np.isnan([arm.suspicion for arm in there]).all()
+    assert "as '2' without any trigger, which is no evidence of a backdoor" in found.describe()
+
+
+def test_a_distance_of_images_of_the_target_is_warned_of():
+    with pytest.warns(UserWarning, match="100 % of the images are predicted as 0 without"):
+        distance.class_distance(CLASSIFIER.predict, IMAGES[:8], 0, variables=VARIABLES, num_steps=5)
+
+
+# Outputs that are not finite.
+
+
+def nan_for_some(variables, images):
+    """NaN for the images whose first pixel is white."""
+    logits = CLASSIFIER.predict(variables, images)
+    return jnp.where(images[:, 0, 0] == 1, jnp.nan, logits)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_whose_logits_are_not_finite_are_named_everywhere(value):
+    images = IMAGES.copy()
+    images[[11, 20], 0, 0] = 1
+
+    def model(variables, images):
+        logits = CLASSIFIER.predict(variables, images)
+        return jnp.where(images[:, 0, 0] == 1, value, logits)
+
+    named = r"for 2 of 24 images, at index 11, 20"
+    split = ImageSplit(images, LABELS)
+    for function in (
+        lambda: measure(model, images),
+        lambda: distance.class_distance(model, images, 1, variables=VARIABLES),
+        lambda: scan(model, images, LABELS, variables=VARIABLES, progress=False),
+        lambda: accuracy(model, VARIABLES, split),
+        lambda: pgd_accuracy(model, VARIABLES, split, adversary=Adversary(0.1)),
+    ):
+        with pytest.raises(InputError, match=named):
+            function()
+
+
+def test_a_loss_that_is_not_finite_stops_hardening_with_the_step_and_the_images():
+    dataset = row_dataset()
+    images = dataset.train.images.copy()
+    images[[3, 30], 0, 0] = 1
+    dataset = dataclasses.replace(dataset, train=ImageSplit(images, dataset.train.labels))
+    classifier = dataclasses.replace(CLASSIFIER, predict=nan_for_some)
+    with pytest.raises(InputError, match=r"loss is nan at step \d+ of the hardening.*index 3, 30"):
+        harden(classifier, dataset, max_steps=8, augment=False)
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_the_step():
+    config = TrainingConfig(epochs=1, batch_size=8, learning_rate=1e38, batch_norm="frozen")
+    with pytest.raises(InputError, match=r"at step \d of epoch 1.*diverged; lower its learning_r"):
+        train(CLASSIFIER, VARIABLES, row_dataset(), config, progress=False)
+
+
+# Outputs that are no logits.
+
+
+@pytest.mark.parametrize(
+    "last", [jax.nn.softmax, jax.nn.sigmoid, lambda x: 100 * jax.nn.softmax(x)]
+)
+def test_probabilities_are_refused_everywhere(last):
+    def model(variables, images):
+        return last(CLASSIFIER.predict(variables, images))
+
+    split = ImageSplit(IMAGES, LABELS)
+    for function in (
+        lambda: measure(model),
+        lambda: scan_by("k_arm", model),
+        lambda: harden(dataclasses.replace(CLASSIFIER, predict=model)),
+        lambda: accuracy(model, VARIABLES, split),
+        lambda: pgd_accuracy(model, VARIABLES, split, adversary=Adversary(0.1)),
+    ):
+        with pytest.raises(InputError, match="returns probabilities"):
+            function()
+
+
+@pytest.mark.parametrize(
+    "last", [jax.nn.log_softmax, lambda x: x / 40, lambda x: jax.nn.relu(x) / 50, lambda x: 0 * x]
+)
+def test_logits_that_lie_between_0_and_1_are_logits(last):
+    def model(variables, images):
+        return last(CLASSIFIER.predict(variables, images))
+
+    assert accuracy(model, VARIABLES, (IMAGES, LABELS)) in (1.0, 1 / 3)
+
+
+# Images that were divided twice.
+
+
+@pytest.mark.parametrize("images", [IMAGES / 255, (IMAGES * 16).astype(np.uint8)])
+def test_images_whose_white_is_far_from_1_are_warned_of(images):
+    with pytest.warns(UserWarning, match="where white is 1: were they divided by 255 twice"):
+        check_images(images)
+
+
+def test_parts_that_were_divided_twice_are_warned_of():
+    with pytest.warns(UserWarning, match=r"24 of 48 are at most.*first at index 24"):
+        check_images(np.concatenate([IMAGES, IMAGES / 255]))
+
+
+def test_dark_and_black_images_among_others_are_no_fault():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_images(np.concatenate([IMAGES, 0 * IMAGES[:9], IMAGES[:1] / 255]))
+        check_images(0.3 * IMAGES)
+        check_images(0 * IMAGES)
+
+
+# Hardening plain arrays.
+
+
+def test_plain_arrays_can_be_hardened_and_others_are_told_what_is_needed():
+    assert harden(data=(jnp.asarray(IMAGES), LABELS.tolist())).step == 2
+    for data, message in (
+        ([IMAGES], r"a pair \(images, labels\).*got list"),
+        (ImageSplit(IMAGES, LABELS).batches([[0]]), "a pair"),
+        ((IMAGES[::8], LABELS[::8]), "3 images are too few"),
+        ((IMAGES, LABELS + 1), r"in \[0, 3\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            harden(data=data)
