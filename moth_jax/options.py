@@ -12,7 +12,7 @@ import dataclasses
 import math
 import numbers
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from moth_jax.errors import InputError
@@ -85,8 +85,8 @@ def check_option(name: str, value: object, hint: Any, allowed: Range | None = No
     values: Any = value if isinstance(value, tuple | list) else [value]
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     kind = "" if number and allowed else name_of(hint)
-    wanted = " ".join(filter(None, [kind, allowed and allowed.name]))
+    wanted = ", ".join(filter(None, [kind, allowed and allowed.name]))
     if not (is_of(value, hint) and (allowed is None or all(map(allowed.contains, values)))):
         raise InputError(f"{name} must be {wanted}, got {shown(value)}")
-    if any(isinstance(item, numbers.Real) and abs(item) > LARGEST for item in values):
+    if any(abs(item) > LARGEST for item in values if not isinstance(item, str | Mapping)):
         raise InputError(f"{name} must be at most {LARGEST:,}, got {shown(value)}")

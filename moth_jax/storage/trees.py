@@ -66,7 +66,8 @@ def _read(path: Path) -> tuple[dict, dict]:
         saved = ocp.metadata(str(path))
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.metadata)
         tree: Any = ocp.load(str(path), target)
-        metadata: Any = dict(saved.custom_metadata or {})
+        custom: Any = saved.custom_metadata or {}
+        metadata: dict = dict(custom)
     except Exception as error:  # TensorStore, JSON and Orbax have many words for a damaged file
         raise _damaged(path, _reason(error)) from error
     if metadata.pop("sha256", None) != _digest(tree, metadata):
