@@ -190,7 +190,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, message
         ("nad.betas", (500.0, -1.0), r"nad\.betas must be numbers, 0 or more"),
         ("nad.betas", (), r"nad\.betas must be numbers such as \(500.0, 1000.0, 1000.0\), got"),
         ("model.mean", (math.nan,), r"model\.mean must be numbers, in \[-1, 1\], .*, got \(nan,\)"),
-        ("model.mean", ("x",), r"model\.mean must be numbers .*, got \('x',\)"),
+        ("model.mean", ("x",), r"model\.mean must be numbers, .*, got \('x',\)"),
         ("model.std", (127.0,), r"model\.std .*divide by 255"),
         ("data.seed", -1, r"data\.seed must be in \[0, 2\*\*31\), got -1"),
         ("data.validation_fraction", math.nan, r"data\.validation_fraction must be in \[0, 1\)"),
@@ -198,7 +198,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, message
         ("harden.epochs", 1e14, r"harden\.epochs must be at most 2,147,483,647, got 1"),
         ("classes", (True, "1"), r"classes must be names, got \(True, '1'\)"),
         ("uap.schedule", "linear", r"uap: unknown schedule 'linear'"),
-        ("distance.seeds", (2**31,), r"distance\.seeds must be whole numbers in .*, got"),
+        ("distance.seeds", (2**31,), r"distance\.seeds must be whole numbers, in .*, got"),
         ("training.batch_size", None, r"training\.batch_size must be a whole number, at least 1, got None"),
     ],
 )
