@@ -116,6 +116,7 @@ def test_hardening_and_measuring_see_the_clean_images(tmp_path, monkeypatch):
 def test_without_a_backdoor_there_is_nothing_about_one(planted, tmp_path):
     workdir = shutil.copytree(planted[0], tmp_path / "run")
     save_distances(workdir)
+    (workdir / "metrics.jsonl").unlink()  # of a run with other options
     job = job_of(tiny_config(), data.load("digits"), workdir)
     summary = summarise(job, Models(workdir))
     assert not [name for name in summary.figures if "backdoor" in name or "attack" in name]
