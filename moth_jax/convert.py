@@ -17,15 +17,18 @@ A small_cnn exists in this package alone: it becomes a folder or .stablehlo.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from moth_jax.errors import InputError
 from moth_jax.run.console import EXIT_INTERRUPTED, fail, prepare_console
 from moth_jax.storage.folders import current_folder
 
+if TYPE_CHECKING:
+    from moth_jax.models.classifier import Reading
+
 
 def convert(source: Path, dest: Path, **options) -> str:
-    """Convert one classifier; return what was written, in a line.
+    """Convert one classifier; return what was written, and in another line what was assumed.
 
     A file at `dest` is replaced; a folder only if it is a checkpoint of this package.
 
@@ -48,12 +51,22 @@ def convert(source: Path, dest: Path, **options) -> str:
     spec = classifier.spec
     size = "x".join(map(str, spec.image_shape))
     frozen = f"; batch normalisation stays frozen: {classifier.frozen}" if classifier.frozen else ""
-    return f"{dest}: {spec.arch}, {spec.num_classes} classes, images {size}{frozen}"
+    written = f"{dest}: {spec.arch}, {spec.num_classes} classes, images {size}{frozen}"
+    return "\n".join([written, *_about_source(source, classifier.reading)])
+
+
+def _about_source(source: Path, reading: "Reading") -> list[str]:
+    """Return what the file does not show, and the accuracy that it says the model has."""
+    claim = reading.claim
+    said = claim and f"the file says that {claim.name} is {100 * claim.share:.2f} %"
+    parts = [part for part in (reading.assumed, said) if part]
+    return [f"{source}: {'; '.join(parts)}; compare the accuracy on your images"] if parts else []
 
 
 def _writer(dest: Path) -> Callable:
     from moth_jax.models import checkpoint
     from moth_jax.models.weights import exporting
+    from moth_jax.storage.files import write_atomically
 
     def weights(write, state_dict):
         return lambda path, classifier, variables: write(path, state_dict(classifier, variables))
@@ -64,8 +77,8 @@ def _writer(dest: Path) -> Callable:
         ".pt": torch,
         ".pth": torch,
         ".safetensors": weights(exporting.write_safetensors, exporting.state_dict),
-        ".stablehlo": lambda path, classifier, variables: path.write_bytes(
-            exporting.stablehlo(classifier, variables)
+        ".stablehlo": lambda path, classifier, variables: write_atomically(
+            path, exporting.stablehlo(classifier, variables)
         ),
     }
     if dest.suffix not in writers:
@@ -118,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="FILE.py:FUNCTION",
         help="a function (also PACKAGE.MODULE:FUNCTION) that returns the PyTorch module",
+    )
+    parser.add_argument(
+        "--weights",
+        default="",
+        metavar="NAME",
+        help="which of several sets of weights in the file, such as state_dict_ema",
     )
     parser.add_argument(
         "--trust",

@@ -1,6 +1,7 @@
 """python -m moth_jax.convert: in, out, and what it refuses."""
 
 import copy
+import os
 import re
 import shutil
 import subprocess
@@ -326,6 +327,74 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(built, arguments, says):
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("moth_jax: ")
     assert says in err
+
+
+def test_files_have_the_rights_of_any_new_file_and_replace_others_whole(tmp_path):
+    spec = {"num_classes": 3, "image_shape": (28, 28, 3), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    checkpoint.save_model(tmp_path / "model", *create("lisa_cnn", **spec))
+    old = os.umask(0o027)
+    try:
+        for name in ("a.safetensors", "a.pt", "a.stablehlo"):
+            convert(tmp_path / "model", tmp_path / name)
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o640, name
+    finally:
+        os.umask(old)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_one_of_several_sets_of_weights_is_chosen_by_the_command(built, tmp_path, capsys):
+    builder, module, weights = built
+    state = module.state_dict()
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"model": state, "model_ema": other, "best_acc1": 68.7}, weights)
+    given = [str(weights), str(tmp_path / "model"), f"--builder={builder}", "--overwrite"]
+    given += ["--mean=0.5,0.5,0.5", "--std=0.2,0.2,0.2", "--image_shape=8,8,3"]
+    main(given)
+    said = (
+        f"{weights}: the file says that best_acc1 is 68.70 %; compare the accuracy on your images"
+    )
+    shown = capsys.readouterr()
+    assert said in shown.out
+    assert "model was taken, not model_ema; choose with --weights=model_ema (mod" in shown.err
+    main([*given, "--weights=model_ema"])
+    assert not checkpoint.load_model(tmp_path / "model").variables["params"]["4.weight"].any()
+    with pytest.raises(SystemExit):
+        main([*given, "--weights=mine"])
+    assert "has no weights 'mine'; it has 'model', 'model_ema'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mean": None}, "mean must be given, one number per channel"),
+        ({"mean": 0.5}, "mean must be numbers, one per channel, got 0.5"),
+        ({"std": None}, "std must be given"),
+        ({"std": (0.2, 0.2, float("nan"))}, "std must be finite"),
+        ({"image_shape": (8, 8)}, "image_shape must be"),
+    ],
+)
+def test_a_module_needs_a_normalisation_before_it_is_exported(monkeypatch, options, says):
+    from moth_jax.models import from_torch
+
+    monkeypatch.setattr(torch.export, "export", None)
+    with pytest.raises(InputError, match=says):
+        from_torch(module_of(), **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("weight", float("nan"), r"NaN or infinite weights in 4\.weight"),
+        ("running_var", -1.0, r"negative variance in 1\.running_var \(-1\)"),
+    ],
+)
+def test_a_module_whose_numbers_cannot_be_is_refused(part, value, says):
+    from moth_jax.models import from_torch
+
+    module = module_of()
+    getattr(module[4 if part == "weight" else 1], part).data.fill_(value)
+    with pytest.raises(InputError, match=says):
+        from_torch(module, **OPTIONS)
 
 
 def test_a_module_without_batch_norm_goes_through_a_checkpoint(tmp_path):

@@ -57,6 +57,26 @@ def write_legacy_torch(path):
     write_torch(path, _use_new_zipfile_serialization=False)
 
 
+def write_safetensors(path):
+    from safetensors.numpy import save_file
+
+    save_file(weights(), path, metadata={"accuracy": "0.9"})
+
+
+def write_keras(path, **options):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, array in weights().items():
+            layer, _, weight = name.partition(".")
+            place = f"model_weights/{layer}_1/{layer}_1/{weight}:0"
+            file.create_dataset(place, data=array, **options)
+
+
+def write_compressed_keras(path):
+    write_keras(path, chunks=True, compression="gzip", shuffle=True, fletcher32=True)
+
+
 def mutated_values(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
     """`count` copies of a JSON file, one value of each changed."""
     rng = random.Random(seed)
@@ -131,6 +151,9 @@ FORMATS = {
     "parts of PyTorch": Format(
         "w.pt", write_torch, read_weights, tries=1000, damage=mutated_parts, needs="torch"
     ),
+    "safetensors": Format("w.safetensors", write_safetensors, read_weights),
+    "HDF5 of Keras": Format("w.h5", write_keras, read_weights),
+    "compressed HDF5": Format("w.h5", write_compressed_keras, read_weights, tries=500),
     "PyTorch before 2020": Format(
         "w.pth", write_legacy_torch, read_weights, tries=1500, needs="torch"
     ),

@@ -4,16 +4,23 @@ from functools import partial
 
 from flax import nnx
 
-from moth_jax.errors import require_choice
+from moth_jax.errors import InputError, require_choice
 from moth_jax.models.architectures.cnn import SmallCNN
 from moth_jax.models.architectures.lisa_cnn import LisaCNN
 from moth_jax.models.architectures.nin import NiN
 from moth_jax.models.architectures.resnet import CifarResNet, PreactResNet
 from moth_jax.models.architectures.torchvision_resnet import ResNet
 from moth_jax.models.architectures.vgg import VGG
-from moth_jax.models.classifier import Classifier, ModelSpec, from_module
+from moth_jax.models.classifier import (
+    Classifier,
+    ModelSpec,
+    check_image_shape,
+    check_normalisation,
+    from_module,
+)
 from moth_jax.models.other_frameworks import from_function, like
 from moth_jax.models.pytorch.classifier import from_graph
+from moth_jax.models.values import check_values
 from moth_jax.types import Variables
 
 __all__ = [
@@ -110,8 +117,23 @@ def create(
     return build(spec, seed=seed)
 
 
-def from_torch(model, **options) -> tuple[Classifier, Variables]:
-    """A PyTorch module or program as a classifier: `pytorch.export.from_torch`. Needs torch."""
+def from_torch(model, *, image_shape, mean, std, **options) -> tuple[Classifier, Variables]:
+    """A PyTorch module or program as a classifier: `pytorch.export.from_torch`. Needs torch.
+
+    Raises `InputError` also for numbers that no trained model has (`values.check_values`).
+    """
     from moth_jax.models.pytorch import export
 
-    return export.from_torch(model, **options)
+    check_image_shape(image_shape)
+    for name, values in (("mean", mean), ("std", std)):
+        if values is None:
+            raise InputError(
+                f"{name} must be given, one number per channel: what images in [0, 1] are "
+                "normalised with before the model; mean 0 and std 1 if it takes them as they are"
+            )
+    check_normalisation(mean, std, image_shape[-1])
+    classifier, variables = export.from_torch(
+        model, image_shape=image_shape, mean=mean, std=std, **options
+    )
+    check_values({**variables["params"], **variables["batch_stats"]}, classifier.spec.arch)
+    return classifier, variables

@@ -8,12 +8,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from moth_jax.errors import InputError
 from moth_jax.models import Classifier, ModelSpec, outline
 from moth_jax.models.classifier import complete, describe_mismatch, flat
+from moth_jax.models.values import check_values
 from moth_jax.parallel.processes import broadcast_from_main, on_main
 from moth_jax.storage.folders import current_folder
 from moth_jax.storage.trees import load_tree, save_tree
@@ -23,6 +21,7 @@ _FORMAT = "moth_jax model 1"
 # What Orbax writes, beside a folder for each item.
 _DESCRIPTION = "_CHECKPOINT_METADATA"
 _PARTS = (_DESCRIPTION, "commit_success.txt", "orbax.checkpoint")
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".h5")  # in a folder of another program
 
 
 class SavedModel(NamedTuple):
@@ -88,31 +87,32 @@ def load_model(path: str | Path) -> SavedModel:
     folder = broadcast_from_main(current_folder, Path(path))
     broadcast_from_main(_check_folder, folder)
     tree, metadata = broadcast_from_main(load_tree, folder)
-    if metadata.get("format") != _FORMAT:
-        raise InputError(f"{path} is no model checkpoint of this package")
-    classifier, expected = outline(ModelSpec.from_json(metadata["spec"]))
-    variables = complete(tree["variables"])
+    try:
+        classifier, expected = outline(ModelSpec.from_json(metadata.get("spec")))
+    except InputError as error:
+        raise InputError(f"{path} describes no model of this package: {error}") from error
+    variables = complete(tree.get("variables", {}))
     mismatch = describe_mismatch(_shapes(expected), _shapes(variables))
     if mismatch:
         raise InputError(
             f"{path} does not hold the weights of a {classifier.spec.arch}: {mismatch}"
         )
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-        raise InputError(
-            f"{path} holds NaN or infinite weights: its training diverged; lower the learning rate"
-        )
+    check_values(flat(variables), path, advice="if its training diverged, lower the learning rate")
     return SavedModel(classifier, variables)
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `InputError`, without the advice to remove it, for a folder that is someone else's."""
-    if not folder.is_dir() or (folder / _DESCRIPTION).exists():
+    """Raise `InputError`, without the advice to write it again, for a folder of something else."""
+    if not folder.is_dir() or _items_of_model(folder) is not None:
         return
     if any((folder / name).is_dir() for name in ("original", "hardened")):
         raise InputError(f"{folder} is the folder of a run; give original or hardened in it")
+    is_orbax = any((folder / name).exists() for name in (_DESCRIPTION, "_METADATA"))
+    what = "model checkpoint" if is_orbax else "checkpoint"
+    weights = sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHTS and p.is_file())
+    way_out = f"give the file {weights[0]} in it" if weights else "give another folder"
     raise InputError(
-        f"{folder} is no checkpoint of this package, which holds {_DESCRIPTION}; give another "
-        "folder, or write that one again"
+        f"{folder} is no {what} of this package, or its {_DESCRIPTION} is damaged; {way_out}"
     )
 
 

@@ -5,10 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moth_jax.errors import InputError, require_choice
-from moth_jax.models import MODELS, build, checkpoint, outline
-from moth_jax.models.classifier import Classifier, flat
-from moth_jax.models.weights.files import READERS, check_content, read_weights
-from moth_jax.models.weights.fitting import fit, named
+from moth_jax.models import MODELS, build, checkpoint, from_torch, outline
+from moth_jax.models.classifier import (
+    Classifier,
+    Reading,
+    check_class_names,
+    check_image_shape,
+    check_normalisation,
+    check_num_classes,
+    flat,
+)
+from moth_jax.models.weights.files import READERS, check_content, read_file
+from moth_jax.models.weights.fitting import Weights, fit, named
 from moth_jax.models.weights.importing import load
 from moth_jax.storage.folders import current_folder
 from moth_jax.types import Variables
@@ -18,6 +26,10 @@ TRUST = ("nothing", "torchvision")
 _NOT_GIVEN = (None, (), "", AUTO, TRUST[0])  # values of options
 _PROGRAM = ".pt2"
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET_ASSUMED = (
+    "assumed, because weights do not show it: images normalised with mean (0.485, 0.456, 0.406) "
+    "and std (0.229, 0.224, 0.225)"
+)
 _SHAPE = (224, 224, 3)
 _TORCHVISION = "torchvision:"
 
@@ -33,8 +45,11 @@ def load_source(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    weights: str = "",
 ) -> tuple[Classifier, Variables]:
     """The classifier in a file, or in a checkpoint folder of this package.
+
+    Its `reading` says what was assumed of it, and the accuracy that the file says it has.
 
     Args:
       path: weights (PyTorch, safetensors or Keras 2), a program of `torch.export` (.pt2), a whole
@@ -53,6 +68,8 @@ def load_source(
       mean, std: what the model normalises pixels in [0, 1] with. A known layout or a classifier of
         torchvision has its own; they must be given for all others.
       image_shape: (h, w, c); that of the layout, or (224, 224, 3), if not given.
+      weights: which of several sets of weights in the file, such as "state_dict_ema". If it is not
+        given, one is taken, with a warning that names the others.
 
     Raises:
       InputError: what is wrong with the file, or does not fit together.
@@ -61,8 +78,7 @@ def load_source(
     if not path.exists() and path.suffix.lower() not in READERS:
         raise InputError(f"there is no {path}")
     require_choice("trust", trust, TRUST)
-    if num_classes is not None and num_classes < 2:
-        raise InputError(f"num_classes must be at least 2, got {num_classes}")
+    _check_options(num_classes, class_names, mean, std, image_shape)
     if path.is_dir():
         options = dict(
             arch=arch,
@@ -72,9 +88,16 @@ def load_source(
             mean=mean,
             std=std,
             image_shape=image_shape,
+            weights=weights,
         )
         return _of_checkpoint(path, num_classes, options)
     is_fixed = head_is_fixed(path, trust)
+    surplus = [name for name, value in (("builder", builder), ("weights", weights)) if value]
+    if is_fixed and surplus:
+        raise InputError(
+            f"{path} is read as a whole model; leave out {', '.join(surplus)}, or give its "
+            "state_dict"
+        )
     if not is_fixed and path.suffix.lower() not in READERS:
         raise InputError(
             f"cannot read a model from {path.name!r}: the extension must be one of "
@@ -89,13 +112,20 @@ def load_source(
             mean=mean,
             std=std,
             image_shape=image_shape,
+            chosen=weights,
         )
-    _check_torch(path)
-    from moth_jax.models.pytorch.export import from_torch
-
-    model = _module(path, arch=arch, builder=builder, trust=trust, num_classes=num_classes)
+    _check_torch(path.name)
     default = None if is_fixed or builder else _IMAGENET
+    if default is not None:
+        check_architecture(arch)
+    assumed = _IMAGENET_ASSUMED if default and mean is None else ""
     mean, std = _normalisation(path, mean, std, default)
+    if is_fixed:
+        model, claim = _whole(path), None
+    else:
+        found, claim = read_file(path, chosen=weights)
+        how = dict(num_classes=num_classes, normalisation=None if assumed else (mean, std))
+        model = _module(found, arch=arch, builder=builder, **how)
     classifier, variables = from_torch(
         model,
         image_shape=image_shape or _SHAPE,
@@ -114,7 +144,33 @@ def load_source(
             "change what it builds"
         )
     spec = named(spec, class_names, head_is_fixed=is_fixed or bool(builder))
-    return outline(spec)[0], variables
+    classifier = dataclasses.replace(outline(spec)[0], reading=Reading(assumed, claim))
+    return classifier, variables
+
+
+def _check_options(num_classes, class_names, mean, std, image_shape) -> None:
+    """Raise `InputError` for options that no model can have, before anything is read."""
+    if num_classes is not None:
+        if num_classes < 2:
+            raise InputError(f"num_classes must be at least 2, got {num_classes}")
+        check_num_classes(num_classes)
+    check_class_names(tuple(class_names), len(class_names))
+    if image_shape is not None:
+        check_image_shape(image_shape)
+    check_normalisation(mean, std, image_shape and image_shape[-1])
+
+
+def check_architecture(name: str) -> None:
+    """Raise `InputError` unless `load_source` knows an architecture; imports torch if it must.
+
+    A name of torchvision is known if its classifier can be converted.
+    """
+    if name in (AUTO, *MODELS):
+        return
+    _check_torch(name)
+    from moth_jax.models.weights import torch_builders
+
+    torch_builders.check_torchvision(name.removeprefix(_TORCHVISION))
 
 
 def _of_checkpoint(
@@ -183,28 +239,29 @@ def with_classes(
     }
 
 
-def _check_torch(path: Path) -> None:
+def _check_torch(what: str) -> None:
     try:
         import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise InputError(f"{path.name} needs PyTorch: pip install 'moth-jax[torch]'") from None
+        raise InputError(f"{what} needs PyTorch: pip install 'moth-jax[torch]'") from None
 
 
-def _module(path: Path, *, arch: str, builder: str, trust: str, num_classes: int | None):
-    """The PyTorch module or program."""
+def _whole(path: Path):
+    """The program, or the whole PyTorch module, in a file."""
     check_content(path)
     from moth_jax.models.pytorch import files
+
+    is_program = path.suffix.lower() == _PROGRAM
+    return files.read_program(path) if is_program else files.read_module(path)
+
+
+def _module(weights: Weights, *, arch: str, builder: str, **options):
+    """The PyTorch module with these weights."""
     from moth_jax.models.weights import torch_builders
 
-    if path.suffix.lower() == _PROGRAM:
-        return files.read_program(path)
-    if trust == "torchvision":
-        return files.read_module(path)
-    weights = read_weights(path)
     if builder:
-        return torch_builders.built_with_weights(builder, weights, num_classes=num_classes)
-    name = arch.removeprefix(_TORCHVISION)
-    return torch_builders.torchvision_module(name, weights, num_classes=num_classes)
+        return torch_builders.built_with_weights(builder, weights, **options)
+    return torch_builders.torchvision_module(arch.removeprefix(_TORCHVISION), weights, **options)
 
 
 def _normalisation(path, mean, std, default) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -24,7 +24,8 @@ from moth_jax.hardening import METHODS
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.hardening.moth import MothConfig
 from moth_jax.models import MODELS
-from moth_jax.models.loading import AUTO, TRUST
+from moth_jax.models.classifier import check_normalisation
+from moth_jax.models.loading import AUTO, TRUST, check_architecture, head_is_fixed
 from moth_jax.options import (
     BELOW_1,
     NOT_NEGATIVE,
@@ -174,6 +175,7 @@ def check(config: Config) -> None:
     require_choice("phase", config.phase, requests())
     require_choice("method", config.method, METHODS)
     require_choice("data set", config.data.name, data.DATASETS)
+    check_options(config.model, of=ModelOptions, prefix="model.")
     _check_model(config)
     _check_backdoor(config)
     for part in _TRAINED:
@@ -182,7 +184,6 @@ def check(config: Config) -> None:
     check_options(config, of=RunOptions)
     methods = {node_of(name): method.config for name, method in METHODS.items()}
     sections = {
-        "model": ModelOptions,
         "backdoor": BackdoorOptions,
         "training": TrainingConfig,
         "mesh": MeshOptions,
@@ -212,9 +213,24 @@ def _check_data_options(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    if not config.model.checkpoint:  # else it may be any of torchvision
-        require_choice("model", config.model.name, (AUTO, *MODELS))
     require_choice("model.trust", config.model.trust, TRUST)
+    for name in ("mean", "std"):
+        if config.model[name] != ():
+            check_normalisation(**{"mean": None, "std": None, name: config.model[name]})
+    if config.model.checkpoint:  # it may be of any of torchvision's
+        if not config.model.builder and not head_is_fixed(
+            config.model.checkpoint, config.model.trust
+        ):
+            check_architecture(config.model.name)
+    else:
+        require_choice("model", config.model.name, (AUTO, *MODELS))
+        given = {name: config.model[name] for name in ("builder", "trust", "weights")}
+        unread = [f"model.{name}" for name, value in given.items() if value not in ("", TRUST[0])]
+        if unread:
+            raise InputError(
+                f"{', '.join(unread)} says how to read model.checkpoint, which names none; give a "
+                "checkpoint, or leave that out to train a model"
+            )
     if config.model.fine_tune and not config.model.checkpoint:
         raise InputError(
             "model.fine_tune trains a given model further, and model.checkpoint names none; leave "

@@ -12,7 +12,7 @@ from moth_jax.distance.directions import DirectionChoice, choose_directions
 from moth_jax.errors import InputError
 from moth_jax.hardening.base import HardeningConfig
 from moth_jax.models.loading import AUTO
-from moth_jax.options import POSITIVE_SHARE, SEED, SHARE, Range, option
+from moth_jax.options import POSITIVE_SHARE, SEED, SHARE, option
 from moth_jax.progress import Progress
 from moth_jax.run.metrics import MetricWriter, NoMetrics
 from moth_jax.training import TrainingConfig
@@ -21,9 +21,6 @@ Options = TypeVar("Options")
 
 SPLITS = ("train", "validation", "test")
 _MAX_NAMES = 50
-_OF_UNIT = "of pixels in [0, 1]: divide by 255 if they are for pixels 0-255"
-_MEAN = Range(f"in [-1, 1], {_OF_UNIT}", lambda value: -1 <= value <= 1)
-_STD = Range(f"in (0, 1], {_OF_UNIT}", lambda value: 0 < value <= 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +31,7 @@ class ModelOptions:
       name: of the architecture; "auto" reads it off the checkpoint.
       checkpoint: a file that `models.loading.load_source` reads, or a checkpoint folder of this
         package; "" trains a model.
-      builder, trust: as in `load_source`.
+      builder, trust, weights: as in `load_source`.
       mean, std: of the pixels that the model expects; () for those of the checkpoint or the data.
       fine_tune: train the checkpoint's model before it is measured, with a new head if its own has
         another number of classes than the data.
@@ -44,8 +41,9 @@ class ModelOptions:
     checkpoint: str = ""
     builder: str = ""
     trust: str = "nothing"
-    mean: tuple[float, ...] = option((), _MEAN)
-    std: tuple[float, ...] = option((), _STD)
+    weights: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     fine_tune: bool = False
 
 

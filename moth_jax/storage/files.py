@@ -39,18 +39,18 @@ def strict_json(value) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+def write_atomically(path: str | os.PathLike, content: bytes | bytearray) -> None:
     """Write a file whole or not at all, also if the process is killed.
 
     Raises:
       InputError: it cannot be written; what was there before is untouched.
     """
-    with _replaced_file(Path(path)) as file:
+    with replaced_file(Path(path)) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def _replaced_file(path: Path) -> Iterator[BinaryIO]:
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
     """Give the block a file to write, which is at `path` after it; before, the old one stays."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -79,7 +79,7 @@ def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     Raises:
       InputError: it cannot be written; what was there before is untouched.
     """
-    with _replaced_file(Path(path)) as file:
+    with replaced_file(Path(path)) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 

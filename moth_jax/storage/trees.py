@@ -86,8 +86,8 @@ def _digest(tree: dict, metadata: dict) -> str:
 
 def _damaged(path: Path, reason: str) -> InputError:
     return InputError(
-        f"{path} is no checkpoint of this package or is damaged ({reason}); remove it or write it "
-        "again"
+        f"{path} is no checkpoint of this package or is damaged ({reason}); give another folder, "
+        "or, if it is of this package, move it away and write it again"
     )
 
 

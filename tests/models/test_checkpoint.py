@@ -1,4 +1,5 @@
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -206,6 +207,45 @@ def test_a_folder_of_something_else_is_not_to_be_removed(tmp_path):
     with pytest.raises(InputError, match="is no checkpoint of this package") as caught:
         load_model(tmp_path / "m")
     assert "remove" not in str(caught.value)
+
+
+def orbax_checkpoint_of_another_program(path):
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save(str(path), {"params": {"w": np.ones(3)}}, custom_metadata={"format": "theirs"})
+
+
+def folder_of_hugging_face(path):
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(b"weights")
+
+
+@pytest.mark.parametrize(
+    ("make", "way_out"),
+    [
+        (orbax_checkpoint_of_another_program, "give another folder"),
+        (folder_of_hugging_face, r"give the file model\.safetensors in it"),
+    ],
+)
+def test_a_model_of_another_program_is_neither_read_nor_to_be_removed(tmp_path, make, way_out):
+    make(tmp_path / "m")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/m is no .* of this pac.*; {way_out}$") as e:
+        load_model(tmp_path / "m")
+    assert not re.search("remove|write", str(e.value))
+    with pytest.raises(InputError, match="is a folder that is no checkpoint of this package; give"):
+        save_model(tmp_path / "m", *small_cnn())
+    assert contents(tmp_path) == before
+
+
+def test_a_negative_variance_in_a_checkpoint_is_an_input_error(tmp_path):
+    spec = {"num_classes": 3, "image_shape": (32, 32, 3), "mean": (0,) * 3, "std": (1,) * 3}
+    classifier, variables = models.create("resnet20", **spec)
+    variables["batch_stats"]["bn.var"] = variables["batch_stats"]["bn.var"].at[2].set(-0.5)
+    save_model(tmp_path / "m", classifier, variables)
+    with pytest.raises(InputError, match=r"negative variance in batch_stats\.bn\.var \(-0\.5\)"):
+        load_model(tmp_path / "m")
 
 
 def checkpoint_with_notes(path):

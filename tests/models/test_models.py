@@ -139,6 +139,22 @@ def test_images_that_do_not_fit_are_refused(images, message):
         ({"mean": (125.3, 123.0, 113.9)}, "divide by 255"),
         ({"std": (0.2, 0.2, 0.0)}, "std"),
         ({"class_names": ("cat", "dog")}, "5 classes but 2 class_names"),
+        ({"num_classes": 10**12}, r"up to 100,000 classes, got 1,000,000,000,000"),
+        ({"num_classes": 10_000_000}, r"up to 100,000 classes, got 10,000,000"),
+        ({"num_classes": 5.0}, "must be a whole number, got 5.0"),
+        ({"mean": (float("nan"),) * 3}, r"mean must be finite numbers, .* got \(nan, nan, nan\)"),
+        ({"std": (0.2, 0.2, float("inf"))}, "std must be finite numbers"),
+        ({"std": (0.2, 0.2, -0.2)}, r"std in \(0, 1\]"),
+        ({"mean": ("x",)}, r"mean must be numbers, one per channel, got \('x',\)"),
+        ({"mean": "0.5"}, "mean must be numbers, one per channel, got '0.5'"),
+        ({"mean": None}, "mean must be numbers, one per channel, got None"),
+        ({"std": 0.5}, "std must be numbers, one per channel, got 0.5"),
+        ({"image_shape": (999999999, 1, 3)}, "up to 67,108,864 pixels"),
+        ({"image_shape": (8, 8.5, 3)}, "image_shape must be whole numbers"),
+        ({"image_shape": (8, 0, 3)}, r"image_shape must be \(height, width, channels\), got"),
+        ({"class_names": ("a", "b", "c", "a", "e")}, "distinct, given more than once: 'a'"),
+        ({"class_names": ("a", " ", "c", "d", "e")}, "printable and not empty, got ' ' at index 1"),
+        ({"class_names": ("a", "b\n", "c", "d", "e")}, r"got 'b\\n' at index 1"),
     ],
 )
 def test_a_description_that_does_not_fit_together_is_refused(change, message):
@@ -168,6 +184,27 @@ def test_a_spec_survives_json():
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     assert json.dumps(numpy_spec.to_json())
     assert hash(spec) == hash(ModelSpec.from_json(spec.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (None, "a model is described by arch, .*, got None"),
+        ([], r"got \[\]"),
+        ({}, r"got \{\}"),
+        ({"arch": "small_cnn", "surplus": 1}, "a model is described by"),
+        ({"arch": ["small_cnn"]}, "the architecture of a model is a name"),
+        ({"num_classes": "5"}, "must be a whole number, got '5'"),
+        ({"num_classes": True}, "must be a whole number, got True"),
+        ({"image_shape": None}, "image_shape must be whole numbers"),
+        ({"mean": {"r": 1}}, "mean must be numbers"),
+    ],
+)
+def test_a_description_that_this_package_never_writes_is_refused(fields, message):
+    whole = isinstance(fields, dict) and fields and "surplus" not in fields
+    spec = ModelSpec("small_cnn", **SPEC).to_json()
+    with pytest.raises(InputError, match=message):
+        ModelSpec.from_json({**spec, **fields} if whole else fields)
 
 
 def test_the_head_of_a_small_cnn_fits_odd_image_sizes():

@@ -1,15 +1,18 @@
 """The main job on a PyTorch model and a folder of images of some of its classes."""
 
 import json
+import warnings
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from moth_jax import models
 from moth_jax.convert import convert
 from moth_jax.errors import InputError
 from moth_jax.models import checkpoint
+from moth_jax.models.weights import exporting
 from moth_jax.run.runner import run
 from tests.helpers.builders import OPTIONS, module_of, torch, write_builder
 from tests.helpers.runs import ROOT, compilations_on_disk, do, load_config
@@ -201,10 +204,47 @@ def test_a_fine_tuned_model_has_a_new_head_and_goes_on_where_it_was_interrupted(
     jax.tree.map(np.testing.assert_array_equal, again.variables, saved.variables)
 
 
+class Notes(RecordedProgress):
+    def __init__(self):
+        super().__init__()
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("claimed", ["0.9", "93.5", "0.05", None])
+def test_an_imported_model_is_compared_at_once_with_the_accuracy_its_file_says(
+    images, tmp_path, claimed
+):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "weights.safetensors"
+    spec = {"num_classes": 5, "image_shape": (SIZE, SIZE, 3), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    arrays = exporting.state_dict(*models.create("resnet20", **spec))
+    save_file(arrays, path, metadata=None if claimed is None else {"val_acc": claimed})
+    config = config_for(images, path, phase="train", model__builder="", model__name="auto")
+    progress = Notes()
+    with warnings.catch_warnings(record=True) as caught, compilations_on_disk():
+        warnings.simplefilter("always")
+        run(config, tmp_path / "run", overwrite=False, progress=progress)
+    assert any("taken as resnet20" in note or "recognised as" in note for note in progress.notes)
+    told = [text for text in map(str, (w.message for w in caught)) if str(path) in text]
+    if claimed in ("0.9", "93.5"):
+        share = "90.00" if claimed == "0.9" else "93.50"
+        says = f"the file says that val_acc is {share} %: the model was probably not read as"
+        assert len(told) == 1
+        assert says in told[0]
+    else:
+        assert not told
+        assert any(f"{path} is right on " in note for note in progress.notes)
+
+
 def test_statistics_that_cannot_be_updated_stay_as_they_are_in_fine_tuning(images, tmp_path):
     module = module_of()
     module[1].momentum = None
-    changes = {"model__checkpoint": str(save_program(module, tmp_path / "model.pt2", size=8))}
+    program = save_program(module, tmp_path / "model.pt2", size=8)
+    changes = {"model__checkpoint": str(program), "model__builder": ""}
     with pytest.raises(
         InputError, match=r"'update' is impossible for this .*; use batch_norm 'froz"
     ):

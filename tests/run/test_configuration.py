@@ -92,6 +92,22 @@ def test_every_field_reaches_the_options(part):
     assert convert(config, **labels) == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model__mean": (float("nan"),)}, "mean must be numbers, got"),
+        ({"model__mean": ("x",)}, r"mean must be numbers, got \('x',\)"),
+        ({"model__std": (0.0,)}, r"std in \(0, 1\]"),
+        ({"model__builder": "mine.py:build"}, "model.builder says how to read model.checkpoint"),
+        ({"model__weights": "ema"}, "model.weights says how to read model.checkpoint"),
+        ({"model__trust": "torchvision"}, "model.trust says how to read model.checkpoint"),
+    ],
+)
+def test_options_of_a_model_that_cannot_be_are_found_before_the_data(fields, says):
+    with pytest.raises(InputError, match=says):
+        check(digits_config(**fields))
+
+
 def test_a_patience_reaches_the_inversion_that_has_one_and_no_other():
     config = digits_config(harden__patience=4)
     check(config)
@@ -189,9 +205,8 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, message
         ("nad.betas", (math.nan,), r"nad\.betas must be numbers, 0 or more, got \(nan,\)"),
         ("nad.betas", (500.0, -1.0), r"nad\.betas must be numbers, 0 or more"),
         ("nad.betas", (), r"nad\.betas must be numbers such as \(500.0, 1000.0, 1000.0\), got"),
-        ("model.mean", (math.nan,), r"model\.mean must be numbers, in \[-1, 1\], .*, got \(nan,\)"),
-        ("model.mean", ("x",), r"model\.mean must be numbers, .*, got \('x',\)"),
-        ("model.std", (127.0,), r"model\.std .*divide by 255"),
+        ("model.mean", (math.nan,), r"model\.mean must be numbers, got \(nan,\)"),
+        ("model.mean", ("x",), r"model\.mean must be numbers, got \('x',\)"),
         ("data.seed", -1, r"data\.seed must be in \[0, 2\*\*31\), got -1"),
         ("data.validation_fraction", math.nan, r"data\.validation_fraction must be in \[0, 1\)"),
         ("distance.num_steps", 10**20, r"distance\.num_steps must be at most 2,147,483,647, got 1"),

@@ -16,9 +16,6 @@ import numpy as np
 
 from moth_jax.errors import InputError, first_line, listed
 
-# Where training scripts keep the weights, beside the optimizer's state and counters.
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
-_DEEPEST = 8
 _TRUST = " with --trust=torchvision (in a run --config.model.trust=torchvision)"
 # What files of weights ask for.
 _HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collections\.OrderedDict")
@@ -26,14 +23,11 @@ _HARMLESS = re.compile(r"torch\._utils\..*|torch\.storage\..*|torch\.\w+|collect
 _EXTRA_NUMBERS = 1 << 20
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file of weights by name, floating ones as float32.
-
-    A nested `state_dict` is unwrapped.
+def read_content(path: Path) -> Any:
+    """What `torch.load` makes of a file of numbers, lists and dicts alone.
 
     Raises:
-      InputError: torch is missing, the file would run code when read, is damaged, or has tensors
-        that are no plain arrays.
+      InputError: torch is missing, the file would run code when read, or is damaged.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -42,22 +36,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"reading {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
             "or save the weights as safetensors, which need nothing"
         ) from None
-    tensors = {
-        name: value.detach()
-        for name, value in _unwrapped(read_content(path), path).items()
-        if isinstance(value, torch.Tensor)
-    }
-    return _arrays(tensors, path)
-
-
-def read_content(path: Path) -> Any:
-    """What `torch.load` makes of a file of numbers, lists and dicts alone.
-
-    Raises:
-      InputError: the file would run code when read, or is damaged.
-    """
-    import torch  # pyright: ignore[reportMissingImports]
-
     check_archive(path)
     try:
         with warnings.catch_warnings():
@@ -166,46 +144,12 @@ def _pickle_in(path):
         return archive.read(parts[0]) if parts else b""
 
 
-def _unwrapped(content, path) -> Mapping[str, Any]:
-    """The innermost dict of tensors."""
-    for _ in range(_DEEPEST):
-        if not isinstance(content, Mapping):
-            break
-        inner = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-        if not inner:
-            if not any(hasattr(value, "shape") for value in content.values()):
-                break
-            return _named(content, path)
-        content = inner[0]
-    else:
-        raise InputError(f"{path} is refused: its dicts hold each other without an end")
-    keys = ""
-    if isinstance(content, Mapping):
-        keys = f" with the keys {listed([*content], _short)}"
-    raise InputError(
-        f"{path} contains no named weights but a {type(content).__name__}{keys}; "
-        "save the state_dict of the module"
-    )
+def as_arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """Tensors as arrays; floating ones as float32, for NumPy lacks the other kinds.
 
-
-def _named(content: Mapping, path: Path) -> Mapping[str, Any]:
-    """`content`, whose tensors all have a string for a name."""
-    weights = [name for name, value in content.items() if hasattr(value, "shape")]
-    other = [name for name in weights if not isinstance(name, str)]
-    if other:
-        raise InputError(
-            f"{path} has weights under keys that are no names ({listed(other, _short)}); save the "
-            "state_dict of the module, whose keys are strings"
-        )
-    return content
-
-
-def _short(key) -> str:
-    return str(key)[:40] if isinstance(key, str | int | float) else type(key).__name__
-
-
-def _arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
-    """Tensors as arrays; floating ones as float32, for NumPy lacks the other kinds."""
+    Raises:
+      InputError: some are no plain arrays, or claim more numbers than the file can hold.
+    """
     for name, tensor in tensors.items():
         kind = _unusual(tensor)
         if kind:
@@ -235,7 +179,8 @@ def _unusual(tensor) -> str:
 
 def _array(name: str, tensor, path: Path) -> np.ndarray:
     try:
-        return (tensor.float() if tensor.is_floating_point() else tensor).resolve_neg().numpy()
+        tensor = tensor.detach().resolve_neg()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     except (TypeError, RuntimeError) as error:  # numbers of 4 bits and the like
         raise InputError(
             f"{path} holds {name!r} as {tensor.dtype}, which is no type of NumPy; save the "

@@ -9,6 +9,7 @@ import numpy as np
 from moth_jax.errors import InputError
 from moth_jax.models.classifier import Classifier
 from moth_jax.models.weights.importing import LAYOUTS, export_weights
+from moth_jax.storage.files import replaced_file, write_atomically
 from moth_jax.types import Variables
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -50,9 +51,9 @@ def _home(name: str, array) -> np.ndarray:
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a state_dict as safetensors."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    save_file(arrays, path)
+    write_atomically(path, save(arrays))  # the library's own files are for their owner alone
 
 
 def write_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -64,7 +65,8 @@ def write_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
             f"writing {path.name} needs PyTorch: pip install 'moth-jax[torch]'; "
             "or write .safetensors, which need nothing"
         ) from None
-    torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, path)
+    with replaced_file(path) as file:
+        torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, file)
 
 
 def stablehlo(classifier: Classifier, variables: Variables) -> bytearray:

@@ -1,28 +1,49 @@
 """Files of weights to named NumPy arrays. Nothing is ever unpickled freely."""
 
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from moth_jax.errors import InputError
-from moth_jax.models.pytorch.saved import read_arrays
+from moth_jax.errors import InputError, first_line
+from moth_jax.models.classifier import Claim
+from moth_jax.models.pytorch.saved import as_arrays, damaged, read_content
+from moth_jax.models.values import check_values
+from moth_jax.models.weights import sets
 
-# What a failed download often leaves, by its first bytes.
+# What a failed download often leaves, by its first bytes. A length in front of a header, which
+# safetensors begin with, may have the same first bytes, but has zeros too.
 _NOT_WEIGHTS = {
-    b"<": "an HTML or XML page, not weights; download the file itself",
-    b"version https://git-lfs": "a Git LFS pointer, not weights; run `git lfs pull`",
+    rb"<[!?/a-zA-Z]": "an HTML or XML page, not weights; download the file itself",
+    rb"version https://git-lfs": "a Git LFS pointer, not weights; run `git lfs pull`",
 }
 
 
+class WeightsFile(NamedTuple):
+    """The weights in a file by name, and the accuracy that the file says they have, if it does."""
+
+    arrays: dict[str, np.ndarray]
+    claim: Claim | None
+
+
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of a file by name; floating ones as float32.
+    """The arrays of `read_file`."""
+    return read_file(path).arrays
+
+
+def read_file(path: str | Path, *, chosen: str = "") -> WeightsFile:
+    """All arrays of a file by name, floating ones as float32, and what it says beside them.
 
     PyTorch (.th, .pt, .pth, .tar; needs torch), safetensors, or Keras 2 HDF5 (.h5, .hdf5). A nested
     `state_dict` is unwrapped. Keras layers are numbered anew from 1 (`conv2d_1/kernel`), because
-    Keras counts on over all models of a process.
+    Keras counts on over all models of a process. Where there are several sets of weights, `chosen`
+    names one, such as "state_dict_ema"; else one is taken, with a warning if the others differ.
 
     Raises `InputError` for a file that is missing, damaged, of an unknown kind, would run code when
-    read, or has NaN or infinite values.
+    read, or has numbers that no trained model has (`values.check_values`).
     """
     path = Path(path).expanduser()
     reader = READERS.get(path.suffix.lower())
@@ -32,13 +53,32 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
             f"{', '.join(sorted(READERS))}"
         )
     check_content(path)
-    weights = {name: _float32(array) for name, array in reader(path).items()}
-    faulty = sorted(name for name, array in weights.items() if not np.isfinite(array).all())
-    if faulty:
-        raise InputError(
-            f"{path} has NaN or infinite values in {', '.join(faulty)}; a diverged or damaged model"
-        )
-    return weights
+    content, facts = reader(path)
+    found = sets.choose(content, chosen, path)
+    arrays = _arrays(found.arrays, path)
+    check_values(arrays, path)
+    others = {name: other for name, other in found.others.items() if _differs(other, arrays, path)}
+    if others:
+        warnings.warn(sets.describe_choice(path, found._replace(others=others)), stacklevel=2)
+    return WeightsFile(arrays, sets.claimed_accuracy(facts))
+
+
+def _arrays(found: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a set as NumPy has them."""
+    tensors = {name: value for name, value in found.items() if not isinstance(value, np.ndarray)}
+    if tensors:
+        found = {**found, **as_arrays(tensors, path)}
+    return {name: _float32(array) for name, array in found.items()}
+
+
+def _differs(other: Mapping[str, Any], arrays: dict[str, np.ndarray], path: Path) -> bool:
+    """Whether another set has other numbers; the best model of a training is often the last."""
+    try:
+        theirs = list(_arrays(other, path).values())
+    except InputError:
+        return True
+    ours = list(arrays.values())
+    return len(ours) != len(theirs) or not all(map(np.array_equal, ours, theirs))
 
 
 def check_content(path: Path) -> None:
@@ -49,8 +89,9 @@ def check_content(path: Path) -> None:
         start = file.read(64)
     if not start:
         raise InputError(f"{path} is empty")
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     for beginning, description in _NOT_WEIGHTS.items():
-        if start.lstrip().startswith(beginning):
+        if b"\0" not in start and re.match(beginning, text):
             raise InputError(f"{path} is {description}")
 
 
@@ -59,69 +100,35 @@ def _float32(array):
     return array.astype(np.float32) if array.dtype.kind in "fV" else array
 
 
-def _damaged(path, error):
-    reason = [*str(error).strip().splitlines(), "unexpected end of file"][0]
-    return InputError(f"{path} is truncated or damaged ({reason}); get it again")
+def _read_torch(path):
+    content = read_content(path)
+    return content, content
 
 
 def _read_safetensors(path):
     import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16, which safetensors looks up by name)
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, file.metadata()
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise damaged(path, first_line(error)) from error
     except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{path} has weights of a type NumPy does not know: {error}") from error
 
 
 def _read_keras(path):
-    import h5py
+    from moth_jax.models.weights.keras_file import read_keras
 
-    arrays = {}
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            layer, weight = name.split("/")[0], name.split("/")[-1]
-            arrays[layer, weight.split(":")[0]] = np.asarray(item)
-
-    try:
-        with h5py.File(path, "r") as file:
-            weights = file.get("model_weights")
-            root = weights if isinstance(weights, h5py.Group) else file
-            if "layers" in root:
-                raise InputError(
-                    f"{path} is in the layout of Keras 3; only that of Keras 2 is known "
-                    "(model.save('x.h5') or save_weights('x.h5') there)"
-                )
-            root.visititems(visit)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise _damaged(path, error) from error
-    if not arrays:
-        raise InputError(f"{path} contains no weights")
-    numbered = _numbered_from_one({layer for layer, _ in arrays})
-    return {f"{numbered[layer]}/{weight}": array for (layer, weight), array in arrays.items()}
+    return read_keras(path), None
 
 
-def _numbered_from_one(layers):
-    """`conv2d_8`, `conv2d_9` to `conv2d_1`, `conv2d_2`, for each kind of layer."""
-
-    def parts(layer):
-        kind, _, number = layer.rpartition("_")
-        return (kind, int(number)) if kind and number.isdigit() else (layer, 0)
-
-    renamed, counts = {}, {}
-    for layer in sorted(layers, key=parts):
-        kind = parts(layer)[0]
-        counts[kind] = counts.get(kind, 0) + 1
-        renamed[layer] = f"{kind}_{counts[kind]}"
-    return renamed
-
-
+# Each returns the content of a file, arrays by their names, which may be nested; and the mapping in
+# which it may say what accuracy they have.
 READERS = {
-    **dict.fromkeys((".th", ".pt", ".pth", ".tar"), read_arrays),
+    **dict.fromkeys((".th", ".pt", ".pth", ".tar"), _read_torch),
     ".safetensors": _read_safetensors,
     **dict.fromkeys((".h5", ".hdf5"), _read_keras),
 }

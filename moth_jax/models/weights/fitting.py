@@ -5,16 +5,20 @@ class: {name: axis of the classes}.
 """
 
 import dataclasses
+import re
+import string
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from moth_jax.errors import InputError
+from moth_jax.errors import InputError, listed
 from moth_jax.models.classifier import ModelSpec, describe_mismatch
 
 Weights = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]] | None
 # Follows "--num-classes" in messages.
 _RENEW = "(num_classes in Python, model.fine_tune in a run) draws a new one, to be trained"
 
@@ -26,10 +30,12 @@ def fit(
     what: str,
     head: Mapping[str, int],
     fresh: Callable[[], Weights] | None = None,
+    normalisation: Normalisation = None,
 ) -> Weights:
     """The weights under the names that a model gives them, checked to have its `shapes`.
 
-    PyTorch's counters of batches are ignored: nothing computes with them, and old files lack them.
+    Counters of PyTorch are ignored: nothing computes with them, and old files lack them. Weights of
+    a loss are left out with a warning: logits do not depend on them.
 
     Args:
       weights: from a file.
@@ -38,6 +44,8 @@ def fit(
       head: its arrays with an axis of classes.
       fresh: draws arrays anew; if given, those of the head that are missing or of another number of
         classes come from there, with a warning. Everything else must fit all the same.
+      normalisation: the mean and std that were given for the model. A layer of the file with the
+        same ones is left out; any other is named, with its numbers.
 
     Raises:
       InputError: naming every array that is missing, unused or of another shape, the number of
@@ -45,13 +53,24 @@ def fit(
     """
     prefix = foreign_prefix(weights, shapes)
     found = _without_prefix(weights, prefix)
+    extra = {name: array for name, array in found.items() if name not in shapes}
+    layers = _normalisations(extra)
+    known = {name for layer in layers if _is_given(layer, normalisation) for name in layer.names}
+    losses = [name for name in extra if _is_of_loss(name)]
+    found = {name: array for name, array in found.items() if name not in {*known, *losses}}
     given = {name: array.shape for name, array in found.items() if not _is_counter(name)}
     expected = {name: tuple(shape) for name, shape in shapes.items() if not _is_counter(name)}
     renewed = [] if fresh is None else _renewed(given, expected, head)
     mismatch = describe_mismatch(_without(expected, renewed), _without(given, renewed))
     if mismatch:
         hints = _about_head(given, expected, head) + _about_prefix(prefix, given, expected)
+        hints += _about_normalisation([la for la in layers if not known.issuperset(la.names)])
         raise InputError(f"the weights do not fit {what}: {mismatch}{hints}")
+    if losses:
+        warnings.warn(
+            f"left out, as weights of a loss, on which logits do not depend: {listed(losses, str)}",
+            stacklevel=2,
+        )
     if fresh is None or not renewed:
         return found
     size = head_size(found, {name: head[name] for name in renewed})
@@ -64,6 +83,26 @@ def fit(
     )
     drawn = fresh()
     return {**found, **{name: drawn[name] for name in renewed}}
+
+
+def own_names(weights: Weights) -> set[str]:
+    """The names of what computes logits: without counters, losses and a normalisation of images."""
+    layers = _normalisations(weights)
+    beside = {name for layer in layers for name in layer.names}
+    return {n for n in weights if n not in beside and not _is_counter(n) and not _is_of_loss(n)}
+
+
+def check_floats(weights: Weights, names: Iterable[str], what: str) -> None:
+    """Raise `InputError` if any of these weights are no floating-point numbers.
+
+    Integers in their place are quantised weights, which mean something else.
+    """
+    odd = [f"{name} ({weights[name].dtype})" for name in names if weights[name].dtype.kind != "f"]
+    if odd:
+        raise InputError(
+            f"{what} has floating-point weights, but these are none: {listed(odd, str)}; save the "
+            "state_dict of the model before it was quantised"
+        )
 
 
 def head_size(weights: Weights, head: Mapping[str, int]) -> int | None:
@@ -144,7 +183,61 @@ def _without_prefix(weights, prefix):
 
 
 def _is_counter(name):
-    return name.endswith("num_batches_tracked")
+    """Whether an array counts batches, or models that were averaged (`torch.optim.swa_utils`)."""
+    return name.rpartition(".")[2] in ("num_batches_tracked", "n_averaged")
+
+
+_LOSS = re.compile(r"(criterion|loss|loss_?(fn|func|function|module)|(ce|bce|train)_?loss)(_?\d+)?")
+
+
+def _is_of_loss(name: str) -> bool:
+    return any(_LOSS.fullmatch(part) for part in name.lower().split(".")[:-1])
+
+
+class _Layer(NamedTuple):
+    """Two arrays that look like a normalisation of images, and their numbers for [0, 1]."""
+
+    names: tuple[str, str]
+    mean: np.ndarray
+    std: np.ndarray
+
+
+_MEANS = {"mean": "std", "mu": "sigma", "means": "stds"}
+_MAX_CHANNELS = 4
+
+
+def _normalisations(arrays: Weights) -> list[_Layer]:
+    """The normalisations of images among some arrays, such as `mu` and `sigma`, or `0.mean`."""
+    layers = []
+    for name, mean in arrays.items():
+        stem = name.rstrip(string.ascii_lowercase)
+        other = stem + _MEANS.get(name.removeprefix(stem), "")
+        std = arrays.get(other)
+        if std is None or other == stem or not 1 <= mean.size == std.size <= _MAX_CHANNELS:
+            continue
+        unit = 255 if max(mean.max(), std.max()) > 1 else 1
+        layers.append(_Layer((name, other), mean.ravel() / unit, std.ravel() / unit))
+    return layers
+
+
+def _is_given(layer: _Layer, normalisation: Normalisation) -> bool:
+    return normalisation is not None and all(
+        own.size in (1, len(given)) and np.allclose(given, own, rtol=1e-3, atol=1e-4)
+        for given, own in zip(normalisation, layer[1:], strict=True)
+    )
+
+
+def _about_normalisation(layers: list[_Layer]) -> str:
+    """What a message adds about layers that normalise images."""
+    if not layers:
+        return ""
+    layer = layers[0]
+    mean, std = (",".join(f"{x:.6g}" for x in values) for values in layer[1:])
+    return (
+        f"; {' and '.join(layer.names)} seem to normalise images in the model: give --mean={mean} "
+        f"--std={std} (mean and std in Python, model.mean and model.std in a run), or a builder of "
+        "the whole module"
+    )
 
 
 def _without(shapes, names):

@@ -1,5 +1,7 @@
 """Weights of other frameworks: which architecture they belong to, and how they are converted."""
 
+import dataclasses
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,13 +10,16 @@ import numpy as np
 
 from moth_jax import models
 from moth_jax.errors import InputError, require_choice
-from moth_jax.models.classifier import Classifier, ModelSpec, describe_mismatch
-from moth_jax.models.weights.files import read_weights
+from moth_jax.models.classifier import Classifier, ModelSpec, Reading, describe_mismatch
+from moth_jax.models.weights.files import read_file, read_weights
 from moth_jax.models.weights.fitting import (
+    Normalisation,
     Weights,
+    check_floats,
     fit,
     head_size,
     named,
+    own_names,
     shared_prefix,
     without_prefix,
 )
@@ -51,15 +56,26 @@ class Layout(NamedTuple):
     std: tuple[float, ...]
     image_shape: tuple[int, int, int] = (32, 32, 3)
     framework: str = "PyTorch"
+    unseen: str = ""  # what names and shapes do not show
+    twin: str = ""  # another network that is as common, with the same names and shapes
 
 
 def _akamaster(depth):
     description = f"PyTorch ResNet{depth} of akamaster/pytorch_resnet_cifar10"
-    return Layout(description, tuple(akamaster_resnet((depth - 2) // 6)), *_IMAGENET)
+    entries = tuple(akamaster_resnet((depth - 2) // 6))
+    unseen = (
+        "stride 2 at the second and third stage, shortcuts that take every second pixel and pad"
+    )
+    return Layout(description, entries, *_IMAGENET, unseen=unseen)
 
 
-def _torchvision(name, entries):
-    return Layout(f"{name} of torchvision", tuple(entries), *_IMAGENET, _LARGE)
+def _torchvision(name, entries, unseen):
+    return Layout(f"{name} of torchvision", tuple(entries), *_IMAGENET, _LARGE, unseen=unseen)
+
+
+def _torchvision_resnet(name, depth):
+    unseen = "stride 2 and max-pooling at the first convolution, stride 2 at each later stage"
+    return _torchvision(name, torchvision_resnet(depth), unseen)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -69,22 +85,46 @@ LAYOUTS: dict[str, Layout] = {
         tuple(keras_preact_resnet(3)),
         *_CIFAR10,
         framework="Keras",
+        unseen="stride 2 at the second and third stage, projections of the activated input",
     ),
     **{
-        f"resnet{depth}": _torchvision(f"ResNet{depth}", torchvision_resnet(depth))
+        f"resnet{depth}": _torchvision_resnet(f"ResNet{depth}", depth)
         for depth in (18, 34, 50, 101)
     },
-    "wide_resnet50_2": _torchvision("Wide ResNet50-2", torchvision_resnet(50)),
+    "wide_resnet50_2": _torchvision_resnet("Wide ResNet50-2", 50),
     "resnet18_cifar": Layout(
-        "ResNet18 of torchvision, first convolution 3x3", tuple(torchvision_resnet(18)), *_CIFAR10
+        "ResNet18 of torchvision, first convolution 3x3",
+        tuple(torchvision_resnet(18)),
+        *_CIFAR10,
+        unseen="stride 1 and no max-pooling at the first convolution, stride 2 at each later stage",
+        twin="one that keeps the max-pooling or the stride after the first convolution",
     ),
     **{
-        f"vgg{depth}_bn": _torchvision(f"VGG{depth} with batch norm", torchvision_vgg(depth))
+        f"vgg{depth}_bn": _torchvision(
+            f"VGG{depth} with batch norm",
+            torchvision_vgg(depth),
+            "2x2 max-pooling after each stage",
+        )
         for depth in (11, 13)
     },
-    "vgg19": Layout("PyTorch VGG19 of kuangliu/pytorch-cifar", tuple(cifar_vgg(19)), *_KUANGLIU),
-    "nin": Layout("PyTorch NiN, blocks named block1 to block3", tuple(torch_nin()), *_CIFAR10),
-    "lisa_cnn": Layout("PyTorch LisaCNN", tuple(torch_lisa_cnn()), *_UNCHANGED),
+    "vgg19": Layout(
+        "PyTorch VGG19 of kuangliu/pytorch-cifar",
+        tuple(cifar_vgg(19)),
+        *_KUANGLIU,
+        unseen="2x2 max-pooling after each stage",
+    ),
+    "nin": Layout(
+        "PyTorch NiN, blocks named block1 to block3",
+        tuple(torch_nin()),
+        *_CIFAR10,
+        unseen="3x3 max-pooling at stride 2 after the first two blocks",
+    ),
+    "lisa_cnn": Layout(
+        "PyTorch LisaCNN",
+        tuple(torch_lisa_cnn()),
+        *_UNCHANGED,
+        unseen="strides 2, 2 and 1, no pooling",
+    ),
 }
 
 
@@ -97,7 +137,7 @@ def identify(weights: Weights) -> tuple[str, tuple[float, ...], tuple[float, ...
     """
     known_names = {entry.theirs for layout in LAYOUTS.values() for entry in layout.entries}
     weights = without_prefix(weights, known_names)
-    names = {name for name in weights if not name.endswith("num_batches_tracked")}
+    names = own_names(weights)
     overlap = {}
     for arch, layout in LAYOUTS.items():
         body = {entry.theirs for entry in layout.entries if not _of_head(entry)}
@@ -148,15 +188,21 @@ def _head(arch: str, variables: Variables) -> dict[str, int]:
 
 
 def import_weights(
-    spec: ModelSpec, variables: Variables, weights: Weights, *, new_head: bool = False
+    spec: ModelSpec,
+    variables: Variables,
+    weights: Weights,
+    *,
+    new_head: bool = False,
+    normalisation: Normalisation = None,
 ) -> Variables:
     """The variables of a model, float32, from `weights` as `read_weights` gives them.
 
     `variables` give the shapes: the model's own, or their outline. A prefix of all names is removed
     (`fitting.foreign_prefix`). With `new_head` a head that is missing or
-    of another number of classes is drawn as the architecture initialises it, with a warning. Raises
-    one `InputError` that names all missing, unused and mis-shaped arrays, as the file calls them,
-    and the number of classes of its head if that is another.
+    of another number of classes is drawn as the architecture initialises it, with a warning.
+    `normalisation` is as in `fit`. Raises one `InputError` that names all missing, unused and
+    mis-shaped arrays, as the file calls them, and the number of classes of its head if that is
+    another; or names arrays that are no floating-point numbers.
     """
     require_choice("architecture with a weight import", spec.arch, LAYOUTS)
     entries = LAYOUTS[spec.arch].entries
@@ -166,7 +212,9 @@ def import_weights(
         what=spec.arch,
         head=_head(spec.arch, variables),
         fresh=(lambda: export_weights(spec, models.build(spec)[1])) if new_head else None,
+        normalisation=normalisation,
     )
+    check_floats(weights, (entry.theirs for entry in entries), spec.arch)
     imported = {"params": {}, "batch_stats": {}}
     for entry in entries:
         array = entry.to_ours(weights[entry.theirs])
@@ -218,17 +266,21 @@ def load(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    chosen: str = "",
 ) -> tuple[Classifier, Variables]:
     """The classifier whose weights are in a file of PyTorch, safetensors or Keras.
 
     `arch` "auto" recognises the layouts in `LAYOUTS`. `num_classes`, if given, is the number of
     classes that the head is to have: weights of another number, or without a head, get a new one
     (`import_weights`). Otherwise the number is read off the weights. `mean`, `std` and
-    `image_shape` are those of the layout, unless given. Raises `InputError` (see `read_weights`,
-    `identify`, `import_weights`).
+    `image_shape` are those of the layout, unless given. `chosen` is the name of one of several sets
+    of weights in the file. `Classifier.reading` says what was assumed. A network that is as common
+    and looks alike is warned of. Raises `InputError` (see `files.read_file`, `identify`,
+    `import_weights`).
     """
-    weights = read_weights(path)
-    if arch == "auto":
+    weights, claim = read_file(path, chosen=chosen)
+    recognised = arch == "auto"
+    if recognised:
         arch = identify(weights)[0]
     require_choice("architecture with a weight import", arch, LAYOUTS)
     layout = LAYOUTS[arch]
@@ -241,7 +293,32 @@ def load(
     )
     spec = named(spec, class_names)
     classifier, shapes = models.outline(spec)
-    return classifier, import_weights(spec, shapes, weights, new_head=num_classes is not None)
+    given = None if mean is None or std is None else (spec.mean, spec.std)
+    variables = import_weights(
+        spec, shapes, weights, new_head=num_classes is not None, normalisation=given
+    )
+    if recognised and layout.twin:
+        warnings.warn(
+            f"{path} was taken for {arch} by its names and shapes, which {layout.twin} has too; "
+            "compare the accuracy, and give a builder if it is that one",
+            stacklevel=2,
+        )
+    assumed = _assumed(spec, given is None, "recognised as" if recognised else "taken as")
+    return dataclasses.replace(classifier, reading=Reading(assumed, claim)), variables
+
+
+def _assumed(spec: ModelSpec, normalisation: bool, how: str) -> str:
+    """What weights of a known layout do not show, and was taken to be as in its source."""
+    layout = LAYOUTS[spec.arch]
+    has_norm = any(entry.kind == "batch_stats" for entry in layout.entries)
+    parts = [layout.unseen, "ReLU", *(["batch-norm epsilon 1e-5"] if has_norm else [])]
+    if normalisation:
+        mean, std = (", ".join(f"{x:.4g}" for x in values) for values in (spec.mean, spec.std))
+        parts.append(f"images normalised with mean ({mean}) and std ({std})")
+    return (
+        f"{how} {spec.arch}, {layout.description}; assumed, because weights do not show it: "
+        f"{', '.join(parts)}"
+    )
 
 
 def _num_classes(arch: str, weights: Weights, num_names: int) -> int:

@@ -15,23 +15,47 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 from moth_jax.errors import InputError
-from moth_jax.models.weights.fitting import Weights, fit, head_size, without_prefix
+from moth_jax.models.weights.fitting import (
+    Normalisation,
+    Weights,
+    check_floats,
+    fit,
+    head_size,
+    without_prefix,
+)
 
 # Prefixes of the parts of GoogLeNet and Inception v3 that only their own training uses.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _IMAGENET_CLASSES = 1000
+_NOT_CONVERTED = ("swin_", "maxvit_")  # their operators have no rules in `pytorch.rules`
 _FAULTS = (Exception, SystemExit)  # a user's file may do anything when it is run
 Built = TypeVar("Built")
 _NO_WIDTH = 997  # a number of classes that no other layer has as its width
 
 
+def check_torchvision(name: str) -> None:
+    """Raise `InputError` unless torchvision has a classifier `name` that can be converted."""
+    names = (models := _torchvision()).list_models(module=models)
+    if name not in names:
+        raise InputError(f"torchvision has no classifier {name!r}; it has {', '.join(names)}")
+    if name.startswith(_NOT_CONVERTED):
+        raise InputError(
+            f"torchvision's {name} cannot be converted: it has operators without a rule in JAX, "
+            f"like all whose names begin with {' or '.join(_NOT_CONVERTED)}; choose another one"
+        )
+
+
 def torchvision_module(
-    name: str, weights: Weights, *, num_classes: int | None = None
+    name: str,
+    weights: Weights,
+    *,
+    num_classes: int | None = None,
+    normalisation: Normalisation = None,
 ) -> torch.nn.Module:
     """torchvision's classifier `name` with these weights, and as many classes as they have.
 
     `num_classes` asks for another number. Where the weights have no head of that number, the
-    module's own stays, with a warning.
+    module's own stays, with a warning. `normalisation` is as in `fit`.
 
     Raises:
       InputError: torchvision is missing or has no such classifier, or the weights are of another.
@@ -40,10 +64,8 @@ def torchvision_module(
     `transform_input`, a normalisation of their own, and that is put in; others are taken to have
     been trained without. Where this is wrong, give a builder.
     """
+    check_torchvision(name)
     models = _torchvision()
-    names = models.list_models(module=models)
-    if name not in names:
-        raise InputError(f"torchvision has no classifier {name!r}; it has {', '.join(names)}")
     builder = models.get_model_builder(name)
     options = {}
     if "aux_logits" in inspect.signature(_builder_class(models, builder)).parameters:
@@ -58,7 +80,14 @@ def torchvision_module(
         options["transform_input"] = found == _IMAGENET_CLASSES
     count = num_classes or found or _IMAGENET_CLASSES
     module = seeded(lambda: builder(num_classes=count, **options))
-    return with_weights(module, weights, name, head=head, new_head=num_classes is not None)
+    return with_weights(
+        module,
+        weights,
+        name,
+        head=head,
+        new_head=num_classes is not None,
+        normalisation=normalisation,
+    )
 
 
 def _builder_class(models, builder: Callable) -> Callable:
@@ -144,6 +173,7 @@ def with_weights(
     *,
     head: Mapping[str, int] | None = None,
     new_head: bool = False,
+    normalisation: Normalisation = None,
 ) -> torch.nn.Module:
     """`module` with `weights`, which must be all of its state_dict.
 
@@ -155,22 +185,30 @@ def with_weights(
       head: its arrays with an axis of classes, if that is known.
       new_head: the module's own arrays stay, with a warning, where those of `head` are missing or
         of another number of classes.
+      normalisation: as in `fit`.
 
     Raises:
-      InputError: naming every array that is missing, unused or of another shape.
+      InputError: naming every array that is missing, unused, of another shape, or of integers where
+        the module has floats.
     """
     own = module.state_dict()
     shapes = {key: tuple(value.shape) for key, value in own.items()}
     head = {key: axis for key, axis in (head or {}).items() if key in own}
     fresh = (lambda: {key: own[key].numpy() for key in head}) if new_head else None
-    weights = fit(weights, shapes, what=name, head=head, fresh=fresh)
+    weights = fit(weights, shapes, what=name, head=head, fresh=fresh, normalisation=normalisation)
+    floats = [key for key in own if key in weights and own[key].is_floating_point()]
+    check_floats(weights, floats, name)
     tensors = {key: torch.from_numpy(np.array(weights[key])) for key in own if key in weights}
     module.load_state_dict({**own, **tensors})
     return module
 
 
 def built_with_weights(
-    builder: str, weights: Weights, *, num_classes: int | None = None
+    builder: str,
+    weights: Weights,
+    *,
+    num_classes: int | None = None,
+    normalisation: Normalisation = None,
 ) -> torch.nn.Module:
     """The module that `built_module` gives, with these weights.
 
@@ -179,4 +217,11 @@ def built_with_weights(
     """
     module = built_module(builder)
     rows = {key: 0 for key, v in module.state_dict().items() if v.shape[:1] == (num_classes,)}
-    return with_weights(module, weights, builder, head=rows, new_head=num_classes is not None)
+    return with_weights(
+        module,
+        weights,
+        builder,
+        head=rows,
+        new_head=num_classes is not None,
+        normalisation=normalisation,
+    )

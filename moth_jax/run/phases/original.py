@@ -14,8 +14,10 @@ from moth_jax import backdoors, models, training
 from moth_jax.data import ImageDataset
 from moth_jax.data.checks import normal_name
 from moth_jax.errors import InputError, listed
+from moth_jax.evaluation import accuracy
 from moth_jax.models import checkpoint
 from moth_jax.models.checkpoint import SavedModel
+from moth_jax.models.classifier import Reading
 from moth_jax.models.digest import weights_digest
 from moth_jax.models.loading import AUTO, check_alone, head_is_fixed, load_source
 from moth_jax.parallel.processes import broadcast_from_main
@@ -64,6 +66,7 @@ def original_model(job: Job, given: Models | None = None) -> SavedModel:
     else:
         model, seconds = make_model(job), None
         given.check(model)
+        reading = model.classifier.reading
         about = inputs.describe(job.model.checkpoint, job.dataset)
         if not job.model.checkpoint or job.model.fine_tune:
             variables, seconds = _train(job, model, about)
@@ -73,6 +76,8 @@ def original_model(job: Job, given: Models | None = None) -> SavedModel:
         write_record(job.workdir / ORIGINAL, record)
         inputs.keep_fingerprints(job.dataset, job.workdir / inputs.IMAGES)
         checkpoint.save_model(folder, *model)
+        if job.model.checkpoint and not job.model.fine_tune:
+            _state_accuracy(job, given["before"], reading)
     RunCheckpoints(job.workdir / _CHECKPOINTS).clear()
     model = given["before"]
     given.check(model)
@@ -90,6 +95,38 @@ def _check_original(job: Job, given: Models) -> None:
     kept = job.workdir / inputs.IMAGES
     inputs.check_unchanged(record, job.model.checkpoint, job.dataset, kept)
     given.check_of(job, "before", path, record["of"])
+
+
+_MAX_IMAGES = 1000  # enough to tell a model that was misread
+_LOST = 0.05  # how much less than its file says a model may be right on other images
+
+
+def _state_accuracy(job: Job, model: SavedModel, reading: Reading) -> None:
+    """Say how accurate an imported model is, and what of it was assumed; warn if it was misread."""
+    test, source = job.dataset.test, job.model.checkpoint
+    if reading.assumed:
+        job.progress.note(f"{source} {reading.assumed}")
+    if not len(test):
+        return
+    some = np.unique(np.linspace(0, len(test) - 1, _MAX_IMAGES).astype(int))
+    part = test.subset(some)
+    share, claim = accuracy(model.classifier.predict, model.variables, part), reading.claim
+    said = f"; the file says that {claim.name} is {100 * claim.share:.2f} %" if claim else ""
+    told = f"{source} is right on {100 * share:.2f} % of {len(part):,} test images{said}"
+    if claim is None or share >= _least(claim.share, len(part)):
+        job.progress.note(told)
+        return
+    why = f" ({reading.assumed})" if reading.assumed else ""
+    warnings.warn(
+        f"{told}: the model was probably not read as it is{why}; check model.mean and model.std, "
+        "the order of the classes and the range of the pixels, or give a model.builder",
+        stacklevel=2,
+    )
+
+
+def _least(share: float, num_images: int) -> float:
+    """Return the least accuracy on some images of a model that is said to have `share`."""
+    return share - _LOST - 3 * np.sqrt(share * (1 - share) / num_images)
 
 
 def load_original(workdir: Path) -> dict:
@@ -123,7 +160,7 @@ def _import_model(options: ModelOptions, dataset: ImageDataset) -> SavedModel:
     path = current_folder(Path(options.checkpoint).expanduser())
     num_classes = dataset.num_classes if options.fine_tune else None
     if path.is_dir():
-        of_files = ("mean", "std", "builder", "trust")
+        of_files = ("mean", "std", "builder", "trust", "weights")
         check_alone(path, {name: getattr(options, name) for name in of_files}, prefix="model.")
         classifier, variables = load_source(path, num_classes=num_classes)
     else:
@@ -136,6 +173,7 @@ def _import_model(options: ModelOptions, dataset: ImageDataset) -> SavedModel:
             mean=tuple(options.mean) or None,
             std=tuple(options.std) or None,
             image_shape=dataset.image_shape,
+            weights=options.weights,
         )
     spec = classifier.spec
     if spec.image_shape != dataset.image_shape or spec.num_classes != dataset.num_classes:
@@ -148,7 +186,8 @@ def _import_model(options: ModelOptions, dataset: ImageDataset) -> SavedModel:
         spec = dataclasses.replace(spec, class_names=dataset.class_names)
     else:
         _check_names(path, spec.class_names, dataset)
-    return SavedModel(models.outline(spec)[0], variables)
+    outline = dataclasses.replace(models.outline(spec)[0], reading=classifier.reading)
+    return SavedModel(outline, variables)
 
 
 def _check_names(path: Path, theirs: tuple[str, ...], dataset: ImageDataset) -> None:

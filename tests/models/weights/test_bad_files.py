@@ -2,13 +2,14 @@
 
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from moth_jax.errors import InputError
-from moth_jax.models.weights.importing import read_weights
+from moth_jax.models.weights.files import read_file, read_weights
 from tests.helpers.pickles import Calls
 
 KERAS = "moth_cifar10_resnet20_nat.h5"
@@ -24,7 +25,7 @@ def arrays():
 def test_weights_that_are_not_numbers_are_named(tmp_path, arrays, value):
     broken = {**arrays, "bn1.bias": np.full(16, value, np.float32)}
     save_file(broken, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"NaN or infinite values in bn1.bias;"):
+    with pytest.raises(InputError, match=r"NaN or infinite weights in bn1.bias;"):
         read_weights(tmp_path / "w.safetensors")
 
 
@@ -152,3 +153,73 @@ def test_a_keras_3_file_is_refused(tmp_path):
         file["layers/conv2d/vars/0"] = np.zeros(3)
     with pytest.raises(InputError, match="layout of Keras 3"):
         read_weights(tmp_path / "w.h5")
+
+
+# Valid files, and numbers that no trained model has
+
+
+def test_a_safetensors_file_is_not_taken_for_a_page_by_the_length_of_its_header(tmp_path):
+    arrays, path = {"conv.weight": np.ones((2, 2), np.float32)}, tmp_path / "w.safetensors"
+    for length in (0x3C20, 0x3C0A, 0x76):  # " <", a new line and "<", the "v" of a Git LFS pointer
+        save_file(arrays, path, metadata={"n": ""})
+        header = path.read_bytes()[8:-16].rstrip()
+        header = header.ljust(length) if length > len(header) else header
+        path.write_bytes(len(header).to_bytes(8, "little") + header + path.read_bytes()[-16:])
+        np.testing.assert_array_equal(read_weights(path)["conv.weight"], 1)
+
+
+@pytest.mark.parametrize(
+    "start", [b"<html>", b"\xef\xbb\xbf\r\n<?xml version", b"  <!DOCTYPE html>"]
+)
+def test_pages_are_told_however_they_begin(tmp_path, start):
+    (tmp_path / "w.safetensors").write_bytes(start + b" not found " * 9)
+    with pytest.raises(InputError, match="is an HTML or XML page"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        ("bn.running_var", np.array([1.0, -1.0], np.float32), r"negative variance in bn.running_v"),
+        ("bn.running_var", np.array([-0.5], np.float16), r"negative variance .* \(-0\.5\)"),
+        ("x.moving_variance", np.array([-2.0], np.float32), r"negative variance in x.moving_vari"),
+        ("fc.weight", np.ones(2, np.complex64), r"complex numbers in fc\.weight"),
+    ],
+)
+def test_numbers_that_no_trained_model_has_are_refused_by_name(tmp_path, name, array, says):
+    save_file({"a": np.ones(2, np.float32), name: array}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=says):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_faulty_weights_are_named_in_a_line_of_bounded_length(tmp_path):
+    many = {f"layer{i}.weight": np.full(2, np.nan, np.float32) for i in range(300)}
+    save_file(many, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"layer0\.weight, .* and 292 more; a diverged") as caught:
+        read_weights(tmp_path / "w.safetensors")
+    assert len(str(caught.value)) < 400
+
+
+def test_an_accuracy_in_the_metadata_of_a_safetensors_file_is_read(tmp_path, arrays):
+    save_file(arrays, tmp_path / "w.safetensors", metadata={"val_acc": "0.93", "format": "pt"})
+    assert read_file(tmp_path / "w.safetensors").claim == ("val_acc", 0.93)
+    save_file(arrays, tmp_path / "w.safetensors")
+    assert read_file(tmp_path / "w.safetensors").claim is None
+
+
+def test_of_several_sets_the_one_taken_is_said_unless_they_are_equal(tmp_path, arrays):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict_ema": other, "state_dict": tensors, "best_acc1": 0.5}, path)
+    with pytest.warns(
+        UserWarning, match=r"w\.pt has 2 sets .*: state_dict was taken, not state_dict_"
+    ):
+        assert read_file(path).arrays["layer0.weight"][0, 0] == arrays["layer0.weight"][0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen = read_file(path, chosen="state_dict_ema").arrays
+        np.testing.assert_array_equal(chosen["layer3.weight"], other["layer3.weight"])
+        torch.save({"model": tensors, "best_model": dict(tensors)}, path)
+        assert read_file(path).claim is None

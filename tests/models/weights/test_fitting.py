@@ -101,12 +101,11 @@ def test_a_prefix_that_does_not_help_is_named(tmp_path, lisa, save):
 
 
 def test_what_lies_beside_the_prefix_is_named_as_it_is(lisa):
-    weights = {**prefixed("module.", lisa), "n_averaged": np.zeros(())}
+    weights = {**prefixed("module.", lisa), "extra": np.zeros(())}
     with pytest.raises(InputError) as caught:
         import_weights(LISA, models.outline(LISA)[1], weights)
     assert str(caught.value) == (
-        "the weights do not fit lisa_cnn: 1 unused: n_averaged "
-        "(names without their prefix 'module.')"
+        "the weights do not fit lisa_cnn: 1 unused: extra (names without their prefix 'module.')"
     )
 
 
@@ -270,6 +269,88 @@ def test_a_checkpoint_of_ours_gets_a_new_head_and_a_converted_one_does_not(lisa,
         convert(tmp_path / "ours", tmp_path / "x", arch="nin", mean=(0, 0, 0), class_names=())
 
 
+# What files hold beside the weights
+
+
+@pytest.mark.parametrize("name", ["criterion.weight", "loss_fn.pos_weight", "net.loss.center"])
+def test_weights_of_a_loss_are_left_out_with_a_warning(lisa, save, name):
+    with pytest.warns(UserWarning, match=f"left out, as weights of a loss, .*: {name}$"):
+        _, variables = load_source(save({**lisa, name: np.ones(6, np.float32)}))
+    np.testing.assert_array_equal(variables["params"]["head.bias"], lisa["fc.bias"])
+
+
+@pytest.mark.parametrize("wrap", ["module.", "_orig_mod.", "module._orig_mod.", "model.net."])
+def test_wrappers_and_the_counter_of_an_average_are_seen_through(lisa, save, wrap):
+    averaged = {**prefixed(wrap, lisa), "n_averaged": np.array(7)}
+    classifier, variables = load_source(save(averaged))
+    assert classifier.spec.arch == "lisa_cnn"
+    np.testing.assert_array_equal(variables["params"]["head.bias"], lisa["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix", "scale"),
+    [
+        (("mu", "sigma"), "", 1),
+        (("0.mean", "0.std"), "1.", 1),
+        (("normalize.mean", "normalize.std"), "model.", 1),
+        (("pixel_mean", "pixel_std"), "", 255),
+    ],
+)
+def test_a_normalisation_in_the_model_is_named_with_its_numbers(lisa, save, names, prefix, scale):
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.2)
+    numbers = {
+        name: np.array(values, np.float32).reshape(1, 3, 1, 1) * scale
+        for name, values in zip(names, (mean, std), strict=True)
+    }
+    path = save({**numbers, **prefixed(prefix, lisa)})
+    says = (
+        rf"2 unused: {names[0]}, {names[1]}.*; {names[0]} and {names[1]} seem to normalise images "
+        r"in the model: give --mean=0\.5,0\.4,0\.3 --std=0\.2,0\.25,0\.2 \(mean and std in Py"
+    )
+    with pytest.raises(InputError, match=says):
+        load_source(path)
+    with pytest.raises(InputError, match="seem to normalise images"):
+        load_source(path, mean=(0.0,) * 3, std=(1.0,) * 3)
+    classifier, variables = load_source(path, mean=mean, std=std)
+    assert classifier.spec.mean == mean
+    np.testing.assert_array_equal(variables["params"]["head.bias"], lisa["fc.bias"])
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, bool])
+def test_integers_in_place_of_weights_are_refused(lisa, save, kind, tmp_path):
+    path = save({**lisa, "conv2.weight": lisa["conv2.weight"].astype(kind)})
+    with pytest.raises(InputError, match=r"lisa_cnn has floating-.*: conv2\.weight \("):
+        load_source(path)
+
+
+# Options that no model can have, before anything is read
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_classes": 10**12}, "up to 100,000 classes"),
+        ({"mean": (float("nan"),) * 3}, "mean must be finite numbers"),
+        ({"std": (0.0,) * 3}, r"std in \(0, 1\]"),
+        ({"mean": ("x",)}, "mean must be numbers"),
+        ({"image_shape": (999999999, 1, 3)}, "up to 67,108,864 pixels"),
+        ({"image_shape": (8, 8, 3), "mean": (0.5,)}, r"one value per channel \(3\)"),
+        ({"class_names": ("a", "a")}, "distinct"),
+        ({"class_names": ("a", "")}, "not empty"),
+        ({"weights": "ema", "trust": "torchvision"}, "read as a whole model; leave out weights"),
+        ({"arch": "swin_t"}, "torchvision's swin_t cannot be converted"),
+        ({"arch": "torchvision:maxvit_t"}, "torchvision's maxvit_t cannot be converted"),
+        ({"arch": "resnet21"}, "torchvision has no classifier 'resnet21'"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_before_the_file_is_read(tmp_path, options, says):
+    if "arch" in options:
+        from tests.helpers import torchvision_shim  # noqa: F401
+    (tmp_path / "w.pt").write_bytes(b"never read")
+    with pytest.raises(InputError, match=says):
+        load_source(tmp_path / "w.pt", **options)
+
+
 def test_the_command_warns_in_one_line(lisa, save, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "moth_jax.convert", save(lisa), tmp_path / "out", "--num-classes=3"],
@@ -277,7 +358,13 @@ def test_the_command_warns_in_one_line(lisa, save, tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout == f"{tmp_path}/out: lisa_cnn, 3 classes, images 32x32x3\n"
+    written, assumed = done.stdout.splitlines()
+    assert written == f"{tmp_path}/out: lisa_cnn, 3 classes, images 32x32x3"
+    assert assumed == (
+        f"{tmp_path}/weights.pt: recognised as lisa_cnn, PyTorch LisaCNN; assumed, because weights "
+        "do not show it: strides 2, 2 and 1, no pooling, ReLU, images normalised with mean (0, 0, "
+        "0) and std (1, 1, 1); compare the accuracy on your images"
+    )
     assert done.stderr == (
         "moth_jax: warning: the weights have a head of 6 classes, lisa_cnn is to have 3; drawn "
         "anew: fc.weight, fc.bias; train the model before its numbers mean anything\n"

@@ -1,3 +1,5 @@
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,6 +207,42 @@ def test_pytorch_files_are_understood_however_training_scripts_wrap_them(tmp_pat
     assert classifier.spec.arch == "resnet20"
     want = resnet20["layer2.0.conv1.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_allclose(variables["params"]["blocks.3.conv1.kernel"], want, 1e-2)
+
+
+# What is said
+
+
+def test_what_weights_do_not_show_is_said_when_they_are_recognised(saved):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier, _ = importing.load(saved)
+    assert classifier.reading.assumed == (
+        "recognised as resnet20, PyTorch ResNet20 of akamaster/pytorch_resnet_cifar10; assumed, "
+        "because weights do not show it: stride 2 at the second and third stage, shortcuts that "
+        "take every second pixel and pad, ReLU, batch-norm epsilon 1e-5, images normalised with "
+        "mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225)"
+    )
+    classifier, _ = importing.load(saved, arch="resnet20", mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert classifier.reading.assumed.startswith("taken as resnet20, ")
+    assert "normalised" not in classifier.reading.assumed
+
+
+@pytest.mark.parametrize("arch", sorted(LAYOUTS))
+def test_every_layout_says_what_its_names_and_shapes_do_not_show(arch):
+    assert LAYOUTS[arch].unseen
+
+
+def test_a_network_that_is_as_common_and_looks_alike_is_warned_of(tmp_path):
+    save_file(weights_like("resnet18_cifar"), tmp_path / "w.safetensors", metadata={"acc": "68.7"})
+    says = (
+        r"was taken for resnet18_cifar .* one that keeps the max-pooling .*; compare the accuracy"
+    )
+    with pytest.warns(UserWarning, match=says):
+        classifier, _ = importing.load(tmp_path / "w.safetensors")
+    assert classifier.reading.claim == ("acc", 0.687)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importing.load(tmp_path / "w.safetensors", arch="resnet18_cifar")
 
 
 # What is refused
