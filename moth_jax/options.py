@@ -11,12 +11,16 @@ class Options:
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from moth_jax.errors import InputError
+from moth_jax.typed import is_of, name_of, shown
 
 Value = TypeVar("Value")
+
+LARGEST = 2**31 - 1  # number of an option: JAX counts with 32 bits
 
 
 class Range(NamedTuple):
@@ -37,25 +41,52 @@ SEED = Range("in [0, 2**31)", lambda value: 0 <= value < 2**31)
 
 
 def option(default: Value, allowed: Range) -> Value:
-    """Return the field of a dataclass with this default, whose value must be `allowed`."""
+    """Return the field of a dataclass with this default, whose value must be `allowed`.
+
+    Of a tuple every element must be; it may be empty if its default is.
+    """
     return dataclasses.field(default=default, metadata={"allowed": allowed})
 
 
 def check_options(options: Any, *, of: type | None = None, prefix: str = "") -> None:
-    """Raise `InputError` at the first option that is out of its range.
+    """Raise `InputError` at the first option that is not of its type, or out of its range.
 
     Args:
       options: a dataclass; or, with `of`, any object that has the fields of that dataclass.
-      of: the dataclass that says the ranges.
+      of: the dataclass that says the types and ranges.
       prefix: what stands before the name of an option in the message, such as "harden.".
     """
-    for field in dataclasses.fields(of or options):
-        value = getattr(options, field.name, None)
-        nested = field.default if dataclasses.is_dataclass(field.default) else None
-        if nested is not None:
-            check_options(value, of=type(nested), prefix=f"{prefix}{field.name}.")
-        allowed = field.metadata.get("allowed")
-        if allowed is None or value is None:  # None: the default of whatever it belongs to
+    of = of or type(options)
+    hints = typing.get_type_hints(of)
+    for field in dataclasses.fields(of):
+        value = getattr(options, field.name, dataclasses.MISSING)
+        if value is dataclasses.MISSING:  # an option that the whole run has in its place
             continue
-        if not isinstance(value, numbers.Real) or not allowed.contains(value):
-            raise InputError(f"{prefix}{field.name} must be {allowed.name}, got {value}")
+        if dataclasses.is_dataclass(field.default):
+            nested = type(field.default)
+            check_options(value, of=nested, prefix=f"{prefix}{field.name}.")
+            continue
+        allowed = field.metadata.get("allowed")
+        check_option(f"{prefix}{field.name}", value, hints[field.name], allowed)
+        if isinstance(field.default, tuple) and field.default and not value:
+            raise InputError(
+                f"{prefix}{field.name} must be {name_of(hints[field.name])} such as "
+                f"{field.default}, got {value}"
+            )
+
+
+def check_option(name: str, value: object, hint: Any, allowed: Range | None = None) -> None:
+    """Raise `InputError` unless an option is of its type and each of its numbers is `allowed`.
+
+    `name` is what the message calls it.
+    """
+    if is_of(value, None) and is_of(value, hint):  # the default of whatever it belongs to
+        return
+    values: Any = value if isinstance(value, tuple | list) else [value]
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    kind = "" if number and allowed else name_of(hint)
+    wanted = ", ".join(filter(None, [kind, allowed and allowed.name]))
+    if not (is_of(value, hint) and (allowed is None or all(map(allowed.contains, values)))):
+        raise InputError(f"{name} must be {wanted}, got {shown(value)}")
+    if any(abs(item) > LARGEST for item in values if not isinstance(item, str | Mapping)):
+        raise InputError(f"{name} must be at most {LARGEST:,}, got {shown(value)}")

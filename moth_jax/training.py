@@ -319,6 +319,13 @@ def train_state_arrays(state: TrainState) -> dict:
     }
 
 
+def outline(variables: Variables, tx: optax.GradientTransformation) -> dict:
+    """Return the shapes and dtypes of `train_state_arrays` of a model with these variables."""
+    return jax.eval_shape(
+        lambda: train_state_arrays(TrainState(variables, tx.init(variables["params"])))
+    )
+
+
 def train_state_from_arrays(arrays: dict, tx: optax.GradientTransformation) -> TrainState:
     """Return the `TrainState` that `train_state_arrays` took apart.
 

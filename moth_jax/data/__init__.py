@@ -1,6 +1,7 @@
 """Data sets: `DATASETS` holds a loader for each; `data.sources` says what a loader is."""
 
 import inspect
+from collections.abc import Iterable
 
 from moth_jax.data.dataset import ImageDataset, ImageSplit
 from moth_jax.data.sources.digits import load_digits
@@ -12,7 +13,7 @@ from moth_jax.data.sources.npz import load_npz
 from moth_jax.data.sources.tfds import load_cifar10, load_svhn
 from moth_jax.errors import InputError, require_choice
 
-__all__ = ["DATASETS", "ImageDataset", "ImageSplit", "load"]
+__all__ = ["DATASETS", "ImageDataset", "ImageSplit", "check_known", "load"]
 
 DATASETS = {
     "cifar10": load_cifar10,
@@ -42,13 +43,17 @@ def load(name: str, **options) -> ImageDataset:
       moth_jax.errors.InputError: data set 'digits' has no option size; its options are: \
 seed, validation_fraction
     """
+    check_known(name, options)
+    return DATASETS[name](**options)
+
+
+def check_known(name: str, options: Iterable[str]) -> None:
+    """Raise `InputError` for an unknown data set, or options that its loader does not have."""
     require_choice("data set", name, DATASETS)
-    loader = DATASETS[name]
-    allowed = inspect.signature(loader).parameters
+    allowed = inspect.signature(DATASETS[name]).parameters
     unknown = [option for option in options if option not in allowed]
     if unknown:
         raise InputError(
             f"data set {name!r} has no option {', '.join(unknown)}; its options are: "
             f"{', '.join(sorted(allowed))}"
         )
-    return loader(**options)

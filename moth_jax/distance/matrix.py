@@ -11,7 +11,7 @@ import numpy as np
 from moth_jax.distance.directions import describe_choice, mean_interval
 from moth_jax.errors import InputError, listed
 from moth_jax.inversion.candidates import least_rate
-from moth_jax.storage.files import load_npz, save_npz
+from moth_jax.storage.files import check_arrays, load_npz, save_npz
 from moth_jax.triggers import Trigger
 
 
@@ -196,11 +196,14 @@ class DistanceMatrix:
         Raises:
           InputError: the file is missing, damaged, or not a distance matrix.
         """
-        arrays = load_npz(path, advice="remove it, and the command that measured it makes it again")
-        missing = {"values", "success_rate", "class_names"} - arrays.keys()
-        if missing:
-            names = ", ".join(sorted(missing))
-            raise InputError(f"{path} is no distance matrix: it has no {names}")
+        arrays = load_npz(path, advice=_ADVICE)
+        kept = any(name in arrays for name in _TRIGGERS)
+        optional = ("details", "share_there", "values_per_seed", *(() if kept else _TRIGGERS))
+        what = "distance matrix"
+        check_arrays(path, arrays, _LAYOUT, what=what, optional=optional, advice=_ADVICE)
+        details = _details(arrays)
+        if details is None:
+            raise InputError(f"{path} is damaged: its details are no JSON; {_ADVICE}")
         triggers = None
         if "trigger_directions" in arrays:
             triggers = FoundTriggers(
@@ -213,7 +216,7 @@ class DistanceMatrix:
             share_there=arrays.get("share_there"),
             values_per_seed=arrays.get("values_per_seed"),
             triggers=triggers,
-            details=json.loads(str(arrays["details"])) if "details" in arrays else {},
+            details=details,
         )
 
     def __str__(self) -> str:
@@ -237,6 +240,30 @@ class DistanceMatrix:
             for name, row in zip(self.class_names, self.values, strict=True)
         ]
         return "\n".join([header, *rows, summary])
+
+
+_ADVICE = "move it away, and the command that measured it makes it again"
+_TRIGGERS = ("trigger_directions", "masks", "patterns")
+_LAYOUT = {
+    "values": ("f", ("K", "K")),
+    "success_rate": ("f", ("K", "K")),
+    "class_names": ("U", ("K",)),
+    "details": ("U", ()),
+    "share_there": ("f", ("K", "K")),
+    "values_per_seed": ("f", ("S", "K", "K")),
+    "trigger_directions": ("iu", ("M", 2)),
+    "masks": ("f", ("M", "h", "w", 1)),
+    "patterns": ("f", ("M", "h", "w", "c")),
+}
+
+
+def _details(arrays: dict[str, np.ndarray]) -> dict | None:
+    """Return what a file says of how it was measured, None if that is not readable."""
+    try:
+        details = json.loads(str(arrays.get("details", "{}")))
+    except (ValueError, RecursionError):
+        return None
+    return details if isinstance(details, dict) else None
 
 
 def _mean(matrix: DistanceMatrix, digits: int = 2) -> str:

@@ -11,10 +11,19 @@ import jax
 import numpy as np
 
 from moth_jax.parallel.processes import broadcast_from_main, is_main, on_main
-from moth_jax.storage.files import load_npz, save_npz
+from moth_jax.storage.files import check_arrays, load_npz, save_npz
 from moth_jax.triggers import Trigger
 
 Directions = Sequence[tuple[int, int]]
+_ADVICE = "move it away, and its directions are measured again"
+_LAYOUT = {
+    "directions": ("iu", ("D", 2)),
+    "sizes": ("f", ("D", "S")),
+    "rates": ("f", ("D", "S")),
+    "mask": ("f", ("D", "h", "w", 1)),
+    "pattern": ("f", ("D", "h", "w", "c")),
+    "seconds": ("f", ()),
+}
 
 
 class Chunk(NamedTuple):
@@ -66,10 +75,14 @@ class ChunkStore:
     def _load(self, directions: Directions) -> list[Chunk]:
         missing, chunks = set(directions), []
         for path in [] if self._folder is None else sorted(self._folder.glob("*.npz")):
-            arrays = load_npz(path, advice="remove it, and its directions are measured again")
-            stored = list(map(tuple, arrays.get("directions", np.zeros((0, 2))).tolist()))
+            arrays = load_npz(path, advice=_ADVICE)
+            # A file of another measurement may have come to the name of one of this.
+            if str(arrays.pop("of", "")) != self._digest:
+                continue
+            check_arrays(path, arrays, _LAYOUT, what="chunk", advice=_ADVICE)
+            stored = list(map(tuple, arrays["directions"].tolist()))
             if path.name != self._name(stored):
-                continue  # of another measurement
+                continue
             rows = [i for i, direction in enumerate(stored) if direction in missing]
             missing -= set(stored)
             if rows:
@@ -83,7 +96,12 @@ class ChunkStore:
             trigger = fields.pop("trigger")
             save_npz(
                 self._folder / self._name(chunk.directions),
-                {**fields, "mask": trigger.mask, "pattern": trigger.pattern},
+                {
+                    **fields,
+                    "mask": trigger.mask,
+                    "pattern": trigger.pattern,
+                    "of": np.asarray(self._digest),
+                },
             )
 
     def _name(self, directions: Directions | np.ndarray) -> str:

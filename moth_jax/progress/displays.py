@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
+from moth_jax.errors import printable
 from moth_jax.progress.task import Task
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -69,7 +70,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print `text`, whatever the encoding of the stream can carry of it."""
-        line = f"{time.strftime('%H:%M:%S')} {text}\n"
+        line = f"{time.strftime('%H:%M:%S')} {printable(text)}\n"
         self._stream.write(_printable(line, getattr(self._stream, "encoding", None)))
         self._stream.flush()
 
@@ -131,7 +132,7 @@ class TerminalScreen:
         """Print `text` above the region."""
         from rich.text import Text
 
-        self._console.print(Text(text))
+        self._console.print(Text(printable(text)))
 
     def close(self) -> None:
         """Erase the region."""
@@ -162,6 +163,7 @@ class NotebookScreen:
 
     def note(self, text: str) -> None:
         """Add a line above the bars."""
+        text = printable(text)
         if self._handle is None:
             print(text)
             return
@@ -246,7 +248,7 @@ def _short(value) -> str:
     """Four digits of a float, anything else as it is; also for the scalars of NumPy and JAX."""
     if hasattr(value, "item"):
         value = value.item()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """The planted backdoor: how often it works on each class, and what stamped images look like."""
 
-import html
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,8 +18,8 @@ def backdoor_section(summary: Mapping, examples: Sequence[StampedExample]) -> st
         return ""
     text = (
         "<p>The attack success rate is the share of a victim's test images that are classified as "
-        f"<strong>{html.escape(backdoor['target'])}</strong> once they are stamped "
-        f"({html.escape(backdoor['kind'])}). A model without a backdoor has one above 0, too: of "
+        f"<strong>{fmt.escape(backdoor['target'])}</strong> once they are stamped "
+        f"({fmt.escape(backdoor['kind'])}). A model without a backdoor has one above 0, too: of "
         "images that it takes for the target anyway, and of those that the trigger spoils.</p>"
     )
     return fmt.section("Backdoor", text, _pictures(examples), _rates(summary))
@@ -33,12 +32,12 @@ def _pictures(examples: Sequence[StampedExample]) -> str:
     rows = []
     for heading, images in (("Clean", clean), ("Stamped", stamped)):
         cells = [
-            f'<span class="label">{html.escape(name)}</span>'
+            f'<span class="label">{fmt.escape(name)}</span>'
             + picture(image, f"an image of class {name}, {heading.lower()}")
             for name, image in zip(names, images, strict=True)
         ]
         rows.append(fmt.row(f"<strong>{heading}</strong>", cells))
-    headers = ["", *map(html.escape, names)]
+    headers = ["", *map(fmt.escape, names)]
     return fmt.table("Test images of victims", headers, rows, css="gallery")
 
 
@@ -49,7 +48,7 @@ def _rates(summary: Mapping) -> str:
         if (rates := summary.get(f"attack_success_per_class_{when}"))
     }
     rows = [
-        fmt.row(html.escape(name), [fmt.percent(rates.get(name)) for rates in columns.values()])
+        fmt.row(fmt.escape(name), [fmt.percent(rates.get(name)) for rates in columns.values()])
         for name in next(iter(columns.values()), {})
     ]
     for label, figure in (

@@ -12,6 +12,7 @@ from moth_jax.distance.heat_map import (
     mappable,
     written,
 )
+from moth_jax.errors import printable
 from moth_jax.report.svg import PAGE, to_svg
 
 
@@ -36,6 +37,7 @@ def heat_map_svg(
     """
     from matplotlib.figure import Figure
 
+    class_names = [printable(name) for name in class_names]
     size = layout(class_names)
     figure = Figure(figsize=(size.width, size.height))
     ax = figure.add_axes(size.axes)

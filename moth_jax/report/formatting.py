@@ -5,8 +5,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard
 
+from moth_jax.errors import printable
+
 MISSING = "–"
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
+
+
+def escape(text: str) -> str:
+    """A text as HTML, in one line and with what a console obeys written as an escape.
+
+    >>> escape("a<b\\n")
+    'a&lt;b\\\\n'
+    """
+    return html.escape(printable(text))
 
 
 def is_number(value) -> TypeGuard[float]:
@@ -68,15 +79,15 @@ def plain(value) -> str:
 def arrow(before: str, after: str | None = None) -> str:
     """`before → after` in HTML, or `before` alone."""
     if after is None:
-        return html.escape(before)
+        return escape(before)
     to = '<span class="arrow" role="img" aria-label="to">→</span>'
-    return f"{html.escape(before)} {to} {html.escape(after)}"
+    return f"{escape(before)} {to} {escape(after)}"
 
 
 def section(heading: str, *content: str | None) -> str:
     """A section of the page; parts of its content that are None or empty are left out."""
     parts = [part for part in content if part]
-    return f"<section>\n<h2>{html.escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
+    return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def row(heading: str, cells: Iterable[str]) -> str:
@@ -90,6 +101,6 @@ def table(caption: str, headers: Sequence[str], rows: Iterable[str], *, css: str
     cells = "".join(f'<th scope="col">{header}</th>' for header in headers)
     head = f"<thead><tr>{cells}</tr></thead>" if headers else ""
     return (
-        f'<div class="scroll"><table class="{css}"><caption>{html.escape(caption)}</caption>'
+        f'<div class="scroll"><table class="{css}"><caption>{escape(caption)}</caption>'
         f"{head}<tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )

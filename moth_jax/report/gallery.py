@@ -1,14 +1,13 @@
 """The triggers of a few directions as pictures: what makes one class pass as another."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 
 import numpy as np
 
 from moth_jax.distance.matrix import DistanceMatrix
-from moth_jax.report.formatting import MISSING, arrow, percent, row, size, table
+from moth_jax.report.formatting import MISSING, arrow, escape, percent, row, size, table
 from moth_jax.triggers import Trigger, stamp
 
 _NEUTRAL = 0.5  # a trigger alone is shown on mid-grey
@@ -57,7 +56,7 @@ def _row(
         sizes.append(_size_line(when.strip(), matrix, victim, target))
     cells.append(picture(example[target], f"an image of class {names[target]}"))
     cells = [
-        f'<span class="label">{html.escape(header)}</span>{cell}'
+        f'<span class="label">{escape(header)}</span>{cell}'
         for header, cell in zip(headers[1:], cells, strict=True)
     ]
     heading = f"<strong>{arrow(names[victim], names[target])}</strong>{''.join(sizes)}"
@@ -66,13 +65,13 @@ def _row(
 
 def _size_line(when: str, matrix: DistanceMatrix, victim: int, target: int) -> str:
     value = float(matrix.values[victim, target])
-    parts = [f"<b>{html.escape(size(value))}</b>"]
+    parts = [f"<b>{escape(size(value))}</b>"]
     if np.isfinite(value):
         trigger = matrix.trigger(victim, target)
         if trigger is not None:
             parts.append(f"{percent(value / trigger.pattern.size)} of the image")
         parts.append(f"{percent(float(matrix.success_rate[victim, target]), 0)} of victims")
-    return f'<span class="size">{html.escape(when)} {" · ".join(parts)}</span>'
+    return f'<span class="size">{escape(when)} {" · ".join(parts)}</span>'
 
 
 def alone(trigger: Trigger | None) -> np.ndarray | None:
@@ -91,7 +90,7 @@ def picture(image: np.ndarray | None, alt: str) -> str:
     """An image [h, w, c] in [0, 1] in HTML; a dash for None."""
     if image is None:
         return f'<span class="nothing">{MISSING}</span>'
-    return f'<img src="{png_uri(image)}" alt="{html.escape(alt)}">'
+    return f'<img src="{png_uri(image)}" alt="{escape(alt)}">'
 
 
 def png_uri(image: np.ndarray) -> str:

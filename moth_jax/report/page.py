@@ -1,7 +1,6 @@
 """The report of a run: one HTML page that needs nothing else, neither network nor scripts."""
 
 import dataclasses
-import html
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from moth_jax.storage.files import strict_json, write_atomically
 
 _MAX_PAIRS = 12
 _MAX_LEAST = 10
+_NOT_LISTED = ("selection", "seconds", "of")  # details of distances
 _NUM_SMALLEST = 6  # directions whose triggers are shown
 
 
@@ -76,8 +76,8 @@ def write_report(path: str | os.PathLike, report: Report) -> None:
     summary, before, after = strict_json(report.summary), report.before, report.after
     text = (resources.files("moth_jax.report") / "template.html").read_text(encoding="utf-8")
     page = Template(text).substitute(
-        title=html.escape(report.title),
-        verdict=html.escape(_verdict(summary, before, after, report.scan)),
+        title=fmt.escape(report.title),
+        verdict=fmt.escape(_verdict(summary, before, after, report.scan)),
         tiles=tiles(summary, before, after),
         explanation="" if before is None else f"<p>{explanation(before, report.examples)}</p>",
         scan=scan_section(report.scan, _by_name(report.class_names, report.examples)),
@@ -142,7 +142,7 @@ def _least_increased(before: DistanceMatrix, after: DistanceMatrix, change: np.n
         sizes = (fmt.size(float(matrix.values[a, b])) for matrix in (before, after))
         cells = [*sizes, fmt.percent(float(change[a, b]), 0, sign=True)]
         name = fmt.arrow(before.class_names[a], before.class_names[b])
-        rows.append(fmt.row(name, [html.escape(cell) for cell in cells]))
+        rows.append(fmt.row(name, [fmt.escape(cell) for cell in cells]))
     headers = ["Direction", "Before", "After", "Increase"]
     return fmt.table("The directions that gained least", headers, rows, css="pairs")
 
@@ -167,7 +167,7 @@ def _legend(matrices) -> str:
 
 
 def _figure(svg: str, heading: str, note: str) -> str:
-    caption = f"<strong>{html.escape(heading)}</strong> {html.escape(note)}"
+    caption = f"<strong>{fmt.escape(heading)}</strong> {fmt.escape(note)}"
     return f'<figure><figcaption>{caption}</figcaption><div class="scroll">{svg}</div></figure>'
 
 
@@ -211,8 +211,8 @@ def _pair_row(a: int, b: int, counts, names: Sequence[str], measured) -> str:
     cells = [f'<div class="bar"><span style="width: {width:.1f}%"></span>{count}</div>']
     for matrix in measured:
         sizes = " / ".join(fmt.size(float(v)) for v in (matrix.values[a, b], matrix.values[b, a]))
-        cells.append(html.escape(sizes))
-    return fmt.row(html.escape(f"{names[a]} ↔ {names[b]}"), cells)
+        cells.append(fmt.escape(sizes))
+    return fmt.row(fmt.escape(f"{names[a]} ↔ {names[b]}"), cells)
 
 
 def _triggers(before, after, examples) -> str:
@@ -236,10 +236,14 @@ def _details(summary: Mapping, before: DistanceMatrix | None) -> str:
     measured = {} if before is None else strict_json(before.details)
     entries = {
         **{name: value for name, value in summary.items() if not _is_in_a_section(name)},
-        **{f"distance {k}": v for k, v in measured.items() if k not in ("selection", "seconds")},
+        **{
+            f"distance {k}": v
+            for k, v in measured.items()
+            if k not in ("selection", "seconds", "of")
+        },
     }
     rows = [
-        fmt.row(html.escape(key.replace("_", " ")), [html.escape(text)])
+        fmt.row(fmt.escape(key.replace("_", " ")), [fmt.escape(text)])
         for key, value in entries.items()
         if (text := _recorded(key, value)) != fmt.MISSING  # a phase that was not asked for
     ]

@@ -1,6 +1,5 @@
 """The scan: the verdict, its evidence arm by arm, and the most suspicious triggers as pictures."""
 
-import html
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,9 +27,9 @@ def scan_section(scan: Scan | None, examples: Mapping[str, np.ndarray]) -> str:
     """
     if scan is None:
         return ""
-    cost = html.escape(scan.describe().splitlines()[1])
-    parts = [f"<p><strong>{html.escape(verdict_sentence(scan))}</strong></p>"]
-    parts.append(f"<p>{html.escape(SCANNERS[scan.method].explanation)}</p>\n<p>{cost}.</p>")
+    cost = fmt.escape(scan.describe().splitlines()[1])
+    parts = [f"<p><strong>{fmt.escape(verdict_sentence(scan))}</strong></p>"]
+    parts.append(f"<p>{fmt.escape(SCANNERS[scan.method].explanation)}</p>\n<p>{cost}.</p>")
     if scan.arms:
         parts.append(_table(scan))
     shown = [i for i in scan.ranked() if scan.trigger(i) is not None][:_MAX_PICTURES]
@@ -63,7 +62,7 @@ def _table(scan: Scan) -> str:
         cells += [_number(getattr(arm, name)) for name in columns.values()]
         name = f"<strong>{_way(arm)}</strong> suspect" if id(arm) in flagged else _way(arm)
         name += " (predicted so without a trigger)" if arm.there else ""
-        rows.append(fmt.row(name, [html.escape(cell) for cell in cells]))
+        rows.append(fmt.row(name, [fmt.escape(cell) for cell in cells]))
     headers = ["Way", "Size", "Of the image", "Success", *columns]
     caption = "All arms" if len(arms) <= _MAX_ROWS else f"The first {_MAX_ROWS} of {len(arms)} arms"
     return fmt.table(f"{caption}, the most suspicious first", headers, rows, css="pairs arms")

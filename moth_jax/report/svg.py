@@ -1,12 +1,12 @@
 """A matplotlib figure as inline SVG that takes its colours and fonts from the page."""
 
-import html
 import io
 import re
 import warnings
 from typing import TYPE_CHECKING
 
 from moth_jax.distance.heat_map import Theme
+from moth_jax.report.formatting import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,5 +52,5 @@ def to_svg(figure: "Figure", *, name: str, alt: str) -> str:
     width = figure.get_figwidth() * _PIXELS_PER_INCH
     style = f'style="width: {width:.0f}px; min-width: {min(width, max(330, 0.75 * width)):.0f}px"'
     box = svg[svg.index("viewBox=") :].split('"')[1]
-    opening = f'<svg role="img" aria-label="{html.escape(alt)}" viewBox="{box}" {style}>'
+    opening = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{box}" {style}>'
     return opening + svg[svg.index(">") + 1 :].replace("xlink:href", "href")

@@ -5,22 +5,29 @@ the next one is due. `Saver` saves the states that a phase offers.
 """
 
 import contextlib
+import dataclasses
 import shutil
+import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from moth_jax.errors import InputError
+from moth_jax.models.classifier import describe_mismatch, flat
 from moth_jax.parallel.processes import broadcast_from_main, is_main, on_main
 from moth_jax.run import preemption
+from moth_jax.storage.files import cannot_write
 from moth_jax.storage.trees import load_tree, save_tree
+from moth_jax.typed import fault_of
 
 State = Callable[[], tuple[dict, dict]]
+_OF = "of"
 
 
 class RunCheckpoints:
@@ -28,10 +35,19 @@ class RunCheckpoints:
 
     They are written in the background, one at a time. The next call of any method raises as
     `InputError` what went wrong with one.
+
+    Args:
+      folder: the folder, in one that is there.
+      schema: a dataclass with the fields that the JSON dict must have; any fields if None.
+      of: what the states are of, as JSON can carry it. States of something else are refused, but
+        for None.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(
+        self, folder: str | Path, schema: type | None = None, *, of: Mapping | None = None
+    ):
         self._folder = Path(folder)
+        self._schema, self._of = schema, of
         # Orbax could save in the background itself, but leaves a third of the time, and the
         # checksum, to the caller.
         self._background = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -50,7 +66,12 @@ class RunCheckpoints:
 
     def _write(self, step: int, arrays: dict, metadata: dict) -> None:
         newest = self._folder / f"{step:08d}"
-        save_tree(newest, arrays, metadata)
+        try:
+            # Not its parents: a work folder that was removed must not come back half.
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
+        save_tree(newest, arrays, {**metadata, _OF: self._of})
         # Among the others may be what a kill or a full disk has left half-written.
         for other in self._folder.iterdir():
             if other != newest:
@@ -71,7 +92,34 @@ class RunCheckpoints:
 
     def _load_newest(self) -> tuple[dict, dict] | None:
         newest = self.newest()
-        return None if newest is None else load_tree(newest)
+        if newest is None:
+            return None
+        arrays, metadata = load_tree(newest)
+        of, fault = metadata.pop(_OF, None), fault_of(metadata, self._schema)
+        if self._of is not None and of != self._of:
+            raise InputError(
+                f"{newest} is not of this run; move it away, and the same command begins this "
+                "part anew"
+            )
+        if fault is not None:
+            raise self.unusable(fault)
+        return arrays, metadata
+
+    def check_like(self, arrays: object, like: object) -> None:
+        """Raise `InputError` unless all of `like` is in the newest state, in shape and dtype."""
+        expected, given = ({n: _kind(leaf) for n, leaf in flat(t).items()} for t in (like, arrays))
+        known = {name: kind for name, kind in given.items() if name in expected}
+        mismatch = describe_mismatch(expected, known)
+        if mismatch:
+            raise self.unusable(mismatch)
+
+    def unusable(self, fault: object) -> InputError:
+        """Return the fault that says that the newest state cannot be gone on from."""
+        reason = textwrap.shorten(str(fault), 200)
+        return InputError(
+            f"{self.newest()} cannot be gone on from ({reason}); move it away, and the same "
+            "command begins this part anew"
+        )
 
     def newest(self) -> Path | None:
         """Return where the newest state is on disk; None if there is none."""
@@ -82,6 +130,18 @@ class RunCheckpoints:
         """Remove all states: the phase is done."""
         self.wait()
         on_main(shutil.rmtree, self._folder, True)
+
+
+def _kind(leaf: Any) -> tuple:
+    return (str(leaf.dtype), *leaf.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What `Timer.spent` returns."""
+
+    seconds: float
+    cpu_seconds: float
 
 
 class Timer:

@@ -7,6 +7,7 @@ the command knows of `ConfigDict`s.
 """
 
 import dataclasses
+import hashlib
 import json
 import typing
 import warnings
@@ -25,7 +26,15 @@ from moth_jax.hardening.moth import MothConfig
 from moth_jax.models import MODELS
 from moth_jax.models.classifier import check_normalisation
 from moth_jax.models.loading import AUTO, TRUST, check_architecture, head_is_fixed
-from moth_jax.options import NOT_NEGATIVE, POSITIVE_SHARE, SEED, check_options, option
+from moth_jax.options import (
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE_SHARE,
+    SEED,
+    check_option,
+    check_options,
+    option,
+)
 from moth_jax.progress import Progress
 from moth_jax.run.job import (
     BackdoorOptions,
@@ -67,7 +76,7 @@ class RunOptions:
     phase: str = "all"
     method: str = "moth"
     seed: int = option(0, SEED)
-    classes: tuple[str, ...] = ()
+    classes: tuple[str | int, ...] = ()
     check_order: bool = True
     clean_share: float = option(1.0, POSITIVE_SHARE)
     checkpoint_seconds: float = option(30.0, NOT_NEGATIVE)
@@ -166,22 +175,41 @@ def check(config: Config) -> None:
     require_choice("phase", config.phase, requests())
     require_choice("method", config.method, METHODS)
     require_choice("data set", config.data.name, data.DATASETS)
+    check_options(config.model, of=ModelOptions, prefix="model.")
     _check_model(config)
     _check_backdoor(config)
     for part in _TRAINED:
         require_choice(f"{part}.batch_norm", config[part].batch_norm, BATCH_NORM_MODES)
+    _check_data_options(config)
     check_options(config, of=RunOptions)
+    methods = {node_of(name): method.config for name, method in METHODS.items()}
     sections = {
         "backdoor": BackdoorOptions,
         "training": TrainingConfig,
         "mesh": MeshOptions,
-        **{node_of(name): method.config for name, method in METHODS.items()},
+        **methods,
         **_phase_sections(),
     }
     for name, options in sections.items():
         check_options(config[name], of=options, prefix=f"{name}.")
     phase_options(config)
-    method_config(config)
+    for name, options in methods.items():  # also of the methods that this run does not use
+        try:
+            _options(options, config, name)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+
+_OF_ALL_DATA = {"seed": SEED, "validation_fraction": BELOW_1}
+
+
+def _check_data_options(config: Config) -> None:
+    """Raise `InputError` at an option of the data that their loader does not have, or its type."""
+    given, hints = data_options(config), typing.get_type_hints(data.DATASETS[config.data.name])
+    data.check_known(config.data.name, given)
+    for name, value in given.items():
+        if value is not None:
+            check_option(f"data.{name}", value, hints[name], _OF_ALL_DATA.get(name))
 
 
 def _check_model(config: Config) -> None:
@@ -240,6 +268,7 @@ def make_job(
     poisoning = backdoor_options(config)
     return Job(
         request=config.phase,
+        identity=identity(config),
         seed=config.seed,
         dataset=dataset,
         classes=classes,
@@ -339,6 +368,41 @@ def num_devices(config: Config) -> int:
 def as_json(config: Config) -> dict:
     """Return the configuration as JSON can carry it."""
     return json.loads(config.to_json_best_effort())
+
+
+# Fields that change no result but by rounding: the same run may go on with others.
+_FREE_FIELDS = ("phase", "check_order", "checkpoint_seconds", "distance.directions_per_chunk")
+# What these ask for is made anew if their own fields differ.
+_FREE_PARTS = ("scan.", "robustness.", "mesh.")
+
+
+def decisive(fields: dict) -> dict:
+    """Return the fields that decide a result, by their full names."""
+    return {
+        name: value
+        for name, value in _flat(fields).items()
+        if name not in _FREE_FIELDS and not name.startswith(_FREE_PARTS)
+    }
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def identity(config: Config) -> str:
+    """Return a digest of the fields that decide a result, by which results know their run.
+
+    Fields at their defaults do not count: a later version may have more of them.
+    """
+    ours, defaults = map(decisive, map(as_json, (config, default_config())))
+    changed = {name: value for name, value in ours.items() if value != defaults.get(name)}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
 
 def field_names(config: Config, prefix: str = "config") -> list[str]:

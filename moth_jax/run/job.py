@@ -64,7 +64,7 @@ class BackdoorOptions:
 
     kind: str = ""
     target: str = ""
-    victims: tuple[str, ...] = ()
+    victims: tuple[str | int, ...] = ()
     rate: float = option(0.1, POSITIVE_SHARE)
     cover_rate: float = option(0.1, SHARE)
     seed: int = option(0, SEED)
@@ -77,6 +77,7 @@ class Job:
 
     Attributes:
       request: what was asked for, the value of config.phase.
+      identity: a digest of the options that decide the results (`configuration.identity`).
       seed: of training, hardening, and the choice of directions.
       dataset: the data set.
       classes: labels of the classes that are measured and hardened among each other.
@@ -98,6 +99,7 @@ class Job:
     """
 
     request: str
+    identity: str
     seed: int
     dataset: ImageDataset
     classes: tuple[int, ...]

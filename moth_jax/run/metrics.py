@@ -9,20 +9,28 @@ writer is opened, so that both agree after a run was killed and resumed.
 """
 
 import errno
-import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moth_jax.errors import InputError
-from moth_jax.storage.files import _cannot_write, strict_json, write_atomically
+from moth_jax.storage.files import (
+    cannot_write,
+    json_text,
+    open_regular,
+    parse_json,
+    strict_json,
+    write_atomically,
+)
 
 _SECONDS_BETWEEN_EVENT_FLUSHES = 10.0
-_RESERVED = ("phase", "step", "time")
+_CHECK = "crc"
+_RESERVED = ("phase", "step", "time", _CHECK)
 
 
 class MetricWriter:
@@ -31,11 +39,17 @@ class MetricWriter:
     When `write` returns, its line is on disk as a whole. A kill may leave a broken last line; it is
     cut off when the writer is opened.
 
+    Args:
+      workdir: the folder.
+      of: what the run is told from others by. Lines of another are refused when they are read.
+
     Raises:
-      InputError: the folder cannot be written (also from `write`, when the disk is full).
+      InputError: the folder cannot be written (also from `write`, when the disk is full, or when
+        the file has been removed or replaced).
     """
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: str | os.PathLike, of: str = ""):
+        self._of = of
         self._path = Path(workdir) / "metrics.jsonl"
         self._events_dir = Path(workdir) / "tensorboard"
         self._events = None
@@ -44,7 +58,7 @@ class MetricWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
     def write(self, phase: str, step: int, /, **figures) -> None:
         """Append a record: `phase`, `step`, the time in seconds since 1970, and the figures.
@@ -55,14 +69,21 @@ class MetricWriter:
         if not figures.keys().isdisjoint(_RESERVED):
             raise ValueError(f"figures cannot be called {', '.join(_RESERVED)}; got {figures}")
         record = {"phase": phase, "step": int(step), "time": time.time(), **figures}
-        line = _line(record)
+        line = _line(record, self._of)
         try:
             # Unbuffered and in one call: a kill leaves whole lines, and a failure shows here.
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._check_there()
             self._write_event(record)
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
+
+    def _check_there(self) -> None:
+        """Raise `OSError` if the file at the path is not the one that is written any more."""
+        ours, there = os.fstat(self._file.fileno()), os.stat(self._path)
+        if not os.path.samestat(ours, there):
+            raise OSError(errno.ESTALE, "it was replaced while the run worked")
 
     def rewind(self, keep: Mapping[str, int] | Callable[[dict], bool]) -> None:
         """Drop the records that a resumed run will write again.
@@ -72,11 +93,11 @@ class MetricWriter:
             whole. Or a function from a record to whether it is kept.
         """
         is_kept = partial(_is_within, last_steps=keep) if isinstance(keep, Mapping) else keep
-        records = read_metrics(self._path)
+        records = read_metrics(self._path, self._of)
         kept = [record for record in records if is_kept(record)]
         if len(kept) < len(records):
             self.close()
-            write_atomically(self._path, b"".join(map(_line, kept)))
+            write_atomically(self._path, b"".join(_line(record, self._of) for record in kept))
             self._open()
 
     def close(self) -> None:
@@ -87,7 +108,7 @@ class MetricWriter:
             try:
                 events.close()
             except OSError as error:
-                raise _cannot_write(self._events_dir, error) from error
+                raise cannot_write(self._events_dir, error) from error
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -96,12 +117,12 @@ class MetricWriter:
         self.close()
 
     def _open(self) -> None:
-        _cut_torn_line(self._path)
+        _cut_torn_line(self._path, self._of)
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def _write_event(self, record: dict) -> None:
         if self._events is None:
-            self._events = _new_events(self._events_dir, read_metrics(self._path))
+            self._events = _new_events(self._events_dir, read_metrics(self._path, self._of))
         else:
             self._events.write_event(_event(record))
         if time.monotonic() - self._last_flush >= _SECONDS_BETWEEN_EVENT_FLUSHES:
@@ -125,38 +146,44 @@ class NoMetrics:
         pass
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict]:
+def read_metrics(path: str | os.PathLike, of: str = "") -> list[dict]:
     """Return the records of a metrics.jsonl, oldest first; none if there is no such file.
 
     Infinite figures are floats again; a figure that was NaN is None. A broken last line is left
     out: the process was killed while it wrote it.
 
     Raises:
-      InputError: a line before the last is not a JSON object with a phase and a step.
+      InputError: a line before the last is no record of the run `of`, or it is damaged.
     """
-    path = Path(path)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    records = list(map(_record, lines))
+    records = [_record(line, of) for line in _content(Path(path)).split(b"\n")[:-1]]
     if records and records[-1] is None:
         del records[-1]
     whole = [record for record in records if record is not None]
     if len(whole) < len(records):
         raise InputError(
-            f"line {records.index(None) + 1} of {path} is no JSON object with a phase and a step; "
-            "remove the line, or the file, which is only the log that curves are drawn from, and "
-            "run the same command again"
+            f"line {records.index(None) + 1} of {path} is damaged, or of another run; remove the "
+            "line, or the file, which is only the log that curves are drawn from, and run the same "
+            "command again"
         )
     return whole
 
 
-def _record(line: bytes) -> dict | None:
-    """Return the record of a line, None if it is broken."""
+def _content(path: Path) -> bytes:
+    if not path.exists():
+        return b""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _record(line: bytes, of: str) -> dict | None:
+    """Return the record of a line, None if it is broken or of another run."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
-    is_record = isinstance(record, dict) and {"phase", "step"} <= record.keys()
-    return _with_infinities(record) if is_record else None
+    if not isinstance(record, dict) or record.pop(_CHECK, None) != _check(record, of):
+        return None
+    return _with_infinities(record) if {*_RESERVED} - {_CHECK} <= record.keys() else None
 
 
 def _with_infinities(value: Any) -> Any:
@@ -171,17 +198,20 @@ def _is_within(record: dict, last_steps: Mapping[str, int]) -> bool:
     return record["step"] <= last_steps.get(record["phase"], math.inf)
 
 
-def _line(record: dict) -> bytes:
-    return json.dumps(strict_json(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+def _line(record: dict, of: str) -> bytes:
+    return json_text({**record, _CHECK: _check(record, of)}).encode() + b"\n"
 
 
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    content = path.read_bytes()
+def _check(record: dict, of: str) -> str:
+    """Return the checksum of a record of the run `of`."""
+    return f"{zlib.crc32(json_text(record).encode(), zlib.crc32(of.encode())):08x}"
+
+
+def _cut_torn_line(path: Path, of: str) -> None:
+    content = _content(path)
     whole = content.rfind(b"\n") + 1
     last = content.rfind(b"\n", 0, whole - 1) + 1
-    if whole and _record(content[last:whole]) is None:
+    if whole and _record(content[last:whole], of) is None:
         whole = last  # otherwise it would be in the middle once there are more
     if whole < len(content):
         os.truncate(path, whole)

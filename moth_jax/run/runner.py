@@ -14,6 +14,7 @@ last finished chunk of directions (`distances/`), and gives the numbers it would
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -30,7 +31,7 @@ from moth_jax.progress import Progress
 from moth_jax.run import configuration
 from moth_jax.run.job import Job
 from moth_jax.run.metrics import MetricWriter, NoMetrics
-from moth_jax.run.phases import Models, asked
+from moth_jax.run.phases import PHASES, Models, asked
 from moth_jax.run.phases.base import MODEL_FOLDERS, REPORT
 from moth_jax.run.phases.original import make_model
 from moth_jax.run.summary import Summary, summarise
@@ -56,10 +57,10 @@ def run(
     _check(job, None)
     if overwrite:
         _check_overwriting(job)
-    with locked(workdir):
+    with locked(workdir) as check_folder:
         fields = configuration.as_json(config)
         broadcast_from_main(functools.partial(claim, workdir, fields, overwrite=overwrite))
-        return _do(job)
+        return _do(job, check_folder)
 
 
 def _check(job: Job, model: SavedModel | None) -> None:
@@ -105,12 +106,19 @@ def _check_same_data(dataset: ImageDataset) -> None:
     check_same("the data", *values)
 
 
-def _do(job: Job) -> Summary:
-    """Do what is asked for, up to the summary."""
+def _do(job: Job, check_folder: Callable[[], None]) -> Summary:
+    """Do what is asked for, up to the summary; `check_folder` is that of `locked`."""
     models = Models(job.workdir, functools.partial(_check, job))
     writes = is_main() and job.request != REPORT
-    with MetricWriter(job.workdir) if writes else NoMetrics() as metrics:
+    with MetricWriter(job.workdir, job.identity) if writes else NoMetrics() as metrics:
         job = dataclasses.replace(job, metrics=metrics)
-        for phase in asked(job.request):
+        first, *others = asked(job.request)  # the first gets the model that all others are of
+        first.do(job, models)
+        for phase in PHASES.values():
+            phase.verify(job, models)
+        for phase in others:
             phase.do(job, models)
-    return summarise(job, models)
+            check_folder()
+    summary = summarise(job, models)
+    check_folder()
+    return summary

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from moth_jax.errors import printable
 from moth_jax.parallel.devices import num_devices
 from moth_jax.parallel.processes import is_main
 from moth_jax.report import Report, write_report
@@ -71,7 +72,7 @@ class Summary:
             *([] if scan is None else _scan(scan["text"])),
             None if self.report is None else f"{'report':16} {self.report}",
         ]
-        return [line for line in lines if line is not None]
+        return [printable(line) for line in lines if line is not None]
 
     def _shares(self, title: str, name: str) -> str | None:
         values = (None if share is None else 100 * share for share in self.pair(name))
@@ -137,7 +138,7 @@ def _write_report(job: Job, figures: dict, path: Path) -> None:
     counts, scan = load_hardening(job.workdir).get("num_selected"), load_scan(job.workdir)
     if not is_main():
         return
-    records, test = read_metrics(job.workdir / folder.METRICS), job.dataset.test
+    records, test = read_metrics(job.workdir / folder.METRICS, job.identity), job.dataset.test
     report = Report(
         title=f"{figures['model']} on {job.dataset.name}",
         summary=figures,
@@ -175,5 +176,5 @@ def _interval(ends: tuple[float, float] | None, unit: float = 1) -> str | None:
 
 
 def _scan(text: str) -> list[str]:
-    verdict, cost = text.splitlines()
+    verdict, _, cost = text.rpartition("\n")  # names may have line ends of their own
     return [f"{'scan':16} {verdict}", f"{'':16} {cost}"]

@@ -3,23 +3,19 @@
 import contextlib
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from moth_jax.errors import InputError
 from moth_jax.parallel.processes import broadcast_from_main
-from moth_jax.run.configuration import as_json, default_config
+from moth_jax.run.configuration import as_json, decisive, default_config
 from moth_jax.run.phases import PHASES
 from moth_jax.storage.files import read_own_json, write_json
 
 CONFIG, METRICS, SUMMARY, REPORT = "config.json", "metrics.jsonl", "summary.json", "report.html"
 _OF_THE_RUN = ("tensorboard", METRICS, SUMMARY, REPORT)
-# Fields that change no result but by rounding: the same run may go on with others.
-_FREE_FIELDS = ("phase", "check_order", "checkpoint_seconds", "distance.directions_per_chunk")
-# What these ask for is made anew if their own fields differ.
-_FREE_PARTS = ("scan.", "robustness.", "mesh.")
 
 _LOCK = ".lock"
 _WAIT_SECONDS = 10.0  # a process that was killed may take some to give its devices back
@@ -28,8 +24,11 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path) -> Iterator[Callable[[], None]]:
     """Keep other runs out of `workdir`, which is made, while the block runs.
+
+    The block gets a function that raises `InputError` if the folder is not there any more, or is
+    another one.
 
     The main process holds the lock, and the system releases it when that process ends, in whatever
     way. A file system without locks is used without one.
@@ -39,7 +38,8 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         broadcast_from_main(_lock, workdir, stack)
-        yield
+        ours = broadcast_from_main(_identity, workdir)
+        yield lambda: broadcast_from_main(_check_there, workdir, ours)
 
 
 def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
@@ -58,6 +58,20 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
         if error.errno not in _NO_LOCKS:
             raise
     stack.callback(lock.release)
+
+
+def _identity(workdir: Path) -> tuple[int, int]:
+    """Return what tells a folder from another of its name."""
+    status = workdir.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_there(workdir: Path, ours: tuple[int, int]) -> None:
+    if not workdir.is_dir() or _identity(workdir) != ours:
+        raise InputError(
+            f"{workdir} was removed or replaced while the run worked in it; bring it back, and the "
+            "same command goes on, or begins anew"
+        )
 
 
 def _make_folder(workdir: Path) -> None:
@@ -120,7 +134,7 @@ def changed_fields(theirs: dict, ours: dict) -> list[str]:
 
     A field that `theirs` lacks, because it is newer, had its default.
     """
-    theirs, ours, defaults = map(_decisive, (theirs, ours, as_json(default_config())))
+    theirs, ours, defaults = map(decisive, (theirs, ours, as_json(default_config())))
     theirs = {**{name: defaults[name] for name in ours.keys() & defaults.keys()}, **theirs}
     missing = object()
     return sorted(
@@ -128,22 +142,3 @@ def changed_fields(theirs: dict, ours: dict) -> list[str]:
         for name in ours.keys() | theirs.keys()
         if ours.get(name, missing) != theirs.get(name, missing)
     )
-
-
-def _decisive(fields: dict) -> dict:
-    """Return the fields that decide a result, by their full names."""
-    return {
-        name: value
-        for name, value in _flat(fields).items()
-        if name not in _FREE_FIELDS and not name.startswith(_FREE_PARTS)
-    }
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from moth_jax.options import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, check_options, option
+from moth_jax.options import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_options, option
 from moth_jax.scanning.result import ANY
 
 
@@ -58,7 +58,7 @@ class ScanOptions:
     random_share: float = option(0.3, SHARE)
     num_checked: int = option(4, NOT_NEGATIVE)
     arms_per_chunk: int = option(0, NOT_NEGATIVE)
-    seed: int = 0
+    seed: int = option(0, SEED)
 
     def __post_init__(self):
         check_options(self)

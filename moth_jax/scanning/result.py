@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 
-from moth_jax.errors import InputError, listed
-from moth_jax.storage.files import load_npz, save_npz
+from moth_jax.errors import InputError, first_line, listed
+from moth_jax.storage.files import check_arrays, load_npz, save_npz
 from moth_jax.triggers import Trigger
 
 ANY = "any"
@@ -170,14 +170,25 @@ class Scan:
         Raises:
           InputError: the file is missing, damaged, or not a scan.
         """
-        arrays = load_npz(path)
-        if "scan" not in arrays:
-            raise InputError(f"{path} is no scan; it holds {', '.join(sorted(arrays))}")
-        fields = json.loads(str(arrays["scan"]))
-        fields["arms"] = tuple(Arm(**arm) for arm in fields["arms"])
-        if "masks" in arrays:
-            fields["triggers"] = Trigger(arrays["masks"], arrays["patterns"])
-        return cls(**fields)
+        arrays = load_npz(path, advice=_ADVICE)
+        pictures = ("masks", "patterns")
+        optional = () if {*pictures} & arrays.keys() else pictures
+        check_arrays(path, arrays, _LAYOUT, what="scan", optional=optional, advice=_ADVICE)
+        triggers = Trigger(*(arrays[name] for name in pictures)) if "masks" in arrays else None
+        try:
+            fields = json.loads(str(arrays["scan"]))
+            arms = tuple(Arm(**arm) for arm in fields.pop("arms"))
+            return cls(**fields, arms=arms, triggers=triggers)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is damaged: {first_line(error)}; {_ADVICE}") from error
+
+
+_ADVICE = "move it away, and a scan makes it again"
+_LAYOUT = {
+    "scan": ("U", ()),
+    "masks": ("f", ("A", "h", "w", 1)),
+    "patterns": ("f", ("A", "h", "w", "c")),
+}
 
 
 def _victims(arm: Arm) -> str:

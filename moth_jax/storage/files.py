@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and read without running anything: JSON and npz."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import stat
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from moth_jax.errors import InputError, first_line
 from moth_jax.parallel.processes import broadcast_from_main, on_main
+from moth_jax.typed import fault_of, shown
 
 
 def strict_json(value) -> Any:
@@ -58,12 +60,13 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Return the fault that says what to do about a file or folder that cannot be written."""
     return InputError(
         f"cannot write {path}: {error.strerror or error}; free some space or check the "
         "permissions, then run the same command again"
@@ -201,6 +204,54 @@ def _explained(path: str | os.PathLike, advice: str) -> Iterator[None]:
         raise InputError(f"cannot read {path}: {reason}{advice and f'; {advice}'}") from error
 
 
+Shape = tuple[int | str, ...]
+
+
+def check_arrays(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    layout: Mapping[str, tuple[str, Shape]],
+    *,
+    what: str,
+    optional: Collection[str] = (),
+    advice: str = "",
+) -> None:
+    """Raise `InputError` unless a file holds the arrays of `layout` and no others.
+
+    Args:
+      path: of the file.
+      arrays: what it holds.
+      layout: (kinds of `dtype.kind`, shape) by name; a letter in a shape is one number throughout.
+      what: what a message calls such a file.
+      optional: the names that may be missing.
+      advice: what to do if they are others.
+    """
+    sizes: dict[str, int] = {}
+    faults = [f"no array {name}" for name in layout if name not in {*arrays, *optional}]
+    faults += [f"an unknown array {shown(name)}" for name in arrays if name not in layout]
+    for name in [name for name in layout if name in arrays]:
+        array, (kinds, shape) = arrays[name], layout[name]
+        places = zip(shape, array.shape, strict=False)
+        fits = len(shape) == array.ndim and all(
+            size == (sizes.setdefault(place, size) if isinstance(place, str) else place)
+            for place, size in places
+        )
+        if array.dtype.kind not in kinds or not fits:
+            faults.append(f"{name} is {array.dtype} of shape {array.shape}")
+    if faults:
+        raise InputError(f"{path} is no {what}, or is damaged: {faults[0]}; {advice}")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return strict JSON with letters of all scripts; what cannot be shown is escaped.
+
+    >>> print(json_text({"name": "café\\x9b"}))
+    {"name": "café\\u009b"}
+    """
+    text = json.dumps(strict_json(value), allow_nan=False, ensure_ascii=False, **options)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def write_json(path: str | os.PathLike, fields: Mapping) -> None:
     """Write `fields` as strict JSON, whole or not at all; NaN becomes null, infinity "inf".
 
@@ -209,26 +260,96 @@ def write_json(path: str | os.PathLike, fields: Mapping) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    text = json.dumps(strict_json(fields), indent=2, allow_nan=False, ensure_ascii=False)
-    on_main(write_atomically, path, text.encode() + b"\n")
+    on_main(write_atomically, path, json_text(fields, indent=2).encode() + b"\n")
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, schema: type | None = None) -> dict:
     """Return what `write_json` wrote, {} if there is no such file.
 
     Of several processes the main one reads, and tells the others.
 
+    Args:
+      path: the file.
+      schema: a dataclass with the fields that the file must have; any fields if None.
+
     Raises:
-      InputError: the file is damaged.
+      InputError: the file is damaged, or its fields are not those of `schema`.
     """
-    return broadcast_from_main(read_own_json, path)
+    return broadcast_from_main(read_own_json, path, schema)
 
 
-def read_own_json(path: Path) -> dict:
+def read_own_json(path: Path, schema: type | None = None) -> dict:
     """Return what `read_json` returns, read by this process and told to no other."""
+    if not path.exists():
+        return {}
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        with open_regular(path) as file:
+            fields = parse_json(file.read())
+        fault = fault_of(fields, schema)
     except ValueError as error:
-        raise InputError(
-            f"{path} is damaged: {error}; choose another --workdir, or move the file away"
-        ) from error
+        fault = str(error)
+    except OSError as error:
+        fault = error.strerror or str(error)
+    if fault is not None:
+        raise _damaged(path, fault)
+    return fields
+
+
+def write_record(path: str | os.PathLike, fields: Mapping) -> None:
+    """Write `fields` as `write_json` does, with a checksum of them."""
+    write_json(path, {**fields, _CHECKSUM: _checksum(fields)})
+
+
+def read_record(path: Path, schema: type | None = None) -> dict:
+    """Return what `write_record` wrote, {} if there is no such file; else as `read_json`."""
+    return broadcast_from_main(_read_own_record, path, schema)
+
+
+def _read_own_record(path: Path, schema: type | None) -> dict:
+    fields = read_own_json(path)
+    if not fields:
+        if path.exists():
+            raise _damaged(path, "it is empty")
+        return {}
+    if fields.pop(_CHECKSUM, None) != _checksum(fields):
+        raise _damaged(path, "wrong or missing checksum")
+    fault = fault_of(fields, schema)
+    if fault is not None:
+        raise _damaged(path, fault)
+    return fields
+
+
+_CHECKSUM = "sha256"
+
+
+def _checksum(fields: Mapping) -> str:
+    return hashlib.sha256(json_text(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, fault: str) -> InputError:
+    return InputError(
+        f"{path} is damaged: {fault}; bring back the file as it was, move it away, or choose "
+        "another --workdir"
+    )
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what strict JSON says.
+
+    Raises:
+      ValueError: it is no strict JSON, or names a field twice.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a field occurs twice")
+    return dict(pairs)

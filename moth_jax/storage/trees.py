@@ -62,14 +62,13 @@ def _read(path: Path) -> tuple[dict, dict]:
 
     if not path.is_dir():
         raise InputError(f"there is no checkpoint folder {path}")
-    # TensorStore, JSON and Orbax each have their own words for a damaged file.
-    faults = (ValueError, OSError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
     try:
         saved = ocp.metadata(str(path))
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.metadata)
         tree: Any = ocp.load(str(path), target)
-        metadata: Any = saved.custom_metadata or {}
-    except faults as error:
+        custom: Any = saved.custom_metadata or {}
+        metadata: dict = dict(custom)
+    except Exception as error:  # TensorStore, JSON and Orbax have many words for a damaged file
         raise _damaged(path, _reason(error)) from error
     if metadata.pop("sha256", None) != _digest(tree, metadata):
         raise _damaged(path, "wrong or missing checksum")

@@ -290,7 +290,7 @@ def write_truncated(path):
         (lambda path: path.write_bytes(b""), "cannot read"),
         (lambda path: path.write_bytes(b"neither zip nor npy"), "cannot read"),
         (write_npy, "cannot read"),
-        (write_truncated, "cannot read.*; remove it, and the command that measured it makes it"),
+        (write_truncated, "cannot read.*; move it away, and the command that measured it"),
         (write_objects, "cannot read.*Object arrays"),
         (lambda path: files.save_npz(path, {"values": np.zeros(3)}), "is no distance"),
     ],

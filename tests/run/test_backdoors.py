@@ -16,6 +16,7 @@ from moth_jax.run.configuration import backdoor_options, check, default_config
 from moth_jax.run.job import choose_backdoor
 from moth_jax.run.phases import PHASES, Models
 from moth_jax.run.summary import summarise
+from moth_jax.storage.files import write_record
 from tests.helpers.runs import do, job_of, summary_of, tiny_config
 from tests.helpers.toys import row_dataset
 
@@ -39,9 +40,19 @@ def save_distances(workdir):
     """Put measurements into a run's folder which found no trigger."""
     rates = np.where(np.eye(10), np.nan, 0).astype(np.float32)
     matrix = DistanceMatrix(rates + np.float32(np.inf), rates, tuple("0123456789"))
-    matrix.details["seconds"] = 1.0
+    of = json.loads((workdir / "original.json").read_text())["of"]
+    matrix.details.update(seconds=1.0, of=of)
     for when in ("before", "after"):
         matrix.save(workdir / f"distance_{when}.npz")
+
+
+def save_record(workdir):
+    """Write the record of a hardening that has changed nothing."""
+    of = json.loads((workdir / "original.json").read_text())["of"]
+    fields = {"seconds": 1.0, "cpu_seconds": 1.0, "steps": 0, "stopped": "budget"}
+    accuracies = dict.fromkeys(("validation_accuracy_before", "validation_accuracy_at_stop"), 0.9)
+    record = {**fields, **accuracies, "num_selected": None, "of": of, "model": of["model"]}
+    write_record(workdir / "hardening.json", record)
 
 
 def test_poisoned_training_plants_a_backdoor(planted):
@@ -67,6 +78,7 @@ def test_the_hardened_model_is_shown_beside_the_original(planted, tmp_path):
     copy = shutil.copytree(workdir, tmp_path / "run")
     shutil.copytree(copy / "original", copy / "hardened")
     save_distances(copy)
+    save_record(copy)
     report = config.copy_and_resolve_references()
     report.phase = "report"
     told = summary_of(report, copy)
@@ -104,6 +116,7 @@ def test_hardening_and_measuring_see_the_clean_images(tmp_path, monkeypatch):
 def test_without_a_backdoor_there_is_nothing_about_one(planted, tmp_path):
     workdir = shutil.copytree(planted[0], tmp_path / "run")
     save_distances(workdir)
+    (workdir / "metrics.jsonl").unlink()  # of a run with other options
     job = job_of(tiny_config(), data.load("digits"), workdir)
     summary = summarise(job, Models(workdir))
     assert not [name for name in summary.figures if "backdoor" in name or "attack" in name]

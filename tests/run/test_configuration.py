@@ -95,8 +95,8 @@ def test_every_field_reaches_the_options(part):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"model__mean": (float("nan"),)}, "mean must be finite numbers"),
-        ({"model__mean": ("x",)}, r"mean must be numbers, one per channel, got \('x',\)"),
+        ({"model__mean": (float("nan"),)}, "mean must be numbers, got"),
+        ({"model__mean": ("x",)}, r"mean must be numbers, got \('x',\)"),
         ({"model__std": (0.0,)}, r"std in \(0, 1\]"),
         ({"model__builder": "mine.py:build"}, "model.builder says how to read model.checkpoint"),
         ({"model__weights": "ema"}, "model.weights says how to read model.checkpoint"),
@@ -186,7 +186,7 @@ def test_no_number_may_be_negative_or_undefined(name, value):
         ("harden.max_accuracy_drop", 1.01, "harden.max_accuracy_drop must be in"),
         ("harden.adversary.epsilon", 8.0, "harden.adversary.epsilon must be in"),
         ("seed", 2**31, r"seed must be in \[0, 2\*\*31\), got 2147483648"),
-        ("distance.seeds", (), r"distance.seeds must be whole numbers .*\(0, 1, 2\), got \(\)"),
+        ("distance.seeds", (), r"distance.seeds must be whole numbers such as \(0,\), got \(\)"),
         ("distance.seeds", (0, -1), "distance.seeds must be whole numbers"),
         ("distance.seeds", (0.5,), "distance.seeds must be whole numbers"),
         ("harden.batch_size", 31, "batch_size 31 has no room for 16 samples of each of 2 classes"),
@@ -196,6 +196,38 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, message
     config = digits_config()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(InputError, match=message):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("nad.betas", (math.nan,), r"nad\.betas must be numbers, 0 or more, got \(nan,\)"),
+        ("nad.betas", (500.0, -1.0), r"nad\.betas must be numbers, 0 or more"),
+        ("nad.betas", (), r"nad\.betas must be numbers such as \(500.0, 1000.0, 1000.0\), got"),
+        ("model.mean", (math.nan,), r"model\.mean must be numbers, got \(nan,\)"),
+        ("model.mean", ("x",), r"model\.mean must be numbers, got \('x',\)"),
+        ("data.seed", -1, r"data\.seed must be in \[0, 2\*\*31\), got -1"),
+        ("data.validation_fraction", math.nan, r"data\.validation_fraction must be in \[0, 1\)"),
+        ("distance.num_steps", 10**20, r"distance\.num_steps must be at most 2,147,483,647, got 1"),
+        ("harden.epochs", 1e14, r"harden\.epochs must be at most 2,147,483,647, got 1"),
+        ("classes", (True, "1"), r"classes must be names, got \(True, '1'\)"),
+        ("uap.schedule", "linear", r"uap: unknown schedule 'linear'"),
+        ("distance.seeds", (2**31,), r"distance\.seeds must be whole numbers, in .*, got"),
+        ("training.batch_size", None, r"training\.batch_size must be a whole number, at least"),
+    ],
+)
+def test_options_that_this_run_does_not_use_are_checked_too(name, value, message):
+    config = digits_config(phase="train")
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(InputError, match=f"^{message}"):
+        check(config)
+
+
+def test_an_option_that_the_loader_does_not_have_is_named_before_anything_is_loaded():
+    config = digits_config()
+    config.data.size = 32
+    with pytest.raises(InputError, match="data set 'digits' has no option size"):
         check(config)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moth_jax.errors import InputError
-from moth_jax.run.metrics import MetricWriter, read_metrics
+from moth_jax.run.metrics import MetricWriter, _line, read_metrics
 from moth_jax.storage.files import strict_json, write_atomically
 
 
@@ -69,7 +69,7 @@ def test_a_line_is_on_disk_when_write_returns_even_if_the_process_is_killed_then
     assert [record["loss"] for record in _lines(tmp_path)] == [1.0]
 
 
-WHOLE = '{"phase": "train", "step": 1, "time": 1.0}\n'
+WHOLE = _line({"phase": "train", "step": 1, "time": 1.0}, "").decode()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_broken_last_line_is_ignored_by_the_reader_and_cut_by_the_next_writer(
 def test_a_damaged_line_in_the_middle_is_reported_with_what_to_do(tmp_path, broken):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f"{WHOLE}{broken}\n{WHOLE}")
-    with pytest.raises(InputError, match=r"line 2 of .*metrics.jsonl is no JSON .* remove the"):
+    with pytest.raises(InputError, match=r"line 2 of .*metrics.jsonl is damaged.* remove the"):
         read_metrics(path)
 
 

@@ -497,8 +497,8 @@ def test_a_model_of_other_images_is_refused_with_both_shapes(workdir, tmp_path):
 
 
 def test_a_model_whose_training_diverged_is_named_as_that(tmp_path):
-    config = tiny_config(training__learning_rate=1e30, phase="measure")
-    with pytest.raises(InputError, match=r"NaN or infinite weights.*lower the learning rate"):
+    config = tiny_config(training__learning_rate=1e9, phase="measure")
+    with pytest.raises(InputError, match=r"training diverged[;,] lower"):
         do(config, tmp_path)
 
 

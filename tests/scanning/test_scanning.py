@@ -378,7 +378,7 @@ def test_a_saved_scan_is_loaded_as_it_was(tmp_path):
 
 def test_another_file_is_no_scan(tmp_path):
     np.savez(tmp_path / "other.npz", values=np.zeros(3))
-    with pytest.raises(InputError, match="is no scan; it holds values"):
+    with pytest.raises(InputError, match="is no scan, or is damaged: no array scan"):
         Scan.load(tmp_path / "other.npz")
 
 

@@ -10,7 +10,6 @@ import optax
 from jax import Array
 
 from moth_jax.data.dataset import ImageDataset
-from moth_jax.errors import InputError
 from moth_jax.hardening import base
 from moth_jax.hardening.base import HardeningConfig, Method
 from moth_jax.hardening.baselines.stages import (
@@ -52,12 +51,7 @@ class NadConfig(HardeningConfig):
     weight_decay: float = option(5e-5, NOT_NEGATIVE)
     high_epochs: float = option(2.0, NOT_NEGATIVE)
     teacher_epochs: float = option(10.0, POSITIVE)
-    betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.betas or min(self.betas) < 0:
-            raise InputError(f"betas must be numbers not below 0, got {self.betas}")
+    betas: tuple[float, ...] = option((500.0, 1000.0, 1000.0), NOT_NEGATIVE)
 
 
 def attention(features: Array) -> Array:

@@ -13,11 +13,21 @@ from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix, increase_interval, relative_increase
 from moth_jax.distance.measure import distance_matrix
 from moth_jax.distance.nearest import nearest_directions
-from moth_jax.errors import InputError, require_choice
+from moth_jax.errors import InputError, listed, require_choice
 from moth_jax.inversion import DEFAULT, Inversion, create
 from moth_jax.models.checkpoint import SavedModel
-from moth_jax.options import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, option
+from moth_jax.models.digest import weights_digest
+from moth_jax.options import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SEED,
+    check_options,
+    option,
+)
 from moth_jax.parallel.processes import load_if_exists, on_main
+from moth_jax.run.binding import bond_of
 from moth_jax.run.job import SPLITS, Job
 from moth_jax.run.phases.base import Models, Phase
 from moth_jax.run.preemption import saved_in
@@ -43,15 +53,15 @@ class MeasureOptions:
     """
 
     split: str = "test"
-    victims: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
+    victims: tuple[str | int, ...] = ()
+    targets: tuple[str | int, ...] = ()
     num_directions: int = option(0, NOT_NEGATIVE)
     nearest: int = option(0, NOT_NEGATIVE)
     num_images: int = option(100, AT_LEAST_1)
     num_steps: int | None = option(None, AT_LEAST_1)
     minibatch_size: int | None = option(None, AT_LEAST_1)
     mask_weight: float | None = option(None, POSITIVE)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = option((0,), SEED)
     inversion: str = DEFAULT
     precision: str = "float32"
     patience: int | None = option(None, AT_LEAST_1)
@@ -60,13 +70,8 @@ class MeasureOptions:
 
     def __post_init__(self):
         require_choice("split", self.split, SPLITS)
+        check_options(self, prefix="distance.")
         self.method()
-        seeds = self.seeds
-        if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
-            raise InputError(
-                "distance.seeds must be whole numbers in [0, 2**31), such as (0, 1, 2), got "
-                f"{seeds}"
-            )
 
     def method(self) -> Inversion:
         """Return the inversion by which distances are measured.
@@ -116,6 +121,8 @@ def measure(job: Job, when: str, model: SavedModel) -> DistanceMatrix:
             label=f"distances {when}",
             progress=job.progress,
         )
+    bond = bond_of(job, weights_digest(model.variables)).to_json()
+    matrix = dataclasses.replace(matrix, details={**matrix.details, "of": bond})
     on_main(matrix.save, _file(job.workdir, when))
     on_main(shutil.rmtree, job.workdir / _PARTS)
     return matrix
@@ -190,15 +197,31 @@ def _do(job: Job, models: Models, *, when: str) -> None:
     measure(job, when, models[when])
 
 
+def _verify(job: Job, models: Models, *, when: str) -> None:
+    """Raise `InputError` unless the distances are of this run's model, among its classes."""
+    matrix, path = load_distances(job.workdir, when), _file(job.workdir, when)
+    if matrix is not None:
+        models.check_of(job, when, path, matrix.details.get("of"))
+        names = tuple(job.dataset.class_names[k] for k in job.classes)
+        if matrix.class_names != names:
+            raise InputError(
+                f"{path} is of the classes {listed(matrix.class_names)}, and this run has "
+                f"{listed(names)}; bring back the file as it was, or move it away, and the same "
+                "command makes it again"
+            )
+
+
 BEFORE = Phase(
     do=functools.partial(_do, when="before"),
     requests=("all", "measure"),
+    verify=functools.partial(_verify, when="before"),
     files=("distance_before.npz", _PARTS),
     options={"distance": MeasureOptions},
 )
 AFTER = Phase(
     do=functools.partial(_do, when="after"),
     requests=("all",),
+    verify=functools.partial(_verify, when="after"),
     figures=_figures,  # of both
     files=("distance_after.npz", _PARTS),
 )

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,18 +18,39 @@ from moth_jax.evaluation import accuracy
 from moth_jax.models import checkpoint
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.models.classifier import Reading
+from moth_jax.models.digest import weights_digest
 from moth_jax.models.loading import AUTO, check_alone, head_is_fixed, load_source
 from moth_jax.parallel.processes import broadcast_from_main
 from moth_jax.run import inputs
-from moth_jax.run.checkpoints import RunCheckpoints, Saver, Timer
+from moth_jax.run.binding import ORIGINAL, Bond, bond_with
+from moth_jax.run.checkpoints import RunCheckpoints, Saver, Spent, Timer
 from moth_jax.run.job import Job, ModelOptions
 from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
-from moth_jax.storage.files import read_json, write_json
+from moth_jax.storage.files import read_record, write_record
 from moth_jax.storage.folders import current_folder
 from moth_jax.types import Variables
 
-_RECORD, _CHECKPOINTS = "original.json", "training"
+_CHECKPOINTS = "training"
 _DEFAULT_ARCHITECTURE = "resnet20"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """The fields of original.json: seconds of the training, `inputs.describe`, and a `Bond`."""
+
+    training_seconds: float | None
+    checkpoint_sha256: str | None
+    data: dict[str, Any]
+    of: Bond
+
+
+@dataclasses.dataclass(frozen=True)
+class _Progress:
+    """What a checkpoint of the training says beside its arrays."""
+
+    epoch: int
+    spent: Spent
+    began: dict[str, Any]  # `inputs.describe`
 
 
 def original_model(job: Job, given: Models | None = None) -> SavedModel:
@@ -40,17 +62,18 @@ def original_model(job: Job, given: Models | None = None) -> SavedModel:
     given = Models(job.workdir) if given is None else given
     folder = job.workdir / MODEL_FOLDERS["before"]
     if broadcast_from_main(folder.exists):
-        record, kept = load_original(job.workdir), job.workdir / inputs.IMAGES
-        inputs.check_unchanged(record, job.model.checkpoint, job.dataset, kept)
+        _check_original(job, given)
     else:
         model, seconds = make_model(job), None
         given.check(model)
         reading = model.classifier.reading
-        if not job.model.checkpoint or job.model.fine_tune:
-            variables, seconds = _train(job, model)
-            model = model._replace(variables=variables)
         about = inputs.describe(job.model.checkpoint, job.dataset)
-        write_json(job.workdir / _RECORD, {"training_seconds": seconds, **about})
+        if not job.model.checkpoint or job.model.fine_tune:
+            variables, seconds = _train(job, model, about)
+            model = model._replace(variables=variables)
+        bond = bond_with(job, about["data"], weights_digest(model.variables))
+        record = {"training_seconds": seconds, **about, "of": bond.to_json()}
+        write_record(job.workdir / ORIGINAL, record)
         inputs.keep_fingerprints(job.dataset, job.workdir / inputs.IMAGES)
         checkpoint.save_model(folder, *model)
         if job.model.checkpoint and not job.model.fine_tune:
@@ -59,6 +82,19 @@ def original_model(job: Job, given: Models | None = None) -> SavedModel:
     model = given["before"]
     given.check(model)
     return model
+
+
+def _check_original(job: Job, given: Models) -> None:
+    """Raise `InputError` unless model and images are those that the run began with."""
+    path, record = job.workdir / ORIGINAL, load_original(job.workdir)
+    if not record:
+        raise InputError(
+            f"there is no {path}, which says what the run began with; bring it back, or choose "
+            "another --workdir, or --overwrite to start afresh"
+        )
+    kept = job.workdir / inputs.IMAGES
+    inputs.check_unchanged(record, job.model.checkpoint, job.dataset, kept)
+    given.check_of(job, "before", path, record["of"])
 
 
 _MAX_IMAGES = 1000  # enough to tell a model that was misread
@@ -95,7 +131,7 @@ def _least(share: float, num_images: int) -> float:
 
 def load_original(workdir: Path) -> dict:
     """Return the record of the original model, {} if there is none."""
-    return read_json(workdir / _RECORD)
+    return read_record(workdir / ORIGINAL, _Record)
 
 
 def make_model(job: Job) -> SavedModel:
@@ -227,15 +263,20 @@ def _new_model(job: Job) -> SavedModel:
     return SavedModel(classifier, variables)
 
 
-def _train(job: Job, model: SavedModel) -> tuple[Variables, float]:
-    """Train, or go on training; return the variables and the seconds of all processes."""
+def _train(job: Job, model: SavedModel, about: dict) -> tuple[Variables, float]:
+    """Train, or go on training; return the variables and the seconds of all processes.
+
+    `about` is what the run records of its inputs (`inputs.describe`).
+    """
     dataset, options = training_images(job), job.training
-    saved = RunCheckpoints(job.workdir / _CHECKPOINTS)
+    saved = RunCheckpoints(job.workdir / _CHECKPOINTS, _Progress, of={"run": job.identity})
     state, first_epoch, losses, earlier = None, 0, (), None
     latest = saved.latest()
     if latest is not None:
         arrays, metadata = latest
+        inputs.check_unchanged(metadata["began"], job.model.checkpoint, job.dataset)
         tx = training.optimiser(options, len(dataset.train))
+        saved.check_like(arrays, training.outline(model.variables, tx))
         state = training.train_state_from_arrays(arrays, tx)
         first_epoch, earlier = metadata["epoch"], metadata["spent"]
         losses = arrays.get("losses", ())
@@ -249,7 +290,7 @@ def _train(job: Job, model: SavedModel) -> tuple[Variables, float]:
             arrays = training.train_state_arrays(state)
             if losses:  # Orbax keeps no empty arrays
                 arrays["losses"] = np.asarray(jax.device_get(losses))
-            return arrays, {"epoch": epoch}
+            return arrays, {"epoch": epoch, "began": about}
 
         saver.offer(epoch * steps + len(losses), parts)
 
@@ -282,5 +323,5 @@ PHASE = Phase(
     do=_do,
     with_report=True,  # which checks it
     figures=_figures,
-    files=(MODEL_FOLDERS["before"], _CHECKPOINTS, _RECORD, inputs.IMAGES),
+    files=(MODEL_FOLDERS["before"], _CHECKPOINTS, ORIGINAL, inputs.IMAGES),
 )

@@ -7,10 +7,12 @@ import numpy as np
 
 from moth_jax.data import ImageDataset, ImageSplit
 from moth_jax.evaluation import Adversary, pgd_accuracy
+from moth_jax.models.digest import weights_digest
 from moth_jax.options import AT_LEAST_1, POSITIVE, SHARE, option
+from moth_jax.run.binding import Bond, bond_of
 from moth_jax.run.job import Job
 from moth_jax.run.phases.base import MODEL_FOLDERS, Models, Phase
-from moth_jax.storage.files import read_json, write_json
+from moth_jax.storage.files import read_record, write_record
 
 _RECORD = "robustness.json"
 _SEED = 0  # not the run's: runs are compared on the same images and random starts
@@ -36,6 +38,16 @@ class RobustnessOptions:
     num_images: int = option(1000, AT_LEAST_1)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """The fields of robustness.json: what was asked for, a `Bond` for each model, accuracies."""
+
+    asked: dict[str, float]
+    of: dict[str, Bond]
+    before: float | None = None
+    after: float | None = None
+
+
 def measure_robustness(job: Job, models: Models) -> None:
     """Attack each model that was not attacked in the same way before; write robustness.json."""
     options = job.options(RobustnessOptions)
@@ -44,8 +56,8 @@ def measure_robustness(job: Job, models: Models) -> None:
     num_images = min(options.num_images, len(job.dataset.test))
     asked = {**dataclasses.asdict(options), "num_images": num_images}
     path = job.workdir / _RECORD
-    done = read_json(path)
-    figures: dict = done if done.get("asked") == asked else {"asked": asked}
+    done = read_record(path, _Record)
+    figures: dict = done if done.get("asked") == asked else {"asked": asked, "of": {}}
     for when in MODEL_FOLDERS:
         model = models.get(when)
         if when in figures or model is None:
@@ -59,16 +71,25 @@ def measure_robustness(job: Job, models: Models) -> None:
             label=f"robustness {when}",
             progress=job.progress,
         )
-        write_json(path, figures)
+        bond = bond_of(job, weights_digest(model.variables)).to_json()
+        figures["of"] = {**figures["of"], when: bond}
+        write_record(path, figures)
+
+
+def _verify(job: Job, models: Models) -> None:
+    """Raise `InputError` unless the models that were attacked are those of this run."""
+    path = job.workdir / _RECORD
+    for when, recorded in read_record(path, _Record).get("of", {}).items():
+        models.check_of(job, when, path, recorded)
 
 
 def load_robustness(workdir: Path) -> dict:
     """Return the summary's figures of the last attack on a run's models, {} if there was none."""
-    figures = read_json(workdir / _RECORD)
-    if not figures:
+    record = read_record(workdir / _RECORD, _Record)
+    if not record:
         return {}
-    attack = figures.pop("asked")
-    return {"robustness": attack, **{f"robustness_{when}": v for when, v in figures.items()}}
+    accuracies = {f"robustness_{when}": record[when] for when in MODEL_FOLDERS if when in record}
+    return {"robustness": record["asked"], **accuracies}
 
 
 def attacked_images(dataset: ImageDataset, num_images: int) -> ImageSplit:
@@ -90,6 +111,7 @@ def _figures(job: Job, models: Models) -> dict:
 PHASE = Phase(
     do=measure_robustness,
     with_report=True,
+    verify=_verify,
     figures=_figures,
     files=(_RECORD,),
     options={"robustness": RobustnessOptions},

@@ -1,6 +1,7 @@
 """The phase "scan": does the given model look poisoned?"""
 
 import dataclasses
+import functools
 import shutil
 from pathlib import Path
 
@@ -10,15 +11,17 @@ from moth_jax.data import ImageSplit
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.errors import InputError, require_choice
 from moth_jax.models.checkpoint import SavedModel
+from moth_jax.models.digest import weights_digest
 from moth_jax.options import NOT_NEGATIVE, option
 from moth_jax.parallel.processes import broadcast_from_main, load_if_exists, on_main
+from moth_jax.run.binding import bond_of
 from moth_jax.run.job import SPLITS, Job
 from moth_jax.run.phases.base import Models, Phase
 from moth_jax.run.phases.measure import MeasureOptions, load_distances
 from moth_jax.run.preemption import saved_in
 from moth_jax.scanning import SCANNERS, Scan, ScanOptions, scan, scan_distances
 from moth_jax.scanning.base import check_classes_have_images
-from moth_jax.storage.files import read_json, write_json
+from moth_jax.storage.files import read_json, strict_json, write_json
 
 _RESULT, _RECORD, _PARTS = "scan.npz", "scan.json", "scanning"
 
@@ -61,9 +64,10 @@ def scan_model(job: Job, model: SavedModel) -> Scan:
     If the run has measured the distances of all directions they are not measured again: "pairs" is
     then free, and its verdict rests on that measurement, whatever the options of the scan.
     """
-    matrix = _measured(job)
-    asked = _asked(job, matrix)
-    if read_json(job.workdir / _RECORD).get("asked") == asked:
+    matrix, path = _measured(job), job.workdir / _RECORD
+    bond = bond_of(job, weights_digest(model.variables)).to_json()
+    asked = {**_asked(job, matrix), "of": bond}
+    if read_json(path).get("asked") == asked:
         return broadcast_from_main(Scan.load, job.workdir / _RESULT)
     if matrix is None:
         found = _scan(job, model)
@@ -75,9 +79,10 @@ def scan_model(job: Job, model: SavedModel) -> Scan:
             threshold=options.threshold or None,
             options=options.of_scanner(),
         )
+    # A scan is done once its record is there, and no other may stand beside the result.
+    on_main(functools.partial(path.unlink, missing_ok=True))
     on_main(found.save, job.workdir / _RESULT)
-    # Last: a scan is done once this is there.
-    write_json(job.workdir / _RECORD, {**found.to_json(), "asked": asked})
+    write_json(path, {**found.to_json(), "asked": asked})
     on_main(shutil.rmtree, job.workdir / _PARTS, True)
     return found
 
@@ -87,6 +92,21 @@ def load_scan(workdir: Path) -> Scan | None:
     if not read_json(workdir / _RECORD):
         return None
     return load_if_exists(Scan.load, workdir / _RESULT)
+
+
+def _verify(job: Job, models: Models) -> None:
+    """Raise `InputError` unless the scan is of this run's model, and both of its files agree."""
+    path = job.workdir / _RECORD
+    record, scan = read_json(path), load_scan(job.workdir)
+    if not record and not broadcast_from_main(path.exists):
+        return
+    asked = record.pop("asked", None)
+    if scan is None or record != strict_json(scan.to_json()):
+        raise InputError(
+            f"{path} and {_RESULT} are not of one scan; move both away, and a scan makes them again"
+        )
+    recorded = asked.get("of") if isinstance(asked, dict) else None
+    models.check_of(job, "before", path, recorded)
 
 
 def _measured(job: Job) -> DistanceMatrix | None:
@@ -173,6 +193,7 @@ PHASE = Phase(
     do=_do,
     requests=("scan",),
     check=_check,
+    verify=_verify,
     figures=_figures,
     files=(_PARTS, _RESULT, _RECORD),
     options={"scan": ScanPhaseOptions},
