@@ -24,10 +24,14 @@ LARGEST = 2**31 - 1  # number of an option: JAX counts with 32 bits
 
 
 class Range(NamedTuple):
-    """The numbers that an option may be, and how a message calls them."""
+    """The numbers that an option may be, and how a message calls them.
+
+    None may be beyond ±`most`, of which a message speaks where it is passed.
+    """
 
     name: str
     contains: Callable[[float], bool]
+    most: int = LARGEST
 
 
 AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
@@ -38,6 +42,7 @@ SHARE = Range("in [0, 1]", lambda value: 0 <= value <= 1)
 POSITIVE_SHARE = Range("in (0, 1]", lambda value: 0 < value <= 1)
 BELOW_1 = Range("in [0, 1)", lambda value: 0 <= value < 1)
 SEED = Range("in [0, 2**31)", lambda value: 0 <= value < 2**31)
+BYTES = Range("0 or more", lambda value: value >= 0, most=2**63 - 1)
 
 
 def option(default: Value, allowed: Range) -> Value:
@@ -88,5 +93,6 @@ def check_option(name: str, value: object, hint: Any, allowed: Range | None = No
     wanted = ", ".join(filter(None, [kind, allowed and allowed.name]))
     if not (is_of(value, hint) and (allowed is None or all(map(allowed.contains, values)))):
         raise InputError(f"{name} must be {wanted}, got {shown(value)}")
-    if any(abs(item) > LARGEST for item in values if not isinstance(item, str | Mapping)):
-        raise InputError(f"{name} must be at most {LARGEST:,}, got {shown(value)}")
+    most = allowed.most if allowed else LARGEST
+    if any(abs(item) > most for item in values if not isinstance(item, str | Mapping)):
+        raise InputError(f"{name} must be at most {most:,}, got {shown(value)}")

@@ -184,7 +184,8 @@ def search(subject, options, resume_dir, progress) -> Evidence:
     lean = subject.probe_logits.mean(0)
     rows = tuple(
         dataclasses.replace(
-            row_of(images, arm, size=1.0, rate=1.0), suspicion=float(lean[arm[1]] - lean.mean())
+            row_of(images, arm, size=1.0, rate=1.0, success_bound=options.success_bound),
+            suspicion=float(lean[arm[1]] - lean.mean()),
         )
         for arm in images.universal()
     )

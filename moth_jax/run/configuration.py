@@ -28,6 +28,7 @@ from moth_jax.models.classifier import check_normalisation
 from moth_jax.models.loading import AUTO, TRUST, check_architecture, head_is_fixed
 from moth_jax.options import (
     BELOW_1,
+    BYTES,
     NOT_NEGATIVE,
     POSITIVE_SHARE,
     SEED,
@@ -200,7 +201,7 @@ def check(config: Config) -> None:
             raise InputError(f"{name}: {error}") from error
 
 
-_OF_ALL_DATA = {"seed": SEED, "validation_fraction": BELOW_1}
+_RANGES_OF_DATA = {"seed": SEED, "validation_fraction": BELOW_1, "in_memory_limit": BYTES}
 
 
 def _check_data_options(config: Config) -> None:
@@ -209,7 +210,7 @@ def _check_data_options(config: Config) -> None:
     data.check_known(config.data.name, given)
     for name, value in given.items():
         if value is not None:
-            check_option(f"data.{name}", value, hints[name], _OF_ALL_DATA.get(name))
+            check_option(f"data.{name}", value, hints[name], _RANGES_OF_DATA.get(name))
 
 
 def _check_model(config: Config) -> None:

@@ -224,6 +224,16 @@ def test_options_that_this_run_does_not_use_are_checked_too(name, value, message
         check(config)
 
 
+def test_bytes_of_memory_are_counted_beyond_32_bits():
+    config = default_config()
+    config.data.name = "folder"
+    config.data.in_memory_limit = 2**36
+    check(config)
+    config.data.in_memory_limit = -1
+    with pytest.raises(InputError, match=r"data\.in_memory_limit must be 0 or more, got -1"):
+        check(config)
+
+
 def test_an_option_that_the_loader_does_not_have_is_named_before_anything_is_loaded():
     config = digits_config()
     config.data.size = 32
