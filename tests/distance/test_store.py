@@ -52,6 +52,7 @@ def test_chunks_are_named_and_laid_out_as_they_always_were(tmp_path, kind):
         "mask": (2, 4, 4, 1),
         "pattern": (2, 4, 4, 1),
         "seconds": (),
+        "of": (),
     }
 
 
@@ -95,7 +96,7 @@ def test_a_damaged_chunk_is_reported_and_measured_again_once_it_is_removed(tmp_p
     store.save(a_chunk())
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=rf"cannot read {path}: .*; remove it, and its directions"):
+    with pytest.raises(InputError, match=rf"cannot read {path}: .*; move it away, and its directions"):
         store.load(DIRECTIONS)
     path.unlink()
     assert store.load(DIRECTIONS) == []
