@@ -49,6 +49,11 @@ def _cifar_resnet(depth):
     return partial(_by_channels, partial(CifarResNet, (depth - 2) // 6))
 
 
+def _wide_resnet(depth, widening):
+    family = partial(PreactResNet, (depth - 4) // 6, widening, as_torch=True)
+    return partial(_by_channels, family)
+
+
 def _resnet(depth, **options):
     return partial(_by_channels, partial(ResNet, depth, **options))
 
@@ -60,6 +65,8 @@ def _vgg(depth, **options):
 MODELS = {
     **{f"resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)},
     "preact_resnet20": partial(_by_channels, partial(PreactResNet, 3)),
+    "wrn16_1": _wide_resnet(16, 1),
+    "wrn28_10": _wide_resnet(28, 10),
     **{f"resnet{depth}": _resnet(depth) for depth in (18, 34, 50, 101)},
     "wide_resnet50_2": _resnet(50, widening=2),
     "resnet18_cifar": _resnet(18, small_stem=True),

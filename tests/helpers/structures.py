@@ -22,6 +22,7 @@ from tests.helpers.torch_models import (
     CifarVGG19,
     LisaCNN,
     NiN,
+    WideResNet,
     arrays,
     in_float64,
     to_torch,
@@ -73,6 +74,8 @@ _NO_AUXILIARY = (("aux_logits", False), ("init_weights", False))
 STRUCTURES = [
     _small("resnet20", partial(CifarResNet, 3)),
     _small("resnet32", partial(CifarResNet, 5), slow=True),
+    _small("wrn16_1", WideResNet),
+    _small("wrn28_10", partial(WideResNet, 4, 10), slow=True),
     _small("nin", NiN),
     _small("vgg19", CifarVGG19, slow=True),
     _small("lisa_cnn", LisaCNN, 18),

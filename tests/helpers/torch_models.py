@@ -62,6 +62,47 @@ class CifarResNet(torch.nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
+class WideBlock(torch.nn.Module):
+    def __init__(self, width_in, width, stride):
+        super().__init__()
+        self.bn1 = torch.nn.BatchNorm2d(width_in)
+        self.conv1 = torch.nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(width)
+        self.conv2 = torch.nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.convShortcut = (
+            None
+            if width == width_in
+            else torch.nn.Conv2d(width_in, width, 1, stride, 0, bias=False)
+        )
+
+    def forward(self, x):
+        y = F.relu(self.bn1(x))
+        shortcut = x if self.convShortcut is None else self.convShortcut(y)
+        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(y))))
+
+
+class WideResNet(torch.nn.Module):
+    """xternalz's wide ResNet of depth 6 `blocks` + 4."""
+
+    def __init__(self, blocks=2, widening=1, num_classes=10):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        widths = (16, 16 * widening, 32 * widening, 64 * widening)
+        for stage in (1, 2, 3):
+            rest = [WideBlock(widths[stage], widths[stage], 1) for _ in range(blocks - 1)]
+            first = WideBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
+            layer = torch.nn.Sequential(first, *rest)
+            setattr(self, f"block{stage}", torch.nn.ModuleDict({"layer": layer}))
+        self.bn1 = torch.nn.BatchNorm2d(widths[3])
+        self.fc = torch.nn.Linear(widths[3], num_classes)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for block in (self.block1, self.block2, self.block3):
+            x = block["layer"](x)
+        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+
+
 class CifarVGG19(torch.nn.Module):
     """kuangliu's VGG19 for 32x32 images: one dense layer, of the single position that is left."""
 

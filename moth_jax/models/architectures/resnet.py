@@ -2,8 +2,9 @@
 
 `CifarResNet` is the original one (He et al. 2015, section 4.2): normalise and activate after each
 convolution, no parameters in the shortcuts; akamaster/pytorch_resnet_cifar10 has these weights.
-`PreactResNet` is the one the MOTH authors trained in Keras: normalise and activate before each
-convolution, biases in all of them, a 1x1 projection where the width grows.
+`PreactResNet` normalises and activates before each convolution, and has a 1x1 projection where the
+width grows: the MOTH authors trained it in Keras, with biases in all convolutions. Wide ResNets
+(Zagoruyko and Komodakis 2016) are the same without biases, and padded as in PyTorch.
 """
 
 import jax
@@ -16,7 +17,7 @@ from moth_jax.models.layers import BatchNorm, Conv
 WIDTHS = (16, 32, 64)
 
 
-def stage_plan(blocks_per_stage: int) -> list[tuple[int, int, int]]:
+def stage_plan(blocks_per_stage: int, widening: int = 1) -> list[tuple[int, int, int]]:
     """Width in, width out and stride of every block, in order.
 
     >>> stage_plan(2)
@@ -25,8 +26,8 @@ def stage_plan(blocks_per_stage: int) -> list[tuple[int, int, int]]:
     plan, before = [], WIDTHS[0]
     for stage, width in enumerate(WIDTHS):
         for block in range(blocks_per_stage):
-            plan.append((before, width, 2 if stage > 0 and block == 0 else 1))
-            before = width
+            plan.append((before, widening * width, 2 if stage > 0 and block == 0 else 1))
+            before = widening * width
     return plan
 
 
@@ -80,13 +81,15 @@ class CifarResNet(nnx.Module):
 class PreactBlock(nnx.Module):
     """shortcut + conv(relu(bn(conv(relu(bn(x)))))); a projection reads the activated input."""
 
-    def __init__(self, width_in: int, width: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, width_in: int, width: int, stride: int, *, as_torch: bool, rngs: nnx.Rngs):
+        options = {"padding": 1, "use_bias": False} if as_torch else {}
         self.bn1 = BatchNorm(width_in)
-        self.conv1 = Conv(width_in, width, stride=stride, rngs=rngs)
+        self.conv1 = Conv(width_in, width, stride=stride, **options, rngs=rngs)
         self.bn2 = BatchNorm(width)
-        self.conv2 = Conv(width, width, rngs=rngs)
+        self.conv2 = Conv(width, width, **options, rngs=rngs)
+        options = {**options, "padding": "VALID", "stride": stride}
         grows = width != width_in
-        self.projection = Conv(width_in, width, 1, stride=stride, rngs=rngs) if grows else None
+        self.projection = Conv(width_in, width, 1, **options, rngs=rngs) if grows else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Features [n h w width_in] to [n ceil(h/stride) ceil(w/stride) width]."""
@@ -98,15 +101,30 @@ class PreactBlock(nnx.Module):
 
 
 class PreactResNet(nnx.Module):
-    """Pre-activation ResNet of depth 6 `blocks_per_stage` + 2, as the MOTH authors built it."""
+    """Pre-activation ResNet with `blocks_per_stage` blocks in each of three stages.
 
-    def __init__(self, blocks_per_stage: int, *, num_classes: int, channels: int, rngs: nnx.Rngs):
-        self.conv = Conv(channels, WIDTHS[0], rngs=rngs)
+    As the MOTH authors built it in Keras (depth 6 `blocks_per_stage` + 2); or, if `as_torch`, a wide
+    ResNet (depth 6 `blocks_per_stage` + 4), whose stages are `widening` times as wide.
+    """
+
+    def __init__(
+        self,
+        blocks_per_stage: int,
+        widening: int = 1,
+        *,
+        as_torch: bool = False,
+        num_classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+    ):
+        options = {"padding": 1, "use_bias": False} if as_torch else {}
+        self.conv = Conv(channels, WIDTHS[0], **options, rngs=rngs)
         self.blocks = nnx.List(
-            PreactBlock(*block, rngs=rngs) for block in stage_plan(blocks_per_stage)
+            PreactBlock(*block, as_torch=as_torch, rngs=rngs)
+            for block in stage_plan(blocks_per_stage, widening)
         )
-        self.bn = BatchNorm(WIDTHS[-1])
-        self.head = nnx.Linear(WIDTHS[-1], num_classes, rngs=rngs)
+        self.bn = BatchNorm(widening * WIDTHS[-1])
+        self.head = nnx.Linear(widening * WIDTHS[-1], num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalised images [n h w c] to logits [n K]."""

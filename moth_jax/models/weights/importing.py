@@ -32,6 +32,7 @@ from moth_jax.models.weights.name_maps import (
     torch_nin,
     torchvision_resnet,
     torchvision_vgg,
+    wide_resnet,
 )
 from moth_jax.types import Variables
 
@@ -87,6 +88,15 @@ LAYOUTS: dict[str, Layout] = {
         framework="Keras",
         unseen="stride 2 at the second and third stage, projections of the activated input",
     ),
+    **{
+        f"wrn{depth}_{widening}": Layout(
+            f"PyTorch wide ResNet {depth}-{widening}",
+            tuple(wide_resnet((depth - 4) // 6, widening)),
+            *_UNCHANGED,
+            unseen="images in [0, 1] as they are, stride 2 at the second and third stage",
+        )
+        for depth, widening in ((16, 1), (28, 10))
+    },
     **{
         f"resnet{depth}": _torchvision_resnet(f"ResNet{depth}", depth)
         for depth in (18, 34, 50, 101)

@@ -92,6 +92,20 @@ def akamaster_resnet(blocks_per_stage: int) -> list[Entry]:
     return entries + _torch_dense("head", "linear")
 
 
+def wide_resnet(blocks_per_stage: int, widening: int) -> list[Entry]:
+    """`PreactResNet` as in xternalz/WideResNet-pytorch: stages `block1` to `block3`."""
+    entries = _torch_conv("conv", "conv1")
+    for index, (before, width, _) in enumerate(stage_plan(blocks_per_stage, widening)):
+        stage, block = divmod(index, blocks_per_stage)
+        ours, theirs = f"blocks.{index}", f"block{stage + 1}.layer.{block}"
+        for part in ("1", "2"):
+            entries += _torch_norm(f"{ours}.bn{part}", f"{theirs}.bn{part}")
+            entries += _torch_conv(f"{ours}.conv{part}", f"{theirs}.conv{part}")
+        if width != before:
+            entries += _torch_conv(f"{ours}.projection", f"{theirs}.convShortcut")
+    return entries + _torch_norm("bn", "bn1") + _torch_dense("head", "fc")
+
+
 def torchvision_resnet(depth: int) -> list[Entry]:
     """`ResNet` as in torchvision; wide ones and other first convolutions have the same names."""
     entries = _torch_conv("conv", "conv1") + _torch_norm("bn", "bn1")
