@@ -167,7 +167,7 @@ def distance_bounds(
 
 def _of_shares(directions: Directions, size: float, rates: np.ndarray) -> Chunk:
     """Return the success `rates` [K, shares] of a target's trigger, which is kept elsewhere."""
-    nothing = np.zeros((len(directions), 0), np.float32)
+    nothing = np.zeros((len(directions), 0, 0, 1), np.float32)
     return Chunk(
         directions=np.asarray(directions),
         sizes=np.broadcast_to(size * _SHARES, rates.shape),
