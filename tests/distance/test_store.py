@@ -51,7 +51,9 @@ def test_chunks_are_named_and_laid_out_as_they_always_were(tmp_path, kind):
         "rates": (2, 2),
         "mask": (2, 4, 4, 1),
         "pattern": (2, 4, 4, 1),
+        "changed_pixels": (2,),
         "seconds": (),
+        "of": (),
     }
 
 
@@ -62,6 +64,7 @@ def a_chunk():
         sizes=np.array([[1.5, np.inf], [2.0, 3.0]], np.float32),
         rates=np.array([[0.9, 0.0], [1.0, 1.0]], np.float32),
         trigger=Trigger(rng.random((2, 4, 4, 1)), rng.random((2, 4, 4, 3))),
+        changed_pixels=np.array([5.0, np.inf], np.float32),
         seconds=1.25,
     )
 
@@ -95,7 +98,7 @@ def test_a_damaged_chunk_is_reported_and_measured_again_once_it_is_removed(tmp_p
     store.save(a_chunk())
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=rf"cannot read {path}: .*; remove it, and its directions"):
+    with pytest.raises(InputError, match=rf"cannot read {path}: .*; move it away, and its directions"):
         store.load(DIRECTIONS)
     path.unlink()
     assert store.load(DIRECTIONS) == []
