@@ -161,7 +161,8 @@ class DistanceMatrix:
         """Return the mean distance in a line: of which directions, and how sure."""
         interval = self.interval()
         sure = "" if interval is None else " (95 % interval {:.1f}-{:.1f})".format(*interval)
-        return f"mean of {self.choice()}: {_mean(self, 1)}{sure}"
+        unit = " changed pixels" if self.unit == "changed pixels" else ""
+        return f"mean of {self.choice()}: {_mean(self, 1)}{unit}{sure}"
 
     def num_failures(self) -> int:
         """Return in how many measured directions no trigger was found."""
