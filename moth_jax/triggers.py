@@ -115,7 +115,7 @@ def replacing(trigger: AddedTrigger, image: AnyArray) -> Trigger:
     masks and patterns. `image` may have leading axes, which then are the result's.
 
     >>> trigger = AddedTrigger(jnp.full((1, 1, 2), 0.2))
-    >>> float(replacing(trigger, jnp.asarray([[[0.5, 0.6]]])).mask.item())
+    >>> round(replacing(trigger, jnp.asarray([[[0.5, 0.6]]])).mask.item(), 3)  # 0.2 / (1 - 0.6)
     0.5
     """
     delta = jnp.broadcast_to(trigger.delta, jnp.broadcast_shapes(trigger.delta.shape, image.shape))
