@@ -197,7 +197,8 @@ def test_a_loss_that_is_not_finite_stops_hardening_with_the_step_and_the_images(
 
 
 def test_a_loss_that_is_not_finite_stops_training_with_the_step():
-    config = TrainingConfig(epochs=1, batch_size=8, learning_rate=1e38, batch_norm="frozen")
+    rates = {"learning_rate": 2e9, "weight_decay": 2e9}  # the weights grow by their product
+    config = TrainingConfig(epochs=1, batch_size=8, batch_norm="frozen", **rates)
     with pytest.raises(InputError, match=r"at step \d of epoch 1.*diverged; lower its learning_r"):
         train(CLASSIFIER, VARIABLES, row_dataset(), config, progress=False)
 

@@ -535,6 +535,8 @@ def test_white_of_16_bits_is_found_over_the_whole_folder_and_said(pets, white, l
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         given = load(pets, in_memory_limit=limit, pixel_max=white)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # images as dark as these may be wrong
         dark = load(pets, in_memory_limit=limit, pixel_max=65535)
     np.testing.assert_array_equal(images(found.train), images(given.train))
     assert found.train.batch(np.arange(12)).max() > 0.8
