@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from moth_jax.distance.measure import class_distance, distance_matrix
     from moth_jax.errors import InputError
     from moth_jax.hardening.moth import MothConfig, harden
-    from moth_jax.triggers import Trigger, stamp, trigger_size
+    from moth_jax.triggers import AddedTrigger, Trigger, stamp, trigger_size
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddedTrigger",
     "DistanceMatrix",
     "InputError",
     "MothConfig",
@@ -42,7 +43,7 @@ _HOMES = {
     "distance.measure": ("class_distance", "distance_matrix"),
     "errors": ("InputError",),
     "hardening.moth": ("MothConfig", "harden"),
-    "triggers": ("Trigger", "stamp", "trigger_size"),
+    "triggers": ("AddedTrigger", "Trigger", "stamp", "trigger_size"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 _PARTS = ("backdoors", "data", "distance", "hardening", "inversion", "models", "scanning")

@@ -40,6 +40,7 @@ METHODS = {  # name and options
     "trimmed": ("trimmed", {}),
     "trimmed_bfloat16": ("trimmed", {"precision": "bfloat16"}),
     REFERENCE: ("neural_cleanse", {}),
+    "pixel": ("pixel", {}),
 }
 
 DATA = flags.DEFINE_enum("data", "cifar10", ["cifar10", "digits"], "What the model is for.")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moth_jax.distance.matrix import DistanceMatrix, FoundTriggers
@@ -17,6 +18,7 @@ from moth_jax.parallel.devices import (
     from_my_rows,
     my_rows,
     num_devices,
+    over_directions,
     replicate,
     spread,
     spread_shapes,
@@ -24,6 +26,7 @@ from moth_jax.parallel.devices import (
 from moth_jax.parallel.memory import equal, fitting_size, free_bytes, halving, program_bytes
 from moth_jax.parallel.processes import smallest
 from moth_jax.progress import Task
+from moth_jax.triggers import AnyTrigger, changed_pixels
 from moth_jax.types import LogitsFn, Variables
 
 # Directions [D, 2] to their images [D, n, h, w, c] and weights [D, n].
@@ -144,7 +147,7 @@ def _in_order(chunks: list[Chunk], directions: Directions) -> Chunk:
     rows = [tuple(direction) for chunk in chunks for direction in chunk.directions.tolist()]
     place = {direction: i for i, direction in enumerate(rows)}
     order = np.array([place[tuple(direction)] for direction in directions])
-    parts = [(chunk.directions, chunk.sizes, chunk.rates, chunk.trigger) for chunk in chunks]
+    parts = [tuple(chunk)[:-1] for chunk in chunks]  # all but the seconds
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
     return Chunk(*whole, seconds=sum(chunk.seconds for chunk in chunks))
 
@@ -162,18 +165,35 @@ def measure_chunk(measurement: Measurement, directions: Directions, size: int) -
         budget=measurement.budget,
         inversion=measurement.inversion,
     )
-    sizes, rates, trigger = jax.tree.map(
+    smallest_found = _smallest(samples, result.size, result.trigger)
+    sizes, rates, (trigger, changed) = jax.tree.map(
         lambda v: v[: len(directions)],
-        fetch((result.size, result.success_rate, result.trigger)),
+        fetch((result.size, result.success_rate, smallest_found)),
     )
-    rows = np.arange(len(directions)), sizes.argmin(1)
     return Chunk(
         directions=np.asarray(directions),
         sizes=sizes,
         rates=rates,
-        trigger=jax.tree.map(lambda v: v[rows], trigger),
+        trigger=trigger,
+        changed_pixels=changed,
         seconds=time.perf_counter() - started,
     )
+
+
+@jax.jit
+def _smallest(samples: Samples, sizes: jax.Array, triggers: AnyTrigger):
+    """Return the smallest trigger [D, ...] over the seeds [D, S], and how many pixels it changes.
+
+    It is a program of its own, so that the one that searches knows nothing of it.
+    """
+
+    def one(samples: Samples, sizes: jax.Array, triggers: AnyTrigger):
+        best = jnp.argmin(sizes)
+        trigger = jax.tree.map(lambda leaf: leaf[best], triggers)
+        changed = changed_pixels(trigger, samples.images, samples.weights).astype(sizes.dtype)
+        return trigger, jnp.where(jnp.isfinite(sizes[best]), changed, jnp.inf)
+
+    return over_directions(one)(samples, sizes, triggers)
 
 
 def chunk_bytes(measurement: Measurement, directions: Directions, size: int) -> float:
@@ -221,6 +241,8 @@ def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix
     best = np.arange(len(places)), measured.sizes.argmin(1)
     per_seed = np.full((measured.sizes.shape[1], *shape), np.nan, np.float32)
     per_seed[:, rows, columns] = measured.sizes.T
+    changed = np.full(shape, np.nan, np.float32)
+    changed[rows, columns] = measured.changed_pixels
     rate = np.full(shape, np.nan, np.float32)
     rate[rows, columns] = measured.rates[best]
     share = np.full(shape, np.nan, np.float32)
@@ -237,9 +259,8 @@ def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix
         share_there=share,
         values_per_seed=per_seed,
         triggers=FoundTriggers(
-            places[found],
-            np.asarray(measured.trigger.mask)[found],
-            np.asarray(measured.trigger.pattern)[found],
+            places[found], jax.tree.map(lambda leaf: np.asarray(leaf)[found], measured.trigger)
         ),
+        changed_pixels=changed,
         details={**details, "seconds": measured.seconds},
     )

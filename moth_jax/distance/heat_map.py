@@ -44,10 +44,11 @@ class Scale(NamedTuple):
     label: str
 
 
-def distance_scale(*matrices: np.ndarray) -> Scale:
+def distance_scale(*matrices: np.ndarray, unit: str = "aggregated pixels") -> Scale:
     """One scale from 0 for all `matrices` of distances; a few outliers do not set its end."""
     low, high = 0.0, _upper_limit(matrices)
-    return Scale("viridis", low, high, "{:.1f}", "class distance (aggregated pixels)")
+    label = f"class distance ({unit})" if unit == "aggregated pixels" else unit
+    return Scale("viridis", low, high, "{:.1f}", label)
 
 
 def increase_scale(change: np.ndarray) -> Scale:
@@ -70,6 +71,7 @@ def plot_heat_map(
     *,
     ax: "Axes | None" = None,
     title: str = "",
+    unit: str = "aggregated pixels",
 ) -> "Axes":
     """Draw class distances [K, K] as a heat map, with numbers up to 15 classes; return the axes.
 
@@ -80,6 +82,7 @@ def plot_heat_map(
       class_names: K names.
       ax: where to draw; a new figure if None.
       title: of the axes.
+      unit: what the values count.
     """
     if ax is None:
         from matplotlib import pyplot
@@ -87,7 +90,7 @@ def plot_heat_map(
         size = layout(class_names)
         figsize = (size.width + 0.4, size.height + 0.4)
         _, ax = pyplot.subplots(figsize=figsize, layout="constrained")
-    scale = distance_scale(values)
+    scale = distance_scale(values, unit=unit)
     draw_heat_map(ax, values, class_names, scale, NOTEBOOK)
     ax.set_xlabel("target")
     ax.set_ylabel("victim")

@@ -6,13 +6,20 @@ import os
 import warnings
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from moth_jax.distance.directions import describe_choice, mean_interval
 from moth_jax.errors import InputError, listed
 from moth_jax.inversion.candidates import least_rate
 from moth_jax.storage.files import check_arrays, load_npz, save_npz
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import (
+    TRIGGER_LAYOUT,
+    AnyTrigger,
+    names_of_other_kinds,
+    trigger_arrays,
+    trigger_of,
+)
 
 
 class FoundTriggers(NamedTuple):
@@ -20,14 +27,13 @@ class FoundTriggers(NamedTuple):
 
     Attributes:
       directions: [M, 2] rows and columns of the matrix, in its order.
-      mask, pattern: [M, h, w, 1] and [M, h, w, c].
+      trigger: [M, ...], of one kind.
     """
 
     directions: np.ndarray
-    mask: np.ndarray
-    pattern: np.ndarray
+    trigger: AnyTrigger
 
-    def at(self, directions: np.ndarray) -> Trigger:
+    def at(self, directions: np.ndarray) -> AnyTrigger:
         """Return the triggers of `directions` [D, 2], zeros where none was found."""
         place = {direction: i for i, direction in enumerate(map(tuple, self.directions.tolist()))}
         wanted = map(tuple, np.asarray(directions).tolist())
@@ -39,14 +45,16 @@ class FoundTriggers(NamedTuple):
             picked[has] = kept[places[has]]
             return picked
 
-        return Trigger(pick(self.mask), pick(self.pattern))
+        return jax.tree.map(pick, self.trigger)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistanceMatrix:
-    """Class distances of one model, in aggregated pixels (`triggers.trigger_size`).
+    """Class distances of one model, in aggregated pixels.
 
-    K is the number of classes measured among each other: all of the model's, or those chosen.
+    A distance is the size of a trigger's mask (`triggers.trigger_size`), or of the mask that an
+    added trigger needs (`triggers.needed_mask`). K is the number of classes measured among each
+    other: all of the model's, or those chosen.
 
     Attributes:
       values: [K, K] float32, row victim, column target. NaN on the diagonal and where nothing was
@@ -58,6 +66,9 @@ class DistanceMatrix:
         target without any trigger; None where it is not known.
       values_per_seed: [S, K, K], the distances found by each seed; `values` is their minimum.
       triggers: those found; None if they were not kept.
+      changed_pixels: [K, K] float32, how many pixels each trigger changes by 1/255 or more, in any
+        channel of any image that it was measured on (`triggers.changed_pixels`); inf and NaN as in
+        `values`; None where it is not known. `in_changed_pixels` has them as the distances.
       details: how it was measured (seeds, num_steps, num_images, seconds, ...); `inversion` is the
         method with its options, `images` a digest of each victim class's images, `classes` are the
         labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.
@@ -69,6 +80,7 @@ class DistanceMatrix:
     share_there: np.ndarray | None = None
     values_per_seed: np.ndarray | None = None
     triggers: FoundTriggers | None = None
+    changed_pixels: np.ndarray | None = None
     details: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -80,6 +92,31 @@ class DistanceMatrix:
     def found(self) -> np.ndarray:
         """[K, K] bool, the directions with a verified trigger."""
         return np.isfinite(self.values)
+
+    @property
+    def unit(self) -> str:
+        """What `values` count: "aggregated pixels" or "changed pixels"."""
+        return self.details.get("unit", "aggregated pixels")
+
+    def in_changed_pixels(self) -> "DistanceMatrix":
+        """Return the same with `changed_pixels` as its `values`: to print, draw and compare.
+
+        The triggers are those with the smallest masks. Others may change fewer pixels.
+
+        Raises:
+          InputError: the matrix does not know them.
+        """
+        if self.changed_pixels is None:
+            raise InputError(
+                "the matrix does not know how many pixels its triggers change, as it was measured "
+                "by an earlier version; measure it again"
+            )
+        return dataclasses.replace(
+            self,
+            values=self.changed_pixels,
+            values_per_seed=None,
+            details={**self.details, "unit": "changed pixels"},
+        )
 
     def is_there(self) -> np.ndarray:
         """Return [K, K] bool: which victims the model takes for the target without any trigger.
@@ -124,7 +161,8 @@ class DistanceMatrix:
         """Return the mean distance in a line: of which directions, and how sure."""
         interval = self.interval()
         sure = "" if interval is None else " (95 % interval {:.1f}-{:.1f})".format(*interval)
-        return f"mean of {self.choice()}: {_mean(self, 1)}{sure}"
+        unit = " changed pixels" if self.unit == "changed pixels" else ""
+        return f"mean of {self.choice()}: {_mean(self, 1)}{unit}{sure}"
 
     def num_failures(self) -> int:
         """Return in how many measured directions no trigger was found."""
@@ -140,12 +178,12 @@ class DistanceMatrix:
         count = min(count, int(self.found.sum()))
         return [divmod(int(i), self.num_classes) for i in order[:count]]
 
-    def trigger(self, victim: int, target: int) -> Trigger | None:
+    def trigger(self, victim: int, target: int) -> AnyTrigger | None:
         """Return the trigger of one direction; None if none was found or kept."""
         if self.triggers is None or not self.found[victim, target]:
             return None
         one = self.triggers.at(np.array([[victim, target]]))
-        return Trigger(one.mask[0], one.pattern[0])
+        return jax.tree.map(lambda leaf: leaf[0], one)
 
     def compare(self, after: "DistanceMatrix") -> str:
         """Return a few lines that set this matrix (before) against another of the same classes."""
@@ -154,7 +192,7 @@ class DistanceMatrix:
         mean = relative_increase(self, after)
         increase = f"{100 * mean:+.2f} %" if both.any() else "unknown"
         lines = [
-            f"average distance {_mean(self)} -> {_mean(after)}",
+            f"average {_noun(self)} {_mean(self)} -> {_mean(after)}",
             f"increase {increase} over {both.sum()} directions",
             f"no trigger found in {self.num_failures()} -> {after.num_failures()} directions",
         ]
@@ -168,8 +206,8 @@ class DistanceMatrix:
         """Draw the matrix as a heat map, and return the axes; the title is the average if None."""
         from moth_jax.distance.heat_map import plot_heat_map
 
-        title = f"average distance {self.average():.2f}" if title is None else title
-        return plot_heat_map(self.values, self.class_names, ax=ax, title=title)
+        title = f"average {_noun(self)} {self.average():.2f}" if title is None else title
+        return plot_heat_map(self.values, self.class_names, ax=ax, title=title, unit=self.unit)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an npz file, whole or not at all."""
@@ -183,10 +221,11 @@ class DistanceMatrix:
             arrays["share_there"] = self.share_there
         if self.values_per_seed is not None:
             arrays["values_per_seed"] = self.values_per_seed
+        if self.changed_pixels is not None:
+            arrays["changed_pixels"] = self.changed_pixels
         if self.triggers is not None:
             arrays["trigger_directions"] = self.triggers.directions
-            arrays["masks"] = self.triggers.mask
-            arrays["patterns"] = self.triggers.pattern
+            arrays.update(trigger_arrays(self.triggers.trigger, "s"))
         save_npz(path, arrays)
 
     @classmethod
@@ -198,7 +237,8 @@ class DistanceMatrix:
         """
         arrays = load_npz(path, advice=_ADVICE)
         kept = any(name in arrays for name in _TRIGGERS)
-        optional = ("details", "share_there", "values_per_seed", *(() if kept else _TRIGGERS))
+        without = names_of_other_kinds(arrays, "s") if kept else _TRIGGERS
+        optional = ("details", "share_there", "values_per_seed", "changed_pixels", *without)
         what = "distance matrix"
         check_arrays(path, arrays, _LAYOUT, what=what, optional=optional, advice=_ADVICE)
         details = _details(arrays)
@@ -206,9 +246,7 @@ class DistanceMatrix:
             raise InputError(f"{path} is damaged: its details are no JSON; {_ADVICE}")
         triggers = None
         if "trigger_directions" in arrays:
-            triggers = FoundTriggers(
-                arrays["trigger_directions"], arrays["masks"], arrays["patterns"]
-            )
+            triggers = FoundTriggers(arrays["trigger_directions"], trigger_of(arrays, "s"))
         return cls(
             values=arrays["values"],
             success_rate=arrays["success_rate"],
@@ -216,13 +254,14 @@ class DistanceMatrix:
             share_there=arrays.get("share_there"),
             values_per_seed=arrays.get("values_per_seed"),
             triggers=triggers,
+            changed_pixels=arrays.get("changed_pixels"),
             details=details,
         )
 
     def __str__(self) -> str:
         """Return a table (up to 20 classes) and a summary line."""
         summary = (
-            f"average distance {_mean(self)} over {self.found.sum()} directions, "
+            f"average {_noun(self)} {_mean(self)} over {self.found.sum()} directions, "
             f"no trigger found in {self.num_failures()}"
         )
         if self.num_classes > 20:
@@ -230,7 +269,7 @@ class DistanceMatrix:
                 f"{self.class_names[a]} -> {self.class_names[b]}: {self.values[a, b]:.1f}"
                 for a, b in self.smallest(10)
             ]
-            return "\n".join(["smallest distances:", *lines, summary])
+            return "\n".join([f"smallest {_noun(self, 2)}:", *lines, summary])
         width = max(8, *(len(name) + 1 for name in self.class_names))
         header = "victim \\ target".ljust(max(15, width)) + "".join(
             name.rjust(width) for name in self.class_names
@@ -243,7 +282,7 @@ class DistanceMatrix:
 
 
 _ADVICE = "move it away, and the command that measured it makes it again"
-_TRIGGERS = ("trigger_directions", "masks", "patterns")
+_TRIGGERS = ("trigger_directions", *(f"{name}s" for name in TRIGGER_LAYOUT))
 _LAYOUT = {
     "values": ("f", ("K", "K")),
     "success_rate": ("f", ("K", "K")),
@@ -251,9 +290,9 @@ _LAYOUT = {
     "details": ("U", ()),
     "share_there": ("f", ("K", "K")),
     "values_per_seed": ("f", ("S", "K", "K")),
+    "changed_pixels": ("f", ("K", "K")),
     "trigger_directions": ("iu", ("M", 2)),
-    "masks": ("f", ("M", "h", "w", 1)),
-    "patterns": ("f", ("M", "h", "w", "c")),
+    **{f"{name}s": layout for name, layout in TRIGGER_LAYOUT.items()},
 }
 
 
@@ -270,6 +309,13 @@ def _mean(matrix: DistanceMatrix, digits: int = 2) -> str:
     return f"{matrix.average():.{digits}f}" if matrix.found.any() else "none found"
 
 
+def _noun(matrix: DistanceMatrix, count: int = 1) -> str:
+    """What an entry of the matrix is called, or several are."""
+    if matrix.unit == "changed pixels":
+        return "number of changed pixels" if count == 1 else "numbers of changed pixels"
+    return "distance" if count == 1 else "distances"
+
+
 def _cell(value: float) -> str:
     return "." if np.isnan(value) else "none" if np.isinf(value) else f"{value:.1f}"
 
@@ -279,7 +325,12 @@ _BUDGET = ("num_steps", "minibatch_size", "mask_weight", "seeds")
 
 
 def _check_comparable(before: DistanceMatrix, after: DistanceMatrix, rows: np.ndarray) -> None:
-    """Raise `InputError` for matrices by different methods, or of different images of `rows`."""
+    """Raise `InputError` for matrices of other units, methods, or images of `rows`."""
+    if before.unit != after.unit:
+        raise InputError(
+            f"one of the two matrices is in {before.unit} and the other in {after.unit}; take both "
+            "as they were measured, or both by in_changed_pixels()"
+        )
     methods = [matrix.details.get("inversion") for matrix in (before, after)]
     if None not in methods and methods[0] != methods[1]:
         raise InputError(

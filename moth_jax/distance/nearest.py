@@ -173,6 +173,7 @@ def _of_shares(directions: Directions, size: float, rates: np.ndarray) -> Chunk:
         sizes=np.broadcast_to(size * _SHARES, rates.shape),
         rates=rates,
         trigger=Trigger(nothing, nothing),
+        changed_pixels=np.full(len(directions), np.nan, np.float32),
         seconds=0.0,
     )
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from moth_jax.parallel.processes import broadcast_from_main, is_main, on_main
 from moth_jax.storage.files import check_arrays, load_npz, save_npz
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import (
+    TRIGGER_LAYOUT,
+    AnyTrigger,
+    names_of_other_kinds,
+    trigger_arrays,
+    trigger_of,
+)
 
 Directions = Sequence[tuple[int, int]]
 _ADVICE = "move it away, and its directions are measured again"
@@ -20,9 +26,9 @@ _LAYOUT = {
     "directions": ("iu", ("D", 2)),
     "sizes": ("f", ("D", "S")),
     "rates": ("f", ("D", "S")),
-    "mask": ("f", ("D", "h", "w", 1)),
-    "pattern": ("f", ("D", "h", "w", "c")),
+    "changed_pixels": ("f", ("D",)),
     "seconds": ("f", ()),
+    **{name: (kinds, ("D", *shape[1:])) for name, (kinds, shape) in TRIGGER_LAYOUT.items()},
 }
 
 
@@ -33,13 +39,16 @@ class Chunk(NamedTuple):
       directions: [D, 2] victim, target.
       sizes, rates: [D, S] per seed.
       trigger: [D, ...], the smallest over the seeds.
+      changed_pixels: [D], how many pixels it changes (`triggers.changed_pixels`); inf where none
+        was found, NaN where it is not known.
       seconds: wall time.
     """
 
     directions: np.ndarray
     sizes: np.ndarray
     rates: np.ndarray
-    trigger: Trigger
+    trigger: AnyTrigger
+    changed_pixels: np.ndarray
     seconds: float
 
 
@@ -79,7 +88,9 @@ class ChunkStore:
             # A file of another measurement may have come to the name of one of this.
             if str(arrays.pop("of", "")) != self._digest:
                 continue
-            check_arrays(path, arrays, _LAYOUT, what="chunk", advice=_ADVICE)
+            # A chunk of an earlier version does not know how many pixels change.
+            optional = ("changed_pixels", *names_of_other_kinds(arrays))
+            check_arrays(path, arrays, _LAYOUT, what="chunk", optional=optional, advice=_ADVICE)
             stored = list(map(tuple, arrays["directions"].tolist()))
             if path.name != self._name(stored):
                 continue
@@ -98,8 +109,7 @@ class ChunkStore:
                 self._folder / self._name(chunk.directions),
                 {
                     **fields,
-                    "mask": trigger.mask,
-                    "pattern": trigger.pattern,
+                    **trigger_arrays(trigger),
                     "of": np.asarray(self._digest),
                 },
             )
@@ -111,10 +121,12 @@ class ChunkStore:
 
 def _rows(arrays: dict[str, np.ndarray], rows: list[int]) -> Chunk:
     """Return the chunk of some of the directions of a file."""
+    unknown = np.full(len(arrays["directions"]), np.nan, np.float32)
     return Chunk(
         directions=arrays["directions"][rows],
         sizes=arrays["sizes"][rows],
         rates=arrays["rates"][rows],
-        trigger=Trigger(arrays["mask"][rows], arrays["pattern"][rows]),
+        trigger=jax.tree.map(lambda leaf: leaf[rows], trigger_of(arrays)),
+        changed_pixels=arrays.get("changed_pixels", unknown)[rows],
         seconds=float(arrays["seconds"]) * len(rows) / len(arrays["directions"]),
     )

@@ -12,6 +12,7 @@ from moth_jax.options import (
     SHARE,
     option,
 )
+from moth_jax.triggers import Trigger
 
 SCHEDULERS = ("k_arm", "nearest", "uniform", "sweep")
 
@@ -121,7 +122,13 @@ class MothConfig(HardeningConfig):
 
     def inversion_at(self, success_bound: float) -> Inversion:
         """Return the method of inversion for this success bound."""
-        return create(self.inversion, success_bound=success_bound, patience=self.patience)
+        method = create(self.inversion, success_bound=success_bound, patience=self.patience)
+        if method.kind is not Trigger:
+            raise InputError(
+                f"the inversion {self.inversion!r} finds triggers that are added to images, and "
+                "hardening goes on from masks and patterns; choose another inversion"
+            )
+        return method
 
     @property
     def warmup_budget(self) -> Budget:

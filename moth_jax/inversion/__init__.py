@@ -13,9 +13,14 @@ from moth_jax.inversion.base import (
 from moth_jax.inversion.directions import invert_directions, start_triggers
 from moth_jax.inversion.loop import invert
 from moth_jax.inversion.neural_cleanse import NeuralCleanse
+from moth_jax.inversion.pixel import Pixel
 from moth_jax.inversion.trimmed import Trimmed
 
-INVERSIONS: dict[str, type[Inversion]] = {"neural_cleanse": NeuralCleanse, "trimmed": Trimmed}
+INVERSIONS: dict[str, type[Inversion]] = {
+    "neural_cleanse": NeuralCleanse,
+    "pixel": Pixel,
+    "trimmed": Trimmed,
+}
 # What distances are measured by where nobody says otherwise (experiments/studies/inversions.py).
 DEFAULT = "trimmed"
 
@@ -48,6 +53,7 @@ __all__ = [
     "Inversion",
     "InversionResult",
     "NeuralCleanse",
+    "Pixel",
     "Samples",
     "Trimmed",
     "create",

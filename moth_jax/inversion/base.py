@@ -72,6 +72,7 @@ class Score(NamedTuple):
       weights: [n], 1.0 for a sample, 0.0 for padding.
       margins: [n], the target's logit minus the largest other one.
       indices: [n], the places of these among the inversion's samples; past the last for padding.
+      images: [n, h, w, c], the samples as they are without the trigger.
     """
 
     losses: Array
@@ -79,13 +80,14 @@ class Score(NamedTuple):
     weights: AnyArray
     margins: Array
     indices: Array
+    images: AnyArray
 
     def mean(self, values: Array) -> Array:
         """Return the weighted mean of `values` [n]; 0 if there is no sample."""
         return jnp.sum(values * self.weights) / jnp.maximum(jnp.sum(self.weights), 1.0)
 
 
-Objective = Callable[[Trigger], Score]
+Objective = Callable[[Any], Score]  # of a trigger of the method's kind
 
 
 @flax.struct.dataclass
@@ -93,14 +95,16 @@ class InversionResult:
     """The smallest verified trigger of a direction. Leading axes `*d` when batched.
 
     Attributes:
-      trigger: the trigger; all zeros where none was found.
-      size: [*d], its size (`trigger_size`); inf where none was found.
+      trigger: the trigger, of the kind that the method finds (`Inversion.kind`); all zeros where
+        none was found.
+      size: [*d], its size: the sum of its mask in aggregated pixels (`trigger_size`), or of the
+        mask that it needs (`needed_mask`); inf where none was found.
       success_rate: [*d], of this very trigger on all samples used; 0 if none was found.
       losses_before: [*d, n], the samples' cross-entropy to the target under the start trigger.
       losses_after: [*d, n], the same under `trigger`; equal to `losses_before` if none was found.
     """
 
-    trigger: Trigger
+    trigger: Any
     size: Array
     success_rate: Array
     losses_before: Array
@@ -124,6 +128,7 @@ class Inversion(abc.ABC):
         and `verify` are always in float32.
       verify_every: steps between two verifications of the candidate; one costs a forward pass.
       method: its name in `INVERSIONS`.
+      kind: the type of its triggers, of starts as well: `Trigger` or `AddedTrigger`.
       budget: what it is run with where nobody says otherwise.
     """
 
@@ -131,6 +136,7 @@ class Inversion(abc.ABC):
     verify_every: int = option(10, AT_LEAST_1)
 
     method: ClassVar[str]
+    kind: ClassVar[type] = Trigger
     budget: ClassVar[Budget]
 
     def __post_init__(self):
@@ -148,12 +154,12 @@ class Inversion(abc.ABC):
         name = f"{self.method}{tuple(getattr(self, field) for field in (*own, 'verify_every'))}"
         return name if self.precision == "float32" else f"{name} in {self.precision}"
 
-    def start(self, key: Array, image_shape: ImageShape) -> Trigger:
+    def start(self, key: Array, image_shape: ImageShape) -> Any:
         """Return the trigger to start from where there is nothing better."""
         return random_trigger(key, image_shape)
 
     @abc.abstractmethod
-    def init(self, start: Trigger, mask_weight: Array, score: Score, key: Array) -> State:
+    def init(self, start: Any, mask_weight: Array, score: Score, key: Array) -> State:
         """Return the first state; `score` is that of `start` on all samples."""
 
     @abc.abstractmethod

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from moth_jax.inversion.base import InversionResult, Objective, Score, State
-from moth_jax.triggers import Trigger, trigger_size
+from moth_jax.triggers import AnyTrigger, Trigger, trigger_size
 
 
 def least_rate(success_bound: float) -> float:
@@ -24,7 +24,7 @@ def least_rate(success_bound: float) -> float:
     return success_bound - 1e-6
 
 
-def no_candidate(start: Trigger, score: Score) -> dict:
+def no_candidate(start: AnyTrigger, score: Score) -> dict:
     """Return the fields candidate, candidate_size and result of a state before the first step."""
     nothing = jax.tree.map(jnp.zeros_like, start)
     none = jnp.full((), jnp.inf, score.losses.dtype)
@@ -50,6 +50,34 @@ def nominate(state: State, trigger: Trigger, reached: Array) -> tuple[State, Arr
         candidate=where(better, trigger, state.candidate),
         candidate_size=jnp.where(better, size, state.candidate_size),
     ), better
+
+
+def reached_bound(state: State, success_bound: float) -> Array:
+    """Return whether the minibatches of the present step reach the bound, from `hits` and `count`.
+
+    Note: It is the mean over a step in which the trigger moved, as published.
+    """
+    return state.hits / jnp.maximum(state.count, 1.0) >= least_rate(success_bound)
+
+
+def patient(state: State, reached: Array, patience: int, increase: float, decrease: float) -> State:
+    """Return the state with λ moved by the published schedule, and the step's counts at 0.
+
+    After `patience` consecutive steps that reach the bound λ grows by `increase`; after as many
+    below it shrinks by `decrease`.
+    """
+    above = jnp.where(reached, state.above + 1, 0)
+    below = jnp.where(reached, 0, state.below + 1)
+    grow, shrink = above >= patience, below >= patience
+    factor = jnp.where(grow, increase, jnp.where(shrink, 1 / decrease, 1.0))
+    return dataclasses.replace(
+        state,
+        mask_weight=state.mask_weight * factor,
+        above=jnp.where(grow, 0, above),
+        below=jnp.where(shrink, 0, below),
+        hits=jnp.zeros_like(state.hits),
+        count=jnp.zeros_like(state.count),
+    )
 
 
 def verify(success_bound: float, state: State, objective: Objective) -> State:

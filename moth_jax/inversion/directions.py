@@ -15,7 +15,7 @@ from jax import Array
 from moth_jax.inversion.base import Budget, Inversion, InversionResult, Samples, State
 from moth_jax.inversion.loop import advance, begin, invert
 from moth_jax.parallel.devices import over_samples, over_seeds
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import AnyTrigger
 from moth_jax.types import AnyArray, ImageShape, LogitsFn, Variables
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ def invert_directions(
     logits_fn: LogitsFn,
     variables: Variables,
     samples: Samples,
-    start: Trigger,
+    start: AnyTrigger,
     keys: Array,
     *,
     budget: Budget,
@@ -162,6 +162,6 @@ def _keys(seed: Array, victim: Array, target: AnyArray) -> tuple[Array, Array]:
 @functools.partial(jax.jit, static_argnames=("count", "image_shape", "inversion"))
 def start_triggers(
     key: Array, count: int, image_shape: ImageShape, inversion: Inversion
-) -> Trigger:
+) -> AnyTrigger:
     """Return `count` triggers [count, ...] that inversions by this method start from."""
     return jax.vmap(lambda k: inversion.start(k, image_shape))(jax.random.split(key, count))

@@ -13,7 +13,7 @@ from jax import Array
 
 from moth_jax.inversion.base import Budget, Inversion, InversionResult, Samples, Score, State
 from moth_jax.inversion.precision import in_precision
-from moth_jax.triggers import Trigger, stamp
+from moth_jax.triggers import AnyTrigger, stamp
 from moth_jax.types import LogitsFn, Variables
 
 
@@ -21,7 +21,7 @@ def invert(
     logits_fn: LogitsFn,
     variables: Variables,
     samples: Samples,
-    start: Trigger,
+    start: AnyTrigger,
     key: Array,
     *,
     budget: Budget,
@@ -60,7 +60,7 @@ def begin(
     logits_fn: LogitsFn,
     variables: Variables,
     samples: Samples,
-    start: Trigger,
+    start: AnyTrigger,
     key: Array,
     *,
     mask_weight: Array | float,
@@ -99,12 +99,12 @@ def advance(
     num_samples = images.shape[0]
     num_minibatches = -(-num_samples // budget.minibatch_size)
 
-    def score_all(trigger: Trigger) -> Score:
+    def score_all(trigger: AnyTrigger) -> Score:
         return _score(logits_fn, variables, trigger, samples, jnp.arange(num_samples))
 
     def minibatch(progress: Array, state: State, chosen: Samples, indices: Array) -> State:
         def update(logits_fn: LogitsFn) -> State:
-            def objective(trigger: Trigger) -> Score:
+            def objective(trigger: AnyTrigger) -> Score:
                 return _score(logits_fn, variables, trigger, chosen, indices)
 
             return inversion.update(state, objective, progress)
@@ -140,7 +140,7 @@ def advance(
 
 
 def _score(
-    logits_fn: LogitsFn, variables: Variables, trigger: Trigger, samples: Samples, indices: Array
+    logits_fn: LogitsFn, variables: Variables, trigger: AnyTrigger, samples: Samples, indices: Array
 ) -> Score:
     """Return how `trigger` does on `samples`, whose places among all samples are `indices`."""
     target = samples.target
@@ -153,6 +153,7 @@ def _score(
         weights=samples.weights,
         margins=logits[:, target] - jnp.max(others, axis=-1),
         indices=indices,
+        images=samples.images,
     )
 
 

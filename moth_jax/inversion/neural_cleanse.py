@@ -10,7 +10,14 @@ import optax
 from jax import Array
 
 from moth_jax.inversion.base import Budget, Inversion, InversionResult, Objective, Score
-from moth_jax.inversion.candidates import least_rate, no_candidate, nominate, verify, where
+from moth_jax.inversion.candidates import (
+    no_candidate,
+    nominate,
+    patient,
+    reached_bound,
+    verify,
+    where,
+)
 from moth_jax.options import (
     ABOVE_1,
     AT_LEAST_1,
@@ -142,24 +149,12 @@ class NeuralCleanse(Inversion):
 
     def observe(self, state: NeuralCleanseState, key: Array) -> NeuralCleanseState:
         """Move λ; nominate a trigger that is smaller than all before, and restart from it."""
-        reached = state.hits / jnp.maximum(state.count, 1.0) >= least_rate(self.success_bound)
-        above = jnp.where(reached, state.above + 1, 0)
-        below = jnp.where(reached, 0, state.below + 1)
-        grow, shrink = above >= self.patience, below >= self.patience
-        factor = jnp.where(grow, self.increase, jnp.where(shrink, 1 / self.decrease, 1.0))
-
+        reached = reached_bound(state, self.success_bound)
         trigger = to_trigger(state.theta)
         state, better = nominate(state, trigger, reached)
         restarted = to_theta(jitter(trigger, key, self.jitter_scale))
-        return dataclasses.replace(
-            state,
-            theta=where(better, restarted, state.theta),
-            mask_weight=state.mask_weight * factor,
-            above=jnp.where(grow, 0, above),
-            below=jnp.where(shrink, 0, below),
-            hits=jnp.zeros_like(state.hits),
-            count=jnp.zeros_like(state.count),
-        )
+        state = dataclasses.replace(state, theta=where(better, restarted, state.theta))
+        return patient(state, reached, self.patience, self.increase, self.decrease)
 
     def verify(self, state: NeuralCleanseState, objective: Objective) -> NeuralCleanseState:
         """Measure the candidate on all samples, and keep it if it holds."""

@@ -2,13 +2,14 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.report.formatting import MISSING, arrow, escape, percent, row, size, table
-from moth_jax.triggers import Trigger, stamp
+from moth_jax.triggers import AnyTrigger, stamp
 
 _NEUTRAL = 0.5  # a trigger alone is shown on mid-grey
 _MAX_SIDE = 112  # pixels; larger images are reduced, to keep the page small
@@ -69,19 +70,21 @@ def _size_line(when: str, matrix: DistanceMatrix, victim: int, target: int) -> s
     if np.isfinite(value):
         trigger = matrix.trigger(victim, target)
         if trigger is not None:
-            parts.append(f"{percent(value / trigger.pattern.size)} of the image")
+            parts.append(f"{percent(value / math.prod(trigger.image_shape))} of the image")
+        if matrix.changed_pixels is not None and np.isfinite(matrix.changed_pixels[victim, target]):
+            parts.append(f"{int(matrix.changed_pixels[victim, target])} pixels changed")
         parts.append(f"{percent(float(matrix.success_rate[victim, target]), 0)} of victims")
     return f'<span class="size">{escape(when)} {" · ".join(parts)}</span>'
 
 
-def alone(trigger: Trigger | None) -> np.ndarray | None:
+def alone(trigger: AnyTrigger | None) -> np.ndarray | None:
     """The trigger, stamped on a grey image."""
     if trigger is None:
         return None
-    return np.asarray(stamp(np.full_like(trigger.pattern, _NEUTRAL), trigger))
+    return np.asarray(stamp(np.full(trigger.image_shape, _NEUTRAL, np.float32), trigger))
 
 
-def stamped_by(image: np.ndarray | None, trigger: Trigger | None) -> np.ndarray | None:
+def stamped_by(image: np.ndarray | None, trigger: AnyTrigger | None) -> np.ndarray | None:
     """The image with the trigger, None if either is."""
     return None if image is None or trigger is None else np.asarray(stamp(image, trigger))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.report import formatting as fmt
+from moth_jax.triggers import AddedTrigger
 
 _MAX_COLUMNS = 5
 
@@ -77,6 +78,21 @@ def _sure(matrices: list[DistanceMatrix]) -> str:
     return f"; 95 % interval {' → '.join(known)}"
 
 
+def _changed(matrices: list[DistanceMatrix]) -> str:
+    """How many pixels the triggers change on average; "" where that is not known."""
+    numbers = [changed_pixels(matrix) for matrix in matrices]
+    if not numbers or "" in numbers:
+        return ""
+    return f"; {' → '.join(numbers)} pixels changed"
+
+
+def changed_pixels(matrix: DistanceMatrix) -> str:
+    """How many pixels the triggers of a matrix change on average; "" where that is not known."""
+    if matrix.changed_pixels is None or not np.isfinite(matrix.changed_pixels).any():
+        return ""
+    return fmt.size(matrix.in_changed_pixels().average())
+
+
 def _ends(interval: Sequence[float], show: Callable[[float], str]) -> str:
     return " to ".join(map(show, interval))
 
@@ -112,7 +128,11 @@ def tiles(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix
         _accuracy_tile("Attack success", "attack_success", summary, hardened),
         _accuracy_tile("Attack success on others", "attack_success_others", summary, hardened),
         _scan_tile(summary.get("scan")),
-        ("Mean class distance", fmt.arrow(*averages), f"aggregated pixels{_sure(matrices)}"),
+        (
+            "Mean class distance",
+            fmt.arrow(*averages),
+            f"aggregated pixels{_sure(matrices)}{_changed(matrices)}",
+        ),
         ("Increase", increase, _increase_note(summary.get("increase_interval"))),
         ("No trigger found", fmt.arrow(*failures), f"in {measured} directions"),
         ("Training took", fmt.duration(summary.get("training_seconds")), None),
@@ -177,16 +197,20 @@ def _times(seconds) -> str:
 
 def explanation(before: DistanceMatrix, examples: np.ndarray | None) -> str:
     """What a class distance is, and how to read it."""
-    images = before.triggers.pattern if before.triggers is not None else None
-    images = images if examples is None else examples
+    known = before.triggers.trigger.image_shape if before.triggers is not None else None
+    known = known if examples is None else examples.shape[1:]
     largest = ""
-    if images is not None:
-        shape, pixels = "×".join(map(str, images.shape[1:])), math.prod(images.shape[1:])
+    if known is not None:
+        shape, pixels = "×".join(map(str, known)), math.prod(known)
         largest = f"; a trigger that replaces a whole image of {shape} has size {pixels:,}"
+    what, size = "one mask and one pattern for every image", "the mask"
+    if before.triggers is not None and isinstance(before.triggers.trigger, AddedTrigger):
+        what = "added alike to every image, which stays within black and white"
+        size = "the mask that would be needed to change the images as much"
     return (
         "The class distance from a victim class to a target class is the size of the smallest "
-        "trigger – one mask and one pattern for every image – that makes the model take nearly all "
-        "images of the victim (90 % in the paper) for the target. The size is the mask summed over "
+        f"trigger – {what} – that makes the model take nearly all "
+        f"images of the victim (90 % in the paper) for the target. The size is {size} summed over "
         f"all pixels and channels{largest}. A small distance is a weak spot: there little has to "
         "change for one class to pass as the other, so larger is safer. Every number belongs to a "
         "trigger that was found and verified, and is therefore an upper bound."

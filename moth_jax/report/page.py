@@ -22,7 +22,7 @@ from moth_jax.report.backdoor import StampedExample, backdoor_section
 from moth_jax.report.curves import history_section, training_section
 from moth_jax.report.figures import heat_map_svg
 from moth_jax.report.gallery import gallery
-from moth_jax.report.headline import average, explanation, tiles, verdict
+from moth_jax.report.headline import average, changed_pixels, explanation, tiles, verdict
 from moth_jax.report.scan import scan_section, verdict_sentence
 from moth_jax.scanning import Scan
 from moth_jax.storage.files import strict_json, write_atomically
@@ -114,7 +114,9 @@ def _distances(before: DistanceMatrix, after: DistanceMatrix | None) -> str:
     for heading, matrix in matrices.items():
         alt = f"Heat map of class distances, {heading.lower()}: {_described(matrix)}"
         svg = heat_map_svg(matrix.values, names, scale, name=f"map{len(figures)}", alt=alt)
-        figures.append(_figure(svg, heading, f"average {average(matrix)}"))
+        pixels = changed_pixels(matrix)
+        note = f"average {average(matrix)}" + (f", {pixels} pixels changed" if pixels else "")
+        figures.append(_figure(svg, heading, note))
     if after is not None:
         figures += _increase(before, after)
     return fmt.section("Distances", _legend(matrices.values()), _side_by_side(figures, names))

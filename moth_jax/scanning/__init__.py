@@ -129,7 +129,7 @@ def scan_distances(
     if image_shape is None:
         if matrix.triggers is None:
             raise InputError("the distances have no triggers to tell the image_shape; give it")
-        image_shape = matrix.triggers.pattern.shape[-3:]
+        image_shape = matrix.triggers.trigger.image_shape
     found = pairs.evidence(matrix, image_shape)
     return _decide("pairs", found, options, threshold, 0.0, dict(matrix.details))
 

@@ -15,7 +15,7 @@ from moth_jax.inversion.candidates import least_rate
 from moth_jax.progress import Progress
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import ANY, Arm
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import AnyTrigger
 
 
 class Evidence(NamedTuple):
@@ -29,7 +29,7 @@ class Evidence(NamedTuple):
     """
 
     arms: tuple[Arm, ...]
-    triggers: Trigger | None
+    triggers: AnyTrigger | None
     num_gradients: int
     reason: str = ""
 

@@ -4,11 +4,18 @@ import dataclasses
 import json
 import os
 
+import jax
 import numpy as np
 
 from moth_jax.errors import InputError, first_line, listed
 from moth_jax.storage.files import check_arrays, load_npz, save_npz
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import (
+    TRIGGER_LAYOUT,
+    AnyTrigger,
+    names_of_other_kinds,
+    trigger_arrays,
+    trigger_of,
+)
 
 ANY = "any"
 
@@ -59,8 +66,8 @@ class Scan:
       statistic_name: what that number is.
       threshold: the model looks poisoned if the statistic is above it.
       arms: A rows of evidence.
-      triggers: mask [A, h, w, 1] and pattern [A, h, w, c] (NumPy), zeros where none was found;
-        None if they are not known.
+      triggers: [A, ...] (NumPy), of one kind, zeros where none was found; None if they are not
+        known.
       num_gradients: images whose gradient was taken.
       seconds: wall time.
       reason: why there is no statistic, or no arm; "" if there is one.
@@ -73,7 +80,7 @@ class Scan:
     statistic_name: str
     threshold: float
     arms: tuple[Arm, ...]
-    triggers: Trigger | None = None
+    triggers: AnyTrigger | None = None
     num_gradients: int = 0
     seconds: float = 0.0
     reason: str = ""
@@ -94,11 +101,11 @@ class Scan:
         """Return the positions of the arms above the threshold, the most suspicious first."""
         return [i for i in self.ranked() if self.arms[i].suspicion > self.threshold]
 
-    def trigger(self, arm: int) -> Trigger | None:
+    def trigger(self, arm: int) -> AnyTrigger | None:
         """Return the trigger of one arm; None if none was found or kept."""
         if self.triggers is None or not self.arms[arm].found:
             return None
-        return Trigger(self.triggers.mask[arm], self.triggers.pattern[arm])
+        return jax.tree.map(lambda leaf: leaf[arm], self.triggers)
 
     def num_failures(self) -> int:
         """Return on how many arms no trigger was found."""
@@ -159,8 +166,7 @@ class Scan:
         """Write an npz file, whole or not at all."""
         arrays = {"scan": np.asarray(json.dumps(self.to_json()))}
         if self.triggers is not None:
-            arrays["masks"] = np.asarray(self.triggers.mask)
-            arrays["patterns"] = np.asarray(self.triggers.pattern)
+            arrays.update(trigger_arrays(self.triggers, "s"))
         save_npz(path, arrays)
 
     @classmethod
@@ -171,10 +177,11 @@ class Scan:
           InputError: the file is missing, damaged, or not a scan.
         """
         arrays = load_npz(path, advice=_ADVICE)
-        pictures = ("masks", "patterns")
-        optional = () if {*pictures} & arrays.keys() else pictures
+        pictures = {*_LAYOUT} - {"scan"}
+        kept = pictures & arrays.keys()
+        optional = names_of_other_kinds(arrays, "s") if kept else pictures
         check_arrays(path, arrays, _LAYOUT, what="scan", optional=optional, advice=_ADVICE)
-        triggers = Trigger(*(arrays[name] for name in pictures)) if "masks" in arrays else None
+        triggers = trigger_of(arrays, "s") if kept else None
         try:
             fields = json.loads(str(arrays["scan"]))
             arms = tuple(Arm(**arm) for arm in fields.pop("arms"))
@@ -186,8 +193,7 @@ class Scan:
 _ADVICE = "move it away, and a scan makes it again"
 _LAYOUT = {
     "scan": ("U", ()),
-    "masks": ("f", ("A", "h", "w", 1)),
-    "patterns": ("f", ("A", "h", "w", "c")),
+    **{f"{name}s": layout for name, layout in TRIGGER_LAYOUT.items()},
 }
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,11 +18,12 @@ from moth_jax.distance.matrix import (
 from moth_jax.errors import InputError
 from moth_jax.storage import files
 from moth_jax.storage.files import load_npz
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import AddedTrigger, Trigger
 from tests.helpers.toys import found_triggers
 
 NAN, INF = np.nan, np.inf
 NAMES = ("cat", "dog", "ship")
+TOLD = {"inversion": "pixel(0.9)", "images": ["a", "b", "c"]}
 
 
 def make(values, names=NAMES, **fields):
@@ -77,10 +79,51 @@ def test_triggers_are_kept_and_given_of_found_directions_only():
     assert matrix.trigger(2, 0) is None
     assert make(matrix.values).trigger(0, 1) is None
     assert matrix.triggers.directions.tolist() == [[0, 1], [0, 2], [1, 0], [2, 1]]
-    assert len(matrix.triggers.mask) == len(matrix.triggers.pattern) == 4
+    assert len(matrix.triggers.trigger.mask) == len(matrix.triggers.trigger.pattern) == 4
     some = matrix.triggers.at(np.array([[2, 1], [1, 2], [0, 1]]))
     np.testing.assert_array_equal(some.pattern[[0, 2]], dense().pattern[[2, 0], [1, 1]])
     assert not some.pattern[1].any()
+
+
+def of_added():
+    """A matrix whose triggers are added, with the pixels that they change."""
+    delta = np.random.default_rng(0).uniform(-1, 1, (3, 3, 2, 2, 3)).astype(np.float32)
+    values = np.asarray([[NAN, 10, 20], [30, NAN, INF], [NAN, 40, NAN]], np.float32)
+    changed = np.asarray([[NAN, 4, 3], [2, NAN, INF], [NAN, 1, NAN]], np.float32)
+    found = found_triggers(AddedTrigger(delta), values)
+    return make(values, triggers=found, changed_pixels=changed, details=TOLD)
+
+
+def test_triggers_that_are_added_are_kept_and_given_as_such():
+    matrix = of_added()
+    assert isinstance(matrix.trigger(0, 2), AddedTrigger)
+    np.testing.assert_array_equal(matrix.trigger(0, 2).delta, matrix.triggers.trigger.delta[1])
+    assert matrix.trigger(1, 2) is None
+
+
+def test_a_matrix_shows_and_compares_the_number_of_changed_pixels():
+    matrix = of_added()
+    pixels = matrix.in_changed_pixels()
+    np.testing.assert_array_equal(pixels.values, matrix.changed_pixels)
+    assert pixels.average() == 2.5
+    assert str(pixels).splitlines()[-1] == (
+        "average number of changed pixels 2.50 over 4 directions, no trigger found in 1"
+    )
+    assert pixels.summary() == "mean of 5 directions: 2.5 changed pixels"
+    assert pixels.smallest(1) == [(2, 1)]
+    assert pixels.trigger(2, 1) is not None
+    assert pixels.plot().get_title() == "average number of changed pixels 2.50"
+    other = dataclasses.replace(matrix, changed_pixels=2 * matrix.changed_pixels)
+    said = pixels.compare(other.in_changed_pixels())
+    assert said.startswith("average number of changed pixels 2.50 -> 5.00\nincrease +100.00 %")
+    assert matrix.compare(other).startswith("average distance 25.00 -> 25.00")
+    with pytest.raises(InputError, match="one of the two matrices is in changed pixels and"):
+        pixels.compare(matrix)
+
+
+def test_a_matrix_that_does_not_know_the_changed_pixels_says_so():
+    with pytest.raises(InputError, match="does not know how many pixels its triggers change"):
+        full().in_changed_pixels()
 
 
 # Which directions, and how sure the mean of all is.
@@ -228,10 +271,27 @@ def test_a_saved_matrix_is_read_back_with_every_field(tmp_path):
     for name in ("values", "success_rate", "values_per_seed"):
         np.testing.assert_array_equal(getattr(read, name), getattr(saved, name))
         assert getattr(read, name).dtype == getattr(saved, name).dtype
-    np.testing.assert_array_equal(read.triggers.mask, saved.triggers.mask)
-    np.testing.assert_array_equal(read.triggers.pattern, saved.triggers.pattern)
+    jax.tree.map(np.testing.assert_array_equal, read.triggers, saved.triggers)
     assert read.class_names == saved.class_names
     assert read.details == saved.details
+
+
+def test_a_matrix_of_added_triggers_is_read_back_with_its_changed_pixels(tmp_path):
+    saved = of_added()
+    saved.save(tmp_path / "distance.npz")
+    read = DistanceMatrix.load(tmp_path / "distance.npz")
+    assert isinstance(read.triggers.trigger, AddedTrigger)
+    jax.tree.map(np.testing.assert_array_equal, read.triggers, saved.triggers)
+    np.testing.assert_array_equal(read.changed_pixels, saved.changed_pixels)
+
+
+def test_a_matrix_with_half_a_trigger_is_refused(tmp_path):
+    full().save(tmp_path / "distance.npz")
+    arrays = load_npz(tmp_path / "distance.npz")
+    del arrays["patterns"]
+    files.save_npz(tmp_path / "distance.npz", arrays)
+    with pytest.raises(InputError, match="no array patterns"):
+        DistanceMatrix.load(tmp_path / "distance.npz")
 
 
 def test_a_matrix_without_triggers_and_seeds_is_read_back_without_them(tmp_path):

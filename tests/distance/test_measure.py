@@ -12,7 +12,7 @@ from moth_jax.distance import chunks
 from moth_jax.errors import InputError
 from moth_jax.inversion import InversionResult, NeuralCleanse, Trimmed, directions
 from moth_jax.progress import console_progress
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import Trigger, stamp
 from tests.helpers.toys import (
     RecordedProgress,
     StoppedError,
@@ -57,10 +57,31 @@ def matrix():
     return measure()
 
 
+@pytest.mark.parametrize("inversion", ["neural_cleanse", "pixel", "trimmed"])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_changed_pixels_are_those_of_the_very_trigger_on_the_images_measured(inversion, seeds):
+    found = measure(inversion=inversion, seeds=seeds, num_steps=100, num_images=6)
+    assert found.num_failures() == 0
+    for victim, target in found.smallest(6):
+        victims = IMAGES[victim == LABELS][:6]
+        change = np.abs(np.asarray(stamp(victims, found.trigger(victim, target))) - victims)
+        pixels = (change.max((0, 3)) >= 1 / 255 - 1e-6).sum()
+        assert found.changed_pixels[victim, target] == pixels > 0
+    np.testing.assert_array_equal(np.isnan(found.changed_pixels), np.isnan(found.values))
+
+
+def test_a_direction_without_a_trigger_has_no_number_of_changed_pixels():
+    always_class_0 = jax.tree.map(jnp.zeros_like, VARIABLES)
+    always_class_0["params"]["bias"] = jnp.array([3.0, 0.0, 0.0])
+    found = measure(variables=always_class_0, directions=[(1, 2)], check_order=False)
+    assert np.isposinf(found.changed_pixels[1, 2])
+
+
 def assert_same_matrix(one, other):
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_array_equal(one.values_per_seed, other.values_per_seed)
     np.testing.assert_array_equal(one.success_rate, other.success_rate)
+    np.testing.assert_array_equal(one.changed_pixels, other.changed_pixels)
     jax.tree.map(np.testing.assert_array_equal, one.triggers, other.triggers)
 
 

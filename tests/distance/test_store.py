@@ -7,7 +7,8 @@ from moth_jax.distance import measure
 from moth_jax.distance.store import Chunk, ChunkStore
 from moth_jax.errors import InputError
 from moth_jax.inversion import NeuralCleanse
-from moth_jax.triggers import Trigger
+from moth_jax.storage.files import load_npz, save_npz
+from moth_jax.triggers import AddedTrigger, Trigger
 
 IMAGES = (np.arange(6 * 4 * 4, dtype=np.float32) / 128).reshape(6, 4, 4, 1)
 LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
@@ -51,6 +52,7 @@ def test_chunks_are_named_and_laid_out_as_they_always_were(tmp_path, kind):
         "rates": (2, 2),
         "mask": (2, 4, 4, 1),
         "pattern": (2, 4, 4, 1),
+        "changed_pixels": (2,),
         "seconds": (),
         "of": (),
     }
@@ -63,6 +65,7 @@ def a_chunk():
         sizes=np.array([[1.5, np.inf], [2.0, 3.0]], np.float32),
         rates=np.array([[0.9, 0.0], [1.0, 1.0]], np.float32),
         trigger=Trigger(rng.random((2, 4, 4, 1)), rng.random((2, 4, 4, 3))),
+        changed_pixels=np.array([5.0, np.inf], np.float32),
         seconds=1.25,
     )
 
@@ -82,6 +85,28 @@ def test_a_chunk_that_was_saved_is_loaded_for_its_directions_in_any_company(tmp_
     assert store.load([(1, 2)]) == []
 
 
+def test_a_chunk_of_added_triggers_is_loaded_as_such(tmp_path):
+    delta = np.random.default_rng(0).random((2, 4, 4, 3))
+    chunk = a_chunk()._replace(trigger=AddedTrigger(delta))
+    store = ChunkStore(tmp_path, {}, IMAGES)
+    store.save(chunk)
+    (loaded,) = store.load([(0, 1), (2, 0)])
+    assert isinstance(loaded.trigger, AddedTrigger)
+    jax.tree.map(np.testing.assert_array_equal, loaded, chunk)
+
+
+def test_a_chunk_that_does_not_know_its_changed_pixels_is_loaded_without_them(tmp_path):
+    store = ChunkStore(tmp_path, {}, IMAGES)
+    store.save(a_chunk())
+    (path,) = tmp_path.glob("*.npz")
+    arrays = load_npz(path)
+    del arrays["changed_pixels"]
+    save_npz(path, arrays)
+    (loaded,) = store.load([(2, 0)])
+    assert np.isnan(loaded.changed_pixels).tolist() == [True]
+    np.testing.assert_array_equal(loaded.sizes, a_chunk().sizes[1:])
+
+
 def test_a_direction_that_is_in_two_chunks_is_loaded_once(tmp_path):
     store = ChunkStore(tmp_path, {}, IMAGES)
     chunk = a_chunk()
@@ -96,7 +121,7 @@ def test_a_damaged_chunk_is_reported_and_measured_again_once_it_is_removed(tmp_p
     store.save(a_chunk())
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=rf"cannot read {path}: .*; move it away, and its directions"):
+    with pytest.raises(InputError, match=rf"cannot read {path}: .*; move it away, and its"):
         store.load(DIRECTIONS)
     path.unlink()
     assert store.load(DIRECTIONS) == []

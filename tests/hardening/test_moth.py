@@ -561,8 +561,10 @@ def test_another_inversion_can_be_chosen_and_has_no_patience():
     assert MothConfig().inversion_at(0.8) == NeuralCleanse(success_bound=0.8, patience=10)
     with pytest.raises(InputError, match="the inversion 'trimmed' has no option 'patience'"):
         dataclasses.replace(CONFIG, inversion="trimmed", patience=4)
-    with pytest.raises(InputError, match=r"unknown inversion 'guess'.*neural_cleanse, trimmed"):
+    with pytest.raises(InputError, match=r"unknown inversion 'guess'.*, pixel, trimmed"):
         dataclasses.replace(CONFIG, inversion="guess")
+    with pytest.raises(InputError, match="'pixel' finds triggers that are added to images, and"):
+        dataclasses.replace(CONFIG, inversion="pixel")
 
 
 AT_LEAST_1 = (

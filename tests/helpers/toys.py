@@ -183,5 +183,5 @@ def found_triggers(dense, values):
     """The triggers of found directions, of those in every place of a matrix [K, K, ...]."""
     found = np.isfinite(values)
     return FoundTriggers(
-        np.argwhere(found), np.asarray(dense.mask)[found], np.asarray(dense.pattern)[found]
+        np.argwhere(found), jax.tree.map(lambda leaf: np.asarray(leaf)[found], dense)
     )

@@ -291,6 +291,7 @@ def score(rate, num_samples=10):
         weights=weights.astype(np.float32),
         margins=np.where(hits, 1, -1).astype(np.float32),
         indices=position,
+        images=None,
     )
 
 
@@ -448,7 +449,7 @@ def leaning_on(sample, margin=0.0):
 
     def score_of(trigger):
         margins = jnp.full(10, margin).at[sample].add(trigger.mask.sum() + trigger.pattern.sum())
-        return Score(jnp.ones(10), jnp.ones(10), jnp.ones(10), margins, jnp.arange(10))
+        return Score(jnp.ones(10), jnp.ones(10), jnp.ones(10), margins, jnp.arange(10), None)
 
     return score_of
 
@@ -482,7 +483,9 @@ def test_a_pass_moves_the_mask_weight_by_one_factor_however_it_is_cut(num_hits, 
     def scores_of(indices):
         def score_of(trigger):
             ones = jnp.ones(len(indices))
-            return Score(ones, ones, ones, jnp.asarray(margins[indices]), jnp.asarray(indices))
+            return Score(
+                ones, ones, ones, jnp.asarray(margins[indices]), jnp.asarray(indices), None
+            )
 
         return score_of
 
@@ -519,7 +522,7 @@ def test_the_mask_weight_moves_by_a_tenth_of_a_pass_at_most_at_the_end():
     def moved(progress, num_samples):
         def score_of(trigger):
             ones = jnp.ones(num_samples)
-            return Score(ones, ones, ones, ones, jnp.arange(num_samples))
+            return Score(ones, ones, ones, ones, jnp.arange(num_samples), None)
 
         state = trimmed_state([1.0] * 20, mask_weight=1.0)
         return float(trimmed_update(state, score_of, progress).mask_weight)
@@ -549,7 +552,7 @@ def test_the_latest_trigger_that_reached_the_bound_is_verified_if_it_is_smaller_
 def test_padding_leaves_no_margin_behind():
     def score_of(trigger):
         weights = jnp.asarray([1.0, 1.0, 0.0])
-        return Score(weights, weights, weights, jnp.full(3, 7.0), jnp.asarray([2, 9, 10]))
+        return Score(weights, weights, weights, jnp.full(3, 7.0), jnp.asarray([2, 9, 10]), None)
 
     after = trimmed_update(trimmed_state([0.0] * 10), score_of)
     assert np.flatnonzero(np.asarray(after.margins)).tolist() == [2, 9]

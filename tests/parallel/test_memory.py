@@ -192,7 +192,7 @@ def sizes_of_chunks(size, *, fit, store=NOTHING_KEPT, directions=NINETY, fits=80
         chosen = np.array(directions)
         ones = np.ones((len(chosen), 1))
         trigger = Trigger(np.ones((len(chosen), 2, 2, 1)), np.ones((len(chosen), 2, 2, 1)))
-        return Chunk(chosen, ones, ones, trigger, seconds=1.0)
+        return Chunk(chosen, ones, ones, trigger, ones[:, 0], seconds=1.0)
 
     def needed(measurement, directions, size):
         asked.append(size)

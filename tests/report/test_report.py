@@ -14,7 +14,7 @@ from moth_jax.report.curves import history_section, history_svg, training_svg
 from moth_jax.report.gallery import png_uri
 from moth_jax.report.headline import verdict
 from moth_jax.storage.files import write_json
-from moth_jax.triggers import Trigger
+from moth_jax.triggers import AddedTrigger, Trigger
 from tests.helpers.toys import found_triggers
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -187,6 +187,29 @@ def test_class_names_and_titles_are_escaped(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.source
     assert "<b>cat</b> & co" in page.text
     assert ">$x_1$ and a very long…</text>" in page.source
+
+
+def test_triggers_that_are_added_are_drawn_and_have_both_sizes(tmp_path):
+    matrix = _matrix([[0, 30.0], [24.0, 0]])
+    delta = np.zeros((2, 2, 8, 8, 3), np.float32)
+    delta[0, 1, 2, 3], delta[1, 0, 4, :3] = 0.5, -0.25
+    changed = np.array([[np.nan, 12], [9, np.nan]], np.float32)
+    before = dataclasses.replace(
+        matrix,
+        triggers=found_triggers(AddedTrigger(delta), matrix.values),
+        changed_pixels=changed,
+    )
+    grey = np.full((2, 8, 8, 3), 0.5, np.float32)
+    page = _report(tmp_path, k=2, before=before, after=None, examples=grey, selections=None)
+    _check(page)
+    for text in ("30.0 · 15.6 % of the image · 12 pixels changed", "9 pixels changed"):
+        assert text in page.text
+    assert "aggregated pixels; 10.5 pixels changed" in page.text
+    assert "average 27.0, 10.5 pixels changed" in page.text
+    assert "added alike to every image" in page.text
+    pictures = [a["src"] for a in page.attributes("img")]
+    assert png_uri(grey[0] + delta[0, 1]) in pictures
+    assert "pixels changed" not in _report(tmp_path).text  # where it is not known
 
 
 def test_a_run_that_only_measured_has_no_after(tmp_path):

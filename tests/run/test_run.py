@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moth_jax import data, models
-from moth_jax.distance.matrix import relative_increase
+from moth_jax.distance.matrix import DistanceMatrix, relative_increase
 from moth_jax.errors import InputError
 from moth_jax.evaluation import accuracy
 from moth_jax.models import checkpoint
@@ -19,6 +19,7 @@ from moth_jax.run.configuration import as_json
 from moth_jax.run.phases import Models, original
 from moth_jax.run.summary import summarise
 from moth_jax.run.workdir import claim
+from moth_jax.triggers import AddedTrigger
 from tests.helpers.runs import (
     FIELDS,
     contents,
@@ -334,6 +335,26 @@ def test_a_number_of_directions_is_drawn_once_for_before_and_after():
     assert len(set(drawn(7))) == 7
     assert drawn(7) == drawn(7) != drawn(7, seed=1)
     assert len(drawn(0)) == 90
+
+
+def test_distances_of_triggers_that_are_added_are_measured_and_shown(workdir, tmp_path):
+    config = tiny_config(
+        phase="measure",
+        model__checkpoint=str(workdir / "original"),
+        distance__inversion="pixel",
+        distance__num_steps=150,
+    )
+    result = do(config, tmp_path)
+    before = DistanceMatrix.load(tmp_path / "distance_before.npz")
+    assert before.details["inversion"].startswith("pixel(")
+    assert before.found.any()
+    victim, target = before.smallest(1)[0]
+    assert isinstance(before.trigger(victim, target), AddedTrigger)
+    assert 0 < before.changed_pixels[victim, target] <= 64
+    assert result["distance_before"] == pytest.approx(before.average())
+    page = (tmp_path / "report.html").read_text()
+    assert "added alike to every image" in page
+    assert f"{int(before.changed_pixels[victim, target])} pixels changed" in page
 
 
 def test_a_model_of_this_package_is_taken_as_it_is(workdir, tmp_path):

@@ -24,7 +24,7 @@ from moth_jax.scanning import (
 )
 from moth_jax.scanning.k_arm import suspicion
 from moth_jax.scanning.prescreening import prescreen
-from moth_jax.triggers import Trigger, random_trigger
+from moth_jax.triggers import AddedTrigger, Trigger, random_trigger
 from tests.helpers.toys import RecordedProgress, StoppedError, found_triggers, numpy_success_rate
 
 K, SIDE, TARGET, VICTIM = 6, 8, 2, 4
@@ -369,8 +369,11 @@ def test_a_saved_scan_is_loaded_as_it_was(tmp_path):
     after = Scan.load(tmp_path / "scan.npz")
     assert repr(after.to_json()) == repr(before.to_json())
     assert repr(after.arms) == repr(arms)
-    np.testing.assert_array_equal(after.triggers.mask, triggers.mask)
+    jax.tree.map(np.testing.assert_array_equal, after.triggers, triggers)
     assert after.describe() == before.describe()
+    added = dataclasses.replace(before, triggers=AddedTrigger(triggers.pattern))
+    added.save(tmp_path / "scan.npz")
+    np.testing.assert_array_equal(Scan.load(tmp_path / "scan.npz").trigger(0).delta, 0)
     dataclasses.replace(before, triggers=None).save(tmp_path / "scan.npz")
     assert Scan.load(tmp_path / "scan.npz").triggers is None
     json.dumps(before.to_json())
