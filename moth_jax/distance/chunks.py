@@ -11,7 +11,7 @@ import numpy as np
 from moth_jax.distance.matrix import DistanceMatrix, FoundTriggers
 from moth_jax.distance.store import Chunk, ChunkStore, Directions
 from moth_jax.distance.subject import Subject
-from moth_jax.inversion import Budget, Inversion, Samples
+from moth_jax.inversion import Budget, Samples, Search, Standard, standard
 from moth_jax.inversion.directions import invert_with_seeds
 from moth_jax.parallel.devices import (
     fetch,
@@ -26,7 +26,7 @@ from moth_jax.parallel.devices import (
 from moth_jax.parallel.memory import equal, fitting_size, free_bytes, halving, program_bytes
 from moth_jax.parallel.processes import smallest
 from moth_jax.progress import Task
-from moth_jax.triggers import AnyTrigger, changed_pixels
+from moth_jax.triggers import AnyTrigger, Trigger, changed_pixels
 from moth_jax.types import LogitsFn, Variables
 
 # Directions [D, 2] to their images [D, n, h, w, c] and weights [D, n].
@@ -41,19 +41,28 @@ class Measurement(NamedTuple):
       logits_fn, variables: the model, the variables on the devices.
       draw: directions [D, 2] -> images [D, n, h, w, c] and weights [D, n].
       seeds: one inversion for each; the smallest trigger counts.
-      budget, inversion: of each search.
+      budget: of each inversion; None where the search has its own.
+      inversion: the search.
+      starts: directions [D, 2] -> triggers [D, R, ...] that a later pass goes on from
+        (`distance.passes`), None in the first one.
     """
 
     logits_fn: LogitsFn
     variables: Variables
     draw: Draw
     seeds: list[int]
-    budget: Budget
-    inversion: Inversion
+    budget: Budget | None
+    inversion: Search
+    starts: Callable[[np.ndarray], Trigger] | None = None
 
     @classmethod
     def of(
-        cls, subject: Subject, draw: Draw, seeds: list[int], budget: Budget, inversion: Inversion
+        cls,
+        subject: Subject,
+        draw: Draw,
+        seeds: list[int],
+        budget: Budget | None,
+        inversion: Search,
     ) -> "Measurement":
         """Return the measurement of a subject."""
         model = subject.logits_fn, replicate(subject.variables)
@@ -61,13 +70,19 @@ class Measurement(NamedTuple):
 
     def settings(self) -> dict:
         """Return what it was asked for, as JSON can carry it."""
-        return {
-            "num_steps": self.budget.num_steps,
-            "minibatch_size": self.budget.minibatch_size,
-            "mask_weight": self.budget.mask_weight,
-            "seeds": self.seeds,
-            "inversion": self.inversion.name,
-        }
+        budget = {} if self.budget is None else budget_fields(self.budget)
+        return {**budget, "seeds": self.seeds, "inversion": self.inversion.name}
+
+    def num_runs(self) -> int:
+        """Return how many inversions of a direction are done at once."""
+        is_ensemble = isinstance(self.inversion, Standard)
+        return len(self.seeds) * (len(standard.BEGINNINGS) if is_ensemble else 1)
+
+
+def budget_fields(budget: Budget) -> dict:
+    """Return a budget as JSON can carry it."""
+    names = ("num_steps", "minibatch_size", "mask_weight")
+    return {name: getattr(budget, name) for name in names}
 
 
 def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:
@@ -155,16 +170,14 @@ def _in_order(chunks: list[Chunk], directions: Directions) -> Chunk:
 def measure_chunk(measurement: Measurement, directions: Directions, size: int) -> Chunk:
     """Measure `directions` in one compiled call, filled up to `size` of them with repeats."""
     started = time.perf_counter()
-    samples, victims = _inputs(measurement, directions, size)
-    result = invert_with_seeds(
-        measurement.logits_fn,
-        measurement.variables,
-        samples,
-        victims,
-        _seeds(measurement),
-        budget=measurement.budget,
-        inversion=measurement.inversion,
-    )
+    filled = np.resize(np.asarray(directions, np.int32), (size, 2))
+    mine = filled[my_rows(size)]
+    drawn = from_my_rows((*measurement.draw(mine), _starts(measurement, mine)), size)
+    victims, targets = spread(tuple(filled.T))
+    images, weights, starts = drawn
+    samples = Samples(images, weights, targets)
+    function, *inputs, options = _program(measurement, samples, victims, starts)
+    result = function(measurement.logits_fn, measurement.variables, *inputs, **options)
     smallest_found = _smallest(samples, result.size, result.trigger)
     sizes, rates, (trigger, changed) = jax.tree.map(
         lambda v: v[: len(directions)],
@@ -203,44 +216,49 @@ def chunk_bytes(measurement: Measurement, directions: Directions, size: int) -> 
     shape.
     """
     first = np.asarray(directions[:1], np.int32)
-    rows = spread_shapes((*measurement.draw(first), *first.T), size)
-    images, weights, victims, targets = rows
-    lowered = invert_with_seeds.lower(
-        measurement.logits_fn,
-        measurement.variables,
-        Samples(images, weights, targets),
-        victims,
-        _seeds(measurement),
-        budget=measurement.budget,
-        inversion=measurement.inversion,
-    )
+    drawn = (*measurement.draw(first), *first.T, _starts(measurement, first))
+    images, weights, victims, targets, starts = spread_shapes(drawn, size)
+    samples = Samples(images, weights, targets)
+    function, *inputs, options = _program(measurement, samples, victims, starts)
+    lowered = function.lower(measurement.logits_fn, measurement.variables, *inputs, **options)
     return program_bytes(lowered.compile())
 
 
-def _inputs(
-    measurement: Measurement, directions: Directions, size: int
-) -> tuple[Samples, jax.Array]:
-    """Return the samples and victims of a chunk, on the devices."""
-    filled = np.resize(np.asarray(directions, np.int32), (size, 2))
-    images, weights = from_my_rows(measurement.draw(filled[my_rows(size)]), size)
-    victims, targets = spread(tuple(filled.T))
-    return Samples(images, weights, targets), victims
+def _starts(measurement: Measurement, directions: np.ndarray) -> Trigger | None:
+    return None if measurement.starts is None else measurement.starts(directions)
 
 
-def _seeds(measurement: Measurement) -> jax.Array:
-    return replicate(np.asarray(measurement.seeds, np.uint32))
+def _program(measurement: Measurement, samples: Samples, victims, starts) -> tuple:
+    """Return the compiled function of a chunk, what it takes after the model, and its options."""
+    options = {"inversion": measurement.inversion}
+    if starts is not None:
+        return standard.go_on, samples, victims, starts, options
+    seeds = replicate(np.asarray(measurement.seeds, np.uint32))
+    if isinstance(measurement.inversion, Standard):
+        return standard.search, samples, victims, seeds, options
+    return invert_with_seeds, samples, victims, seeds, {**options, "budget": measurement.budget}
 
 
-def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix:
-    """Return the matrix over the subject's classes of what was measured."""
+def assemble(
+    measured: Chunk, subject: Subject, details: dict, settled: np.ndarray | None = None
+) -> DistanceMatrix:
+    """Return the matrix over the subject's classes of what was measured.
+
+    `settled` [D] is given where the columns of the sizes are searches, not seeds.
+    """
     classes = subject.classes
     shape = (len(classes), len(classes))
     position = {label: i for i, label in enumerate(classes)}
     places = np.array([[position[k] for k in d] for d in measured.directions.tolist()])
     rows, columns = places.T
     best = np.arange(len(places)), measured.sizes.argmin(1)
-    per_seed = np.full((measured.sizes.shape[1], *shape), np.nan, np.float32)
-    per_seed[:, rows, columns] = measured.sizes.T
+    each = np.full((measured.sizes.shape[1], *shape), np.nan, np.float32)
+    each[:, rows, columns] = measured.sizes.T
+    of_searches = {}
+    if settled is not None:
+        whether = np.full(shape, np.nan, np.float32)
+        whether[rows, columns] = settled
+        of_searches = {"values_per_search": each, "settled": whether}
     changed = np.full(shape, np.nan, np.float32)
     changed[rows, columns] = measured.changed_pixels
     rate = np.full(shape, np.nan, np.float32)
@@ -253,11 +271,12 @@ def assemble(measured: Chunk, subject: Subject, details: dict) -> DistanceMatrix
     found = np.flatnonzero(np.isfinite(measured.sizes[best]))
     found = found[np.lexsort(places[found].T[::-1])]
     return DistanceMatrix(
-        values=per_seed.min(0),
+        values=each.min(0),
         success_rate=rate,
         class_names=subject.names,
         share_there=share,
-        values_per_seed=per_seed,
+        values_per_seed=each if settled is None else None,
+        **of_searches,
         triggers=FoundTriggers(
             places[found], jax.tree.map(lambda leaf: np.asarray(leaf)[found], measured.trigger)
         ),

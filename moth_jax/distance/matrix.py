@@ -65,6 +65,10 @@ class DistanceMatrix:
       share_there: [K, K] float32, the share of the victims' images that the model takes for the
         target without any trigger; None where it is not known.
       values_per_seed: [S, K, K], the distances found by each seed; `values` is their minimum.
+      values_per_search: [R, K, K], the sizes that each search of an ensemble found, inf where it
+        found none or was not made; None where one search with seeds was asked for.
+      settled: [K, K] float32, 1 where the last pass of an ensemble found no smaller trigger, 0
+        where it still did, NaN where nothing was measured; None as above.
       triggers: those found; None if they were not kept.
       changed_pixels: [K, K] float32, how many pixels each trigger changes by 1/255 or more, in any
         channel of any image that it was measured on (`triggers.changed_pixels`); inf and NaN as in
@@ -79,6 +83,8 @@ class DistanceMatrix:
     class_names: tuple[str, ...]
     share_there: np.ndarray | None = None
     values_per_seed: np.ndarray | None = None
+    values_per_search: np.ndarray | None = None
+    settled: np.ndarray | None = None
     triggers: FoundTriggers | None = None
     changed_pixels: np.ndarray | None = None
     details: dict = dataclasses.field(default_factory=dict)
@@ -115,6 +121,7 @@ class DistanceMatrix:
             self,
             values=self.changed_pixels,
             values_per_seed=None,
+            values_per_search=None,
             details={**self.details, "unit": "changed pixels"},
         )
 
@@ -163,6 +170,21 @@ class DistanceMatrix:
         sure = "" if interval is None else " (95 % interval {:.1f}-{:.1f})".format(*interval)
         unit = " changed pixels" if self.unit == "changed pixels" else ""
         return f"mean of {self.choice()}: {_mean(self, 1)}{unit}{sure}"
+
+    def disagreement(self) -> np.ndarray:
+        """Return [K, K], by which share the median search's trigger is larger than the smallest.
+
+        Of the searches of an ensemble that found one, in the order of their sizes, the median is
+        the middle one. NaN where it is not known.
+        """
+        if self.values_per_search is None:
+            return np.full_like(self.values, np.nan)
+        sizes = np.where(np.isfinite(self.values_per_search), self.values_per_search, np.nan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # nothing but NaN
+            median = np.nanmedian(sizes, axis=0)
+        positive = self.found & (self.values > 0)
+        return np.where(positive, median / np.where(positive, self.values, 1) - 1, np.nan)
 
     def num_failures(self) -> int:
         """Return in how many measured directions no trigger was found."""
@@ -217,12 +239,8 @@ class DistanceMatrix:
             "class_names": np.asarray(self.class_names, dtype=np.str_),
             "details": np.asarray(json.dumps(self.details)),
         }
-        if self.share_there is not None:
-            arrays["share_there"] = self.share_there
-        if self.values_per_seed is not None:
-            arrays["values_per_seed"] = self.values_per_seed
-        if self.changed_pixels is not None:
-            arrays["changed_pixels"] = self.changed_pixels
+        known = {name: getattr(self, name) for name in _OPTIONAL}
+        arrays |= {name: array for name, array in known.items() if array is not None}
         if self.triggers is not None:
             arrays["trigger_directions"] = self.triggers.directions
             arrays.update(trigger_arrays(self.triggers.trigger, "s"))
@@ -238,7 +256,7 @@ class DistanceMatrix:
         arrays = load_npz(path, advice=_ADVICE)
         kept = any(name in arrays for name in _TRIGGERS)
         without = names_of_other_kinds(arrays, "s") if kept else _TRIGGERS
-        optional = ("details", "share_there", "values_per_seed", "changed_pixels", *without)
+        optional = ("details", *_OPTIONAL, *without)
         what = "distance matrix"
         check_arrays(path, arrays, _LAYOUT, what=what, optional=optional, advice=_ADVICE)
         details = _details(arrays)
@@ -251,10 +269,8 @@ class DistanceMatrix:
             values=arrays["values"],
             success_rate=arrays["success_rate"],
             class_names=tuple(str(name) for name in arrays["class_names"]),
-            share_there=arrays.get("share_there"),
-            values_per_seed=arrays.get("values_per_seed"),
+            **{name: arrays.get(name) for name in _OPTIONAL},
             triggers=triggers,
-            changed_pixels=arrays.get("changed_pixels"),
             details=details,
         )
 
@@ -282,6 +298,7 @@ class DistanceMatrix:
 
 
 _ADVICE = "move it away, and the command that measured it makes it again"
+_OPTIONAL = ("share_there", "values_per_seed", "values_per_search", "settled", "changed_pixels")
 _TRIGGERS = ("trigger_directions", *(f"{name}s" for name in TRIGGER_LAYOUT))
 _LAYOUT = {
     "values": ("f", ("K", "K")),
@@ -290,6 +307,8 @@ _LAYOUT = {
     "details": ("U", ()),
     "share_there": ("f", ("K", "K")),
     "values_per_seed": ("f", ("S", "K", "K")),
+    "values_per_search": ("f", ("R", "K", "K")),
+    "settled": ("f", ("K", "K")),
     "changed_pixels": ("f", ("K", "K")),
     "trigger_directions": ("iu", ("M", 2)),
     **{f"{name}s": layout for name, layout in TRIGGER_LAYOUT.items()},

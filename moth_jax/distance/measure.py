@@ -15,7 +15,8 @@ from moth_jax.data.conversion import as_images
 from moth_jax.distance.chunks import Measurement, assemble, chunk_size, measure_all
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix
-from moth_jax.distance.store import ChunkStore
+from moth_jax.distance.passes import measure_in_passes
+from moth_jax.distance.store import Chunk, ChunkStore
 from moth_jax.distance.subject import (
     Subject,
     check_at_least_one,
@@ -29,11 +30,13 @@ from moth_jax.errors import InputError, listed
 from moth_jax.inversion import (
     DEFAULT,
     Budget,
-    Inversion,
     InversionResult,
     Samples,
-    create,
+    Search,
+    Standard,
+    create_search,
     invert,
+    standard,
 )
 from moth_jax.inversion.candidates import least_rate
 from moth_jax.parallel.devices import over_samples
@@ -55,7 +58,7 @@ def distance_matrix(
     minibatch_size: int | None = None,
     mask_weight: float | None = None,
     seeds: Sequence[int] = (0,),
-    inversion: Inversion | str | None = None,
+    inversion: Search | str | None = None,
     check_order: bool = True,
     directions_per_chunk: int | None = None,
     resume_dir: str | Path | None = None,
@@ -109,7 +112,7 @@ def distance_matrix(
     (0, True)
     """
     inversion = _method(inversion)
-    budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
+    budget = budget_of(inversion, num_steps, minibatch_size, mask_weight)
     check_seeds(seeds)
     seeds = [int(seed) for seed in seeds]
     _check_counts(num_images, directions_per_chunk)
@@ -127,11 +130,23 @@ def distance_matrix(
     draw = functools.partial(subject.victims_images, num_images)
     measurement = Measurement.of(subject, draw, seeds, budget, inversion)
     details = {"num_images": int(num_images), **measurement.settings()}
-    store = ChunkStore(resume_dir, details, (subject.images, subject.labels, subject.model))
-    size = chunk_size(directions_per_chunk, len(wanted), len(seeds))
-    with as_progress(progress).task(label, total=len(wanted), unit="directions") as task:
-        fit = directions_per_chunk is None
-        measured = measure_all(measurement, wanted, size, store, task, fit=fit)
+
+    def measure(measurement: Measurement, directions: list, number: int) -> Chunk:
+        """Measure `directions` in the first pass, of number 0, or in a later one."""
+        # What a later pass goes on from depends on all directions.
+        asked = {**details, "pass": number, "all": wanted} if number else details
+        store = ChunkStore(resume_dir, asked, (subject.images, subject.labels, subject.model))
+        size = chunk_size(directions_per_chunk, len(directions), measurement.num_runs())
+        name = f"{label}, pass {number + 1}" if number else label
+        with as_progress(progress).task(name, total=len(directions), unit="directions") as task:
+            fit = directions_per_chunk is None
+            return measure_all(measurement, directions, size, store, task, fit=fit)
+
+    settled = None
+    if isinstance(inversion, Standard):
+        measured, settled = measure_in_passes(measurement, wanted, measure)
+    else:
+        measured = measure(measurement, wanted, 0)
     details["success_bound"] = _success_bound(inversion)
     victims = {victim for victim, _ in wanted}
     details["images"] = [
@@ -141,12 +156,12 @@ def distance_matrix(
         details["selection"] = selection
     if subject.classes != tuple(range(subject.num_classes)):
         details["classes"] = list(subject.classes)
-    matrix = assemble(measured, subject, details)
+    matrix = assemble(measured, subject, details, settled)
     _warn_of_those_there(matrix)
     return matrix
 
 
-def _success_bound(inversion: Inversion) -> float:
+def _success_bound(inversion: Search) -> float:
     return getattr(inversion, "success_bound", 1.0)
 
 
@@ -162,18 +177,27 @@ def _warn_of_those_there(matrix: DistanceMatrix) -> None:
         )
 
 
-def _method(inversion: Inversion | str | None) -> Inversion:
-    return inversion if isinstance(inversion, Inversion) else create(inversion or DEFAULT)
+def _method(inversion: Search | str | None) -> Search:
+    return inversion if isinstance(inversion, Search) else create_search(inversion or DEFAULT)
 
 
-def _budget(
-    inversion: Inversion,
+def budget_of(
+    inversion: Search,
     num_steps: int | None,
     minibatch_size: int | None,
     mask_weight: float | None,
-) -> Budget:
+) -> Budget | None:
     """Return the budget that was asked for, checked; the method's own where nothing was."""
     own = inversion.budget
+    if own is None:
+        given = {"num_steps": num_steps, "minibatch_size": minibatch_size}
+        given = [k for k, v in {**given, "mask_weight": mask_weight}.items() if v is not None]
+        if given:
+            raise InputError(
+                f"the inversion {inversion.method!r} has a budget of its own and takes no "
+                f"{given[0]}; leave it out, or choose another inversion, such as 'trimmed'"
+            )
+        return None
     # Python's numbers, which a file can hold.
     steps: Any = own.num_steps if num_steps is None else num_steps
     size = own.minibatch_size if minibatch_size is None else minibatch_size
@@ -230,7 +254,7 @@ def class_distance(
     minibatch_size: int | None = None,
     mask_weight: float | None = None,
     seed: int = 0,
-    inversion: Inversion | str | None = None,
+    inversion: Search | str | None = None,
 ) -> InversionResult:
     """Return the smallest verified trigger that sends `images` to `target`.
 
@@ -247,7 +271,7 @@ def class_distance(
     images = as_images(images)
     num_classes = probe_logits(call, variables, images).shape[1]
     inversion = _method(inversion)
-    budget = _budget(inversion, num_steps, minibatch_size, mask_weight)
+    budget = budget_of(inversion, num_steps, minibatch_size, mask_weight)
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
     there = float(np.mean(predict(call, variables, images) == target))
@@ -258,8 +282,10 @@ def class_distance(
             stacklevel=2,
         )
     check_seeds([seed])
-    start_key, key = jax.random.split(jax.random.key(seed))
     samples = Samples(unit_images(images), jnp.ones(len(images)), jnp.asarray(target, jnp.int32))
+    if isinstance(inversion, Standard):
+        return standard.search_one(over_samples(call), variables, samples, seed, inversion)
+    start_key, key = jax.random.split(jax.random.key(seed))
     start = inversion.start(start_key, images.shape[1:])
     return _invert_one(
         over_samples(call), variables, samples, start, key, budget=budget, inversion=inversion

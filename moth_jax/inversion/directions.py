@@ -81,7 +81,7 @@ def invert_with_seeds(
     """Invert D directions with S seeds each: samples [D, ...], victims [D], seeds [S] -> [D, S]."""
 
     def one(logits_fn, variables, samples: Samples, run: tuple[Array, Array]) -> InversionResult:
-        start_key, key = _keys(*run, samples.target)
+        start_key, key = run_keys(*run, samples.target)
         start = inversion.start(start_key, samples.image_shape)
         model = logits_fn, variables, samples
         return invert(*model, start, key, budget=budget, inversion=inversion)
@@ -104,7 +104,7 @@ def begin_directions(
     """Return the states [D] of D directions before their first step, of inversions in parts."""
 
     def one(logits_fn, variables, samples: Samples, victim: Array) -> State:
-        start_key, key = _keys(seed, victim, samples.target)
+        start_key, key = run_keys(seed, victim, samples.target)
         return begin(
             logits_fn,
             variables,
@@ -138,7 +138,7 @@ def advance_directions(
     """
 
     def one(logits_fn, variables, samples: Samples, victim, state: State, first: Array) -> State:
-        _, key = _keys(seed, victim, samples.target)
+        _, key = run_keys(seed, victim, samples.target)
         model = logits_fn, variables, samples
         key = jax.random.split(key)[1]
         return advance(*model, state, key, first, budget=budget, inversion=inversion)
@@ -148,7 +148,7 @@ def advance_directions(
     return jax.tree.map(lambda leaf: leaf[:, 0], states)
 
 
-def _keys(seed: Array, victim: Array, target: AnyArray) -> tuple[Array, Array]:
+def run_keys(seed: Array, victim: Array, target: AnyArray) -> tuple[Array, Array]:
     """Return the keys of a direction's start, and of its inversion.
 
     They are named by seed and classes, not by position: a direction's number does not depend on

@@ -13,7 +13,7 @@ the budget: the trigger is coarse at first and free to move, and settles as it f
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -147,7 +147,7 @@ class Trimmed(Inversion):
             score = objective(trigger)
             wanted = state.margins[score.indices] >= hardest
             losses = jnp.where(wanted, jax.nn.softplus(self.safety - score.margins), 0.0)
-            return score.mean(losses) + state.mask_weight * jnp.sum(trigger.mask), score
+            return score.mean(losses) + state.mask_weight * self._penalty(trigger), score
 
         gradient, score = jax.grad(loss_fn, has_aux=True)(state.trigger)
         updates, opt_state = self._adam.update(gradient, state.opt_state)
@@ -155,7 +155,7 @@ class Trimmed(Inversion):
         # Padding has an index past the last sample, and is dropped.
         margins = state.margins.at[score.indices].set(score.margins, mode="drop")
         part = jnp.sum(score.weights) / jnp.maximum(jnp.sum(state.weights), 1.0)
-        trigger = jax.tree.map(lambda v, u: jnp.clip(v + u, 0.0, 1.0), state.trigger, updates)
+        trigger = jax.tree.map(self._moved, state.trigger, updates)
         state = dataclasses.replace(state, trigger=trigger, opt_state=opt_state, margins=margins)
         factor = jnp.where(self._reached(state), self.increase, 1 / self.decrease)
         # Few minibatches would leave λ, and with it the size, swinging at the end.
@@ -169,17 +169,29 @@ class Trimmed(Inversion):
         that is judged too well.
         """
         del key  # no restarts
-        smaller = trigger_size(state.trigger) < state.result.size
-        nominated = self._reached(state) & smaller
+        size = self._size(state.trigger)
+        nominated = self._reached(state) & (size < state.result.size)
         return dataclasses.replace(
             state,
             candidate=where(nominated, state.trigger, state.candidate),
-            candidate_size=jnp.where(nominated, trigger_size(state.trigger), state.candidate_size),
+            candidate_size=jnp.where(nominated, size, state.candidate_size),
         )
 
     def verify(self, state: TrimmedState, objective: Objective) -> TrimmedState:
         """Measure the candidate on all samples, and keep it if it holds."""
         return verify(self.success_bound, state, objective)
+
+    def _size(self, trigger: Any) -> Array:
+        """Return the size that is made small."""
+        return trigger_size(trigger)
+
+    def _penalty(self, trigger: Any) -> Array:
+        """Return what λ weighs in the loss."""
+        return jnp.sum(trigger.mask)
+
+    def _moved(self, value: Array, update: Array) -> Array:
+        """Return the values of mask or pattern after an update."""
+        return jnp.clip(value + update, 0.0, 1.0)
 
     def _reached(self, state: TrimmedState) -> Array:
         """Return whether the margins of the last visits reach the bound."""

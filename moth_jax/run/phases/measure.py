@@ -11,10 +11,10 @@ import numpy as np
 from moth_jax.data import ImageSplit
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix, increase_interval, relative_increase
-from moth_jax.distance.measure import distance_matrix
+from moth_jax.distance.measure import budget_of, distance_matrix
 from moth_jax.distance.nearest import nearest_directions
 from moth_jax.errors import InputError, listed, require_choice
-from moth_jax.inversion import DEFAULT, Inversion, create
+from moth_jax.inversion import DEFAULT, Search, create_search
 from moth_jax.models.checkpoint import SavedModel
 from moth_jax.models.digest import weights_digest
 from moth_jax.options import (
@@ -47,7 +47,7 @@ class MeasureOptions:
         them (`distance.nearest_directions`); 0 for all.
       num_images, num_steps, minibatch_size, mask_weight, seeds: as in `distance_matrix`; None for
         what the inversion was made for.
-      inversion: its name (`inversion.INVERSIONS`).
+      inversion: "standard", or the name of one of `inversion.INVERSIONS`.
       precision, patience, success_bound: its options; None for its own default.
       directions_per_chunk: directions in one compiled call; 0 for as many as suit the device.
     """
@@ -71,17 +71,17 @@ class MeasureOptions:
     def __post_init__(self):
         require_choice("split", self.split, SPLITS)
         check_options(self, prefix="distance.")
-        self.method()
+        budget_of(self.method(), self.num_steps, self.minibatch_size, self.mask_weight)
 
-    def method(self) -> Inversion:
-        """Return the inversion by which distances are measured.
+    def method(self) -> Search:
+        """Return the search by which distances are measured.
 
         Raises:
-          InputError: there is no such inversion, or it has no such option or value.
+          InputError: there is no such search, or it has no such option or value.
         """
-        return create(
+        return create_search(
             self.inversion,
-            precision=self.precision,
+            precision=None if self.precision == "float32" else self.precision,
             patience=self.patience,
             success_bound=self.success_bound,
         )
