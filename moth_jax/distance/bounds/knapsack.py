@@ -1,25 +1,57 @@
-"""The images that triggers of a size make of one image, and the largest a linear form gets there.
+"""The images that triggers of a size make of one image, and the most that a bound grows there.
 
-A trigger with mask m [h, w, 1] and any pattern moves an image x by δ with
-m·(−x) <= δ <= m·(1 − x), 0 <= m <= 1 and Σm <= s. The maximum of a·δ over this set is a fractional
-knapsack: a pixel of mask 1 brings gain = Σ_c max(a(1 − x), −ax), and the s largest gains are taken.
+A trigger with mask m [h, w, 1] and any pattern moves the pixel p of an image x by m_p times a point
+of the box [−x_p, 1 − x_p], and 0 <= m <= 1, Σm <= s. A bound that grows by m_p·g_p is largest where
+the s largest gains g are taken: a fractional knapsack. Over a box a convex function is largest at a
+corner, of which a pixel of C channels has 2^C.
 """
+
+import numpy as np
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from moth_jax.types import ImageShape
 
-def largest_gains(form: Array, image: Array, count: int) -> Array:
-    """Return the `count` largest gains [*d, count], in order, of forms [*d, h, w, c]."""
-    gain = jnp.maximum(form * (1 - image), -form * image).sum(-1)
-    gain = gain.reshape(*gain.shape[:-2], -1)
+_MOST_CORNERS = 2048  # of all pixels; of more each channel is taken at its own largest end
+
+
+def num_corners(shape: ImageShape) -> int:
+    """Return how many corners of a pixel's box are told apart; 1 if none are."""
+    height, width, channels = shape
+    return 2**channels if height * width * 2**channels <= _MOST_CORNERS else 1
+
+
+def moves(form: Array, image: Array) -> tuple[Array, Array]:
+    """Return how far a linear form and its negative go at each corner of each pixel's box.
+
+    Args:
+      form, image: [h, w, c].
+
+    Returns:
+      Two of [e, h·w]; e corners.
+    """
+    low, high = -image * form, (1 - image) * form
+    if num_corners(image.shape) == 1:
+        both = jnp.maximum(low, high), jnp.maximum(-low, -high)
+        up, down = (part.sum(-1).reshape(1, -1) for part in both)
+        return up, down
+    ends = jnp.stack([low, high]).reshape(2, -1, image.shape[-1])
+    corners = np.indices((2,) * image.shape[-1]).reshape(image.shape[-1], -1)
+    up = sum(ends[corner, :, channel] for channel, corner in enumerate(corners))
+    return up, -up
+
+
+def largest(growth: Array, count: int) -> Array:
+    """Return the `count` largest gains [*d, count], in order, of growths [*d, e, h·w]."""
+    gains = jnp.maximum(growth.max(-2), 0)
     if count == 1:
-        return gain.max(-1, keepdims=True)
-    return lax.top_k(gain, min(count, gain.shape[-1]))[0]
+        return gains.max(-1, keepdims=True)
+    return lax.top_k(gains, min(count, gains.shape[-1]))[0]
 
 
 def most(gains: Array, size: Array) -> Array:
-    """Return the largest value [*d] of the forms of these gains, at Σm <= size.
+    """Return how far the bounds of these gains grow [*d], at Σm <= size.
 
     >>> float(most(jnp.array([3.0, 2.0, 1.0]), jnp.array(1.5)))
     4.0
@@ -29,7 +61,7 @@ def most(gains: Array, size: Array) -> Array:
 
 
 def least_size(gains: Array, value: Array) -> Array:
-    """Return the Σm [*d] at which the forms reach `value` [*d]; inf if they never do.
+    """Return the Σm [*d] at which the bounds have grown by `value` [*d]; inf if they never do.
 
     >>> gains = jnp.array([3.0, 2.0, 1.0])
     >>> [float(least_size(gains, jnp.array(v))) for v in (-1.0, 1.5, 4.0, 7.0)]
