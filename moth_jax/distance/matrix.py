@@ -58,6 +58,8 @@ class DistanceMatrix:
         target without any trigger; None where it is not known.
       values_per_seed: [S, K, K], the distances found by each seed; `values` is their minimum.
       triggers: those found; None if they were not kept.
+      lower: [K, K] float32, proven lower ends of the distances (`certified_distances`): NaN where
+        nothing was certified, inf where it is proven that there is no trigger; None if not known.
       details: how it was measured (seeds, num_steps, num_images, seconds, ...); `inversion` is the
         method with its options, `images` a digest of each victim class's images, `classes` are the
         labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.
@@ -69,6 +71,7 @@ class DistanceMatrix:
     share_there: np.ndarray | None = None
     values_per_seed: np.ndarray | None = None
     triggers: FoundTriggers | None = None
+    lower: np.ndarray | None = None
     details: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -94,6 +97,13 @@ class DistanceMatrix:
     def average(self) -> float:
         """Return the mean distance of the directions where a trigger was found; NaN if none was."""
         return float(self.values[self.found].mean()) if self.found.any() else float("nan")
+
+    def average_lower(self) -> float | None:
+        """Return the mean of the finite proven lower ends; None if none were computed."""
+        if self.lower is None:
+            return None
+        finite = self.lower[np.isfinite(self.lower)]
+        return float(finite.mean()) if finite.size else float("nan")
 
     def interval(self) -> tuple[float, float] | None:
         """Return the 95 % confidence interval of the mean of all directions; None if not a sample.
@@ -158,6 +168,9 @@ class DistanceMatrix:
             f"increase {increase} over {both.sum()} directions",
             f"no trigger found in {self.num_failures()} -> {after.num_failures()} directions",
         ]
+        if self.lower is not None and after.lower is not None:
+            ends = f"{self.average_lower():.2f} -> {after.average_lower():.2f}"
+            lines.insert(1, f"average proven lower end {ends}")
         if both.any():
             least = divmod(int(np.nanargmin(np.where(both, change, np.nan))), self.num_classes)
             names = " -> ".join(self.class_names[k] for k in least)
@@ -169,7 +182,7 @@ class DistanceMatrix:
         from moth_jax.distance.heat_map import plot_heat_map
 
         title = f"average distance {self.average():.2f}" if title is None else title
-        return plot_heat_map(self.values, self.class_names, ax=ax, title=title)
+        return plot_heat_map(self.values, self.class_names, lower=self.lower, ax=ax, title=title)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an npz file, whole or not at all."""
@@ -183,6 +196,8 @@ class DistanceMatrix:
             arrays["share_there"] = self.share_there
         if self.values_per_seed is not None:
             arrays["values_per_seed"] = self.values_per_seed
+        if self.lower is not None:
+            arrays["lower"] = self.lower
         if self.triggers is not None:
             arrays["trigger_directions"] = self.triggers.directions
             arrays["masks"] = self.triggers.mask
@@ -198,7 +213,8 @@ class DistanceMatrix:
         """
         arrays = load_npz(path, advice=_ADVICE)
         kept = any(name in arrays for name in _TRIGGERS)
-        optional = ("details", "share_there", "values_per_seed", *(() if kept else _TRIGGERS))
+        given = ("details", "share_there", "values_per_seed", "lower")
+        optional = (*given, *(() if kept else _TRIGGERS))
         what = "distance matrix"
         check_arrays(path, arrays, _LAYOUT, what=what, optional=optional, advice=_ADVICE)
         details = _details(arrays)
@@ -216,30 +232,46 @@ class DistanceMatrix:
             share_there=arrays.get("share_there"),
             values_per_seed=arrays.get("values_per_seed"),
             triggers=triggers,
+            lower=arrays.get("lower"),
             details=details,
         )
 
     def __str__(self) -> str:
-        """Return a table (up to 20 classes) and a summary line."""
+        """Return a table (up to 20 classes) and a summary line.
+
+        With lower ends, a cell is [lower, distance].
+        """
         summary = (
             f"average distance {_mean(self)} over {self.found.sum()} directions, "
             f"no trigger found in {self.num_failures()}"
         )
+        if self.lower is not None:
+            summary += f"; proven lower ends, average {self.average_lower():.2f}"
+        k = self.num_classes
         if self.num_classes > 20:
             lines = [
-                f"{self.class_names[a]} -> {self.class_names[b]}: {self.values[a, b]:.1f}"
+                f"{self.class_names[a]} -> {self.class_names[b]}: {self._cell(a, b)}"
                 for a, b in self.smallest(10)
             ]
             return "\n".join(["smallest distances:", *lines, summary])
-        width = max(8, *(len(name) + 1 for name in self.class_names))
+        cells = [[self._cell(a, b) for b in range(k)] for a in range(k)]
+        widest = max(len(cell) for row in cells for cell in row)
+        width = max(8, widest + 1, *(len(name) + 1 for name in self.class_names))
         header = "victim \\ target".ljust(max(15, width)) + "".join(
             name.rjust(width) for name in self.class_names
         )
         rows = [
-            name.ljust(max(15, width)) + "".join(_cell(value).rjust(width) for value in row)
-            for name, row in zip(self.class_names, self.values, strict=True)
+            name.ljust(max(15, width)) + "".join(cell.rjust(width) for cell in row)
+            for name, row in zip(self.class_names, cells, strict=True)
         ]
         return "\n".join([header, *rows, summary])
+
+    def _cell(self, row: int, column: int) -> str:
+        """Return a distance as the table shows it, with its proven lower end if that is known."""
+        shown = _cell(self.values[row, column])
+        if self.lower is None or np.isnan(self.lower[row, column]):
+            return shown
+        return f"[{_lower(self.lower[row, column])}, {shown}]"
 
 
 _ADVICE = "move it away, and the command that measured it makes it again"
@@ -251,6 +283,7 @@ _LAYOUT = {
     "details": ("U", ()),
     "share_there": ("f", ("K", "K")),
     "values_per_seed": ("f", ("S", "K", "K")),
+    "lower": ("f", ("K", "K")),
     "trigger_directions": ("iu", ("M", 2)),
     "masks": ("f", ("M", "h", "w", 1)),
     "patterns": ("f", ("M", "h", "w", "c")),
@@ -272,6 +305,11 @@ def _mean(matrix: DistanceMatrix, digits: int = 2) -> str:
 
 def _cell(value: float) -> str:
     return "." if np.isnan(value) else "none" if np.isinf(value) else f"{value:.1f}"
+
+
+def _lower(value: float) -> str:
+    """Return a proven lower end, rounded down."""
+    return "none" if np.isinf(value) else f"{np.floor(10 * value) / 10:.1f}"
 
 
 # What a distance depends on besides the method and the images.

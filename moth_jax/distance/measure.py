@@ -123,7 +123,7 @@ def distance_matrix(
         num_images=num_images,
         check_order=check_order,
     )
-    wanted, selection = _checked_directions(directions, subject)
+    wanted, selection = checked_directions(directions, subject)
     draw = functools.partial(subject.victims_images, num_images)
     measurement = Measurement.of(subject, draw, seeds, budget, inversion)
     details = {"num_images": int(num_images), **measurement.settings()}
@@ -191,7 +191,7 @@ def _check_counts(num_images: int, directions_per_chunk: int | None) -> None:
     check_at_least_one(**counts)
 
 
-def _checked_directions(
+def checked_directions(
     directions: Sequence[tuple[int, int]] | DirectionChoice | None, subject: Subject
 ) -> tuple[list[tuple[int, int]], dict]:
     """Return the directions to measure, pairs of label numbers, and how they were chosen.

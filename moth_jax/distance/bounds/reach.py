@@ -58,9 +58,11 @@ def reached_by_images(
 
 
 def _gap(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the share of an interval that is open: 1 where nothing is known."""
-    width = np.subtract(high, low, out=np.zeros_like(low), where=np.isfinite(low))
-    return np.where(np.isinf(high) & np.isfinite(low), 1.0, width / np.maximum(high, 1e-9))
+    """Return the share of an interval that is open: 1 where nothing is known, 0 of no interval."""
+    gap = np.isfinite(low).astype(float)
+    known = np.isfinite(high)
+    gap[known] = (high[known] - low[known]) / np.maximum(high[known], 1e-9)
+    return gap
 
 
 def _between(low: np.ndarray, high: np.ndarray, pixels: int) -> np.ndarray:

@@ -26,7 +26,7 @@ KNOWN = (
 )
 # Affine in all their arguments together.
 _ADDITIVE = {
-    *("add", "add_any", "sub", "neg", "concatenate", "pad"),
+    *("add", "add_any", "sub", "neg", "concatenate", "stack", "tile", "pad"),
     *("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "rev", "slice"),
     *("reduce_sum", "reduce_window_sum", "cumsum", "copy", "copy_p", "name"),
 }
@@ -183,6 +183,7 @@ class _Recorder:
             "abs": lambda eqn, x: self._kink(x, -1.0, 1.0),
             "clamp": lambda eqn, low, x, high: self._min(self._max(x, low), high),
             "select_n": self._select,
+            "split": self._split,
             "reduce_max": self._reduce_max,
             "reduce_window_max": self._reduce_window_max,
             "optimization_barrier": lambda eqn, *values: list(values),
@@ -380,6 +381,15 @@ class _Recorder:
             return 1.0
         of, factor = self._scaled.get(case.place, (None, None))
         return factor if of == place else None
+
+    def _split(self, eqn, value: _Value) -> list:
+        ends = np.cumsum(eqn.params["sizes"])
+        axis = eqn.params["axis"]
+        parts = zip(ends - eqn.params["sizes"], ends, strict=True)
+        return [
+            self._moved(lambda x, a=a, b=b: lax.slice_in_dim(x, int(a), int(b), axis=axis), value)
+            for a, b in parts
+        ]
 
     def _reduce_max(self, eqn, value: _Value) -> _Value:
         axes = eqn.params["axes"]
