@@ -106,18 +106,20 @@ def certified_distances(
         left: dict[int, list[int]] = {}
         for victim, target in dict.fromkeys(wanted):
             left.setdefault(victim, []).append(target)
-        for victim, targets in left.items():
-            bounds = store.load(victim, targets)
-            known = bounds is not None
-            if bounds is None:
-                bounds = _bounds_of_victim(
-                    network, subject, victim, targets, num_images, success_bound
-                )
-                store.save(victim, targets, bounds)
+
+        def enter(victim: int, bounds: np.ndarray) -> int:
+            targets = left.pop(victim)
             lower[position[victim], [position[k] for k in targets]] = bounds
-            finite = lower[np.isfinite(lower)]
-            average = float(finite.mean()) if finite.size else "none"
-            (task.resume if known else task.advance)(len(targets), average=average)
+            return len(targets)
+
+        known = {victim: store.load(victim, targets) for victim, targets in left.items()}
+        done = [enter(victim, bounds) for victim, bounds in known.items() if bounds is not None]
+        if done:
+            task.resume(sum(done))
+        for victim, targets in list(left.items()):
+            bounds = _bounds_of_victim(network, subject, victim, targets, num_images, success_bound)
+            store.save(victim, targets, bounds)  # before the progress, which may end the process
+            task.advance(enter(victim, bounds), average=float(np.nanmean(lower)))
     return lower
 
 

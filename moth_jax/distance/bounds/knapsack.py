@@ -57,7 +57,7 @@ def most(gains: Array, size: Array) -> Array:
     4.0
     """
     taken = jnp.clip(size - jnp.arange(gains.shape[-1]), 0, 1)
-    return (gains * taken).sum(-1)
+    return jnp.tensordot(gains, taken, 1, precision=lax.Precision.HIGHEST)
 
 
 def least_size(gains: Array, value: Array) -> Array:
@@ -71,5 +71,6 @@ def least_size(gains: Array, value: Array) -> Array:
     before = jnp.concatenate([jnp.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
     reached = sums >= value[..., None]
     share = (value[..., None] - before) / jnp.where(gains > 0, gains, 1.0)
-    sizes = jnp.arange(gains.shape[-1]) + jnp.clip(share, 0, 1)
+    places = lax.broadcasted_iota(gains.dtype, gains.shape, gains.ndim - 1)
+    sizes = places + jnp.clip(share, 0, 1)
     return jnp.where(reached, sizes, jnp.inf).min(-1)

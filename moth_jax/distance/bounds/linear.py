@@ -56,9 +56,7 @@ def least_optimum(
             chosen = np.zeros(0 if all_needed else n)
             if not all_needed:
                 chosen[index] = worst
-            rows.append(
-                np.concatenate([-(difference * image).sum(1), difference.ravel(), chosen])
-            )
+            rows.append(np.concatenate([-(difference * image).sum(1), difference.ravel(), chosen]))
             least.append(-start if all_needed else worst - start)
     count = pixels + values + (0 if all_needed else n)
     if not rows:

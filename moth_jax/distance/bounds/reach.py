@@ -69,7 +69,9 @@ def _between(low: np.ndarray, high: np.ndarray, pixels: int) -> np.ndarray:
     """Return the sizes to try next, within (low, high)."""
     further = np.minimum(pixels, np.maximum(2 * low, pixels / 32))
     with np.errstate(invalid="ignore"):
-        middle = np.where(low > high / 4, (low + high) / 2, np.sqrt(np.maximum(low, high / 16) * high))
+        middle = np.where(
+            low > high / 4, (low + high) / 2, np.sqrt(np.maximum(low, high / 16) * high)
+        )
     return np.where(np.isinf(high), further, middle).astype(np.float32)
 
 
@@ -95,6 +97,3 @@ def _evaluate(tape, constants, images, sizes, targets, pixels: int) -> np.ndarra
         num_rivals=min(_NUM_RIVALS, tape.num_classes),
     )
     return np.asarray(jax.device_get(found), np.float64)
-
-
-

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from moth_jax.distance.bounds.knapsack import largest, least_size, most, moves
+from moth_jax.distance.bounds.knapsack import largest, least_size, most, moves, num_corners
 from moth_jax.distance.bounds.tape import Step, Tape, kink
 
 # Networks whose largest nonlinear layer has more values than this are bounded forward.
@@ -92,8 +92,9 @@ def bend_of(bounded: Bounded, below: Array, above: Array) -> Bend:
     beyond = jnp.where(positive, -bounded.low, bounded.high)
     move = beyond + jnp.abs(value)
     steep = jnp.maximum(beyond, 0) / jnp.where(move > 0, move, 1.0) * jnp.abs(above - below)
-    towards_zero = jnp.maximum(jnp.where(positive, bounded.down, bounded.up), 0)
-    return Bend(jnp.where(positive, above, below), steep * towards_zero, above >= below)
+    towards_zero = jnp.maximum(jnp.where(positive[None, None], bounded.down, bounded.up), 0)
+    growth = steep[None, None] * towards_zero
+    return Bend(jnp.where(positive, above, below), growth, above >= below)
 
 
 def backward(
@@ -117,7 +118,8 @@ def backward(
       Two of [e, h·w], at each corner of the pixel's box.
     """
     cotangents = {place: row}
-    up = down = jnp.zeros((), row.dtype)
+    image = values[0][0]
+    up = down = jnp.zeros((num_corners(image.shape), image.shape[0] * image.shape[1]), row.dtype)
     for step in reversed(tape.steps):
         cotangent = cotangents.pop(step.output, None)
         if cotangent is None:
@@ -134,7 +136,7 @@ def backward(
         for at, part in zip(step.inputs, parts, strict=True):
             cotangents[at] = cotangents[at] + part if at in cotangents else part
     form = cotangents.get(0, jnp.zeros_like(values[0]))
-    linear = moves(form[0], values[0][0])
+    linear = moves(form[0], image)
     return linear[0] + up, linear[1] + down
 
 
@@ -220,17 +222,15 @@ def _through_affine(step: Step, inputs: list[_Form], values, constants: Constant
         return step.spread(radii, constants)
 
     coefficients, centres, radii = zip(*inputs, strict=True)
-    return _Form(
-        jax.vmap(push)(*coefficients), jax.vmap(push)(*centres), jax.vmap(spread)(*radii)
-    )
+    return _Form(jax.vmap(push)(*coefficients), jax.vmap(push)(*centres), jax.vmap(spread)(*radii))
 
 
 def _through_kink(form: _Form, bend: Bend) -> _Form:
-    half = bend.growth[0] / 2
+    slope, half = bend.slope[None], bend.growth[0] / 2
     return _Form(
-        bend.slope * form.coefficients,
-        bend.slope * form.centre + jnp.where(bend.is_convex, half, -half),
-        jnp.abs(bend.slope) * form.radius + half,
+        slope * form.coefficients,
+        slope * form.centre + jnp.where(bend.is_convex[None], half, -half),
+        jnp.abs(slope) * form.radius + half,
     )
 
 
@@ -292,11 +292,8 @@ def _reached(
 ) -> Array:
     values, bounded = bounds_of(tape, constants, image, size, count)
     bends = {
-        step.output: bend_of(bounded[step.output], *_slopes(step, constants))
-        for step in tape.kinks
+        step.output: bend_of(bounded[step.output], *_slopes(step, constants)) for step in tape.kinks
     }
-    if not by_rows(tape):  # the logits' forms have the corners of theirs
-        assert all(bend.growth.shape[0] == 1 for bend in bends.values())
     logits = values[tape.output][0]
     rivals = lax.top_k(logits, num_rivals)[1]
     classes = jnp.eye(tape.num_classes, dtype=logits.dtype)

@@ -186,6 +186,7 @@ class _Recorder:
             "split": self._split,
             "reduce_max": self._reduce_max,
             "reduce_window_max": self._reduce_window_max,
+            "stop_gradient": lambda eqn, value: value,  # whose gradient is not that of what it does
             "optimization_barrier": lambda eqn, *values: list(values),
             **dict.fromkeys(("gt", "ge", "lt", "le"), self._compare),
         }
@@ -356,7 +357,12 @@ class _Recorder:
         greater = eqn.primitive.name in ("gt", "ge")
         if not isinstance(a, _Value):
             a, b, greater = b, a, not greater
-        if not isinstance(a, _Value) or isinstance(b, _Value) or not _is_zero(b) or a.absent is not None:
+        if (
+            not isinstance(a, _Value)
+            or isinstance(b, _Value)
+            or not _is_zero(b)
+            or a.absent is not None
+        ):
             raise _unknown(f"{_described(eqn)} other than of a value with 0")
         return _Sign(a.place, greater)
 
@@ -364,9 +370,7 @@ class _Recorder:
         if not isinstance(which, _Sign):
             if any(isinstance(case, _Value) and case.absent is not None for case in cases):
                 raise _unknown(f"{_described(eqn)} of values padded with -inf")
-            return self._step(
-                eqn.primitive, [which, *cases], eqn.params, eqn.outvars[0].aval.shape
-            )
+            return self._step(eqn.primitive, [which, *cases], eqn.params, eqn.outvars[0].aval.shape)
         slopes = [self._multiple(case, which.place) for case in cases]
         if len(slopes) != 2 or any(slope is None for slope in slopes):
             raise _unknown(f"{_described(eqn)} other than of multiples of the value compared")
