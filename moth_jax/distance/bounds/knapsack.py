@@ -6,9 +6,8 @@ the s largest gains g are taken: a fractional knapsack. Over a box a convex func
 corner, of which a pixel of C channels has 2^C.
 """
 
-import numpy as np
-
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from moth_jax.types import ImageShape

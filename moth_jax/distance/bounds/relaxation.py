@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array, lax
 
 from moth_jax.distance.bounds.knapsack import largest, least_size, most, moves, num_corners
-from moth_jax.distance.bounds.tape import Step, Tape, kink
+from moth_jax.distance.bounds.tape import Step, Tape
 
 # Networks whose largest nonlinear layer has more values than this are bounded forward.
 MOST_ROWS = 2048
