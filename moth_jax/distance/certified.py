@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -14,7 +15,7 @@ from moth_jax.distance.bounds.tape import Tape, record
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.measure import checked_directions
 from moth_jax.distance.store import BoundStore
-from moth_jax.distance.subject import Subject, check_at_least_one
+from moth_jax.distance.subject import Subject, check_at_least_one, unit_images
 from moth_jax.errors import InputError
 from moth_jax.inversion.candidates import least_rate
 from moth_jax.progress import Progress, as_progress
@@ -139,10 +140,8 @@ def _check_agrees(network: Network, subject: Subject) -> None:
     """Raise `InputError` unless the network of one image does what the model does with many."""
     tape, constants = network
     images, logits = subject.images[: len(subject.probe_logits)], subject.probe_logits
-    scale = 255 if images.dtype == np.uint8 else 1
-    for image, expected in zip(images, logits, strict=True):
-        unit = np.asarray(image[None], np.float32) / np.float32(scale)
-        found = np.asarray(tape.values(unit, constants)[tape.output][0])
+    for image, expected in zip(jnp.asarray(unit_images(images)), logits, strict=True):
+        found = np.asarray(tape.values(image[None], constants)[tape.output][0])
         if np.abs(found - expected).max() > _AGREES * max(1.0, np.abs(expected).max()):
             raise InputError(
                 "no certified distances: the model's outputs for an image depend on the other "
@@ -178,8 +177,8 @@ def _bounds_of_victim(
     reached = np.where(there, 0.0, reached_by_images(tape, constants, images, targets, needed))
     bounds = np.sort(reached, 0)[needed - 1]
     if not tape.kinks:
-        form = [np.asarray(part, np.float64) for part in affine_form(tape, constants)]
-        optimum = [least_optimum(*form, images, target, needed) for target in targets]
+        weights, offsets = (np.asarray(part, np.float64) for part in affine_form(tape, constants))
+        optimum = [least_optimum(weights, offsets, images, target, needed) for target in targets]
         bounds = np.maximum(bounds, optimum)
     # Rounded down: float32 has the last word.
     sizes = images.shape[-1] * bounds * (1 - 1e-6)

@@ -4,7 +4,7 @@ Matplotlib is imported where it is used, and pyplot only to make a figure for a 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -193,7 +193,7 @@ def _draw_numbers(
         colour = theme.ink if alpha < 0.6 else "#ffffff" if dark_ground else "#101010"
         text = written(float(values[row, column]), scale)
         points = 8 if len(text) < 5 else 7
-        style = {"ha": "center", "va": "center", "color": colour}
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
         end = np.nan if lower is None else float(lower[row, column])
         if np.isnan(end):
             ax.text(column, row, text, fontsize=points, **style)

@@ -204,4 +204,4 @@ def explanation(before: DistanceMatrix, examples: np.ndarray | None) -> str:
     )
 
 
-_LOWER = " The number after ≥ is proven: no static trigger that sends as many of these images is smaller."
+_LOWER = " The number after ≥ is proven: no static trigger that sends as many images is smaller."

@@ -6,16 +6,16 @@ the s largest gains g are taken: a fractional knapsack. Over a box a convex func
 corner, of which a pixel of C channels has 2^C.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from moth_jax.types import ImageShape
-
 _MOST_CORNERS = 2048  # of all pixels; of more each channel is taken at its own largest end
 
 
-def num_corners(shape: ImageShape) -> int:
+def num_corners(shape: Sequence[int]) -> int:
     """Return how many corners of a pixel's box are told apart; 1 if none are."""
     height, width, channels = shape
     return 2**channels if height * width * 2**channels <= _MOST_CORNERS else 1
@@ -37,7 +37,8 @@ def moves(form: Array, image: Array) -> tuple[Array, Array]:
         return up, down
     ends = jnp.stack([low, high]).reshape(2, -1, image.shape[-1])
     corners = np.indices((2,) * image.shape[-1]).reshape(image.shape[-1], -1)
-    up = sum(ends[corner, :, channel] for channel, corner in enumerate(corners))
+    parts = [ends[corner, :, channel] for channel, corner in enumerate(corners)]
+    up = jnp.stack(parts).sum(0)
     return up, -up
 
 

@@ -69,7 +69,7 @@ def least_optimum(
         ]
     )
     constraints = [
-        LinearConstraint(sparse.csr_matrix(np.array(rows)), np.array(least), np.inf),
+        LinearConstraint(sparse.csr_matrix(np.array(rows)), least, np.inf),  # pyright: ignore[reportArgumentType]
         LinearConstraint(within.tocsr(), 0, np.inf),
     ]
     whole = np.zeros(count)

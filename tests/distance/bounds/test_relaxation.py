@@ -104,9 +104,14 @@ def test_bounds_hold_for_images_of_several_channels(monkeypatch):
         logits_fn, image = network("mlp", 5), random_images(1, 5, shape)[0]
         tape, constants = record(lambda _, x, f=logits_fn: f(x), None, shape)
         reached = reached_sizes(
-            tape, constants, image[None], np.full(1, 2.0, np.float32), np.arange(3),
-            count=9, num_rivals=3,
-        )[0]  # fmt: skip
+            tape,
+            constants,
+            image[None],
+            np.full(1, 2.0, np.float32),
+            np.arange(3),
+            count=9,
+            num_rivals=3,
+        )[0]
         moved, sizes = stamped(image, 2.0, 5, 2000, shape)
         there = np.asarray(jax.jit(logits_fn)(jnp.float32(moved))).argmax(1)
         assert (sizes >= np.asarray(reached)[there] * (1 - 1e-6)).all()
