@@ -38,7 +38,7 @@ def test_most_images_of_the_digits_take_no_less_than_is_proven(digits):
 
 @pytest.mark.slow
 def test_no_bound_of_the_digits_is_above_a_verified_trigger(digits):
-    directions = [(0, 9), (9, 8), (4, 3), (1, 8), (0, 5), (2, 3)]
+    directions = [(0, 9), (9, 8), (2, 3)]
     matrix = distance_matrix(*digits, directions=directions, progress=False)
     lower = certified_distances(*digits, directions=directions, progress=False)
     for direction in directions:
