@@ -26,8 +26,8 @@ from moth_jax.parallel.devices import (
 from moth_jax.parallel.memory import equal, fitting_size, free_bytes, halving, program_bytes
 from moth_jax.parallel.processes import smallest
 from moth_jax.progress import Task
-from moth_jax.triggers import AnyTrigger, Trigger, changed_pixels
-from moth_jax.types import LogitsFn, Variables
+from moth_jax.triggers import AnyTrigger, changed_pixels
+from moth_jax.types import AnyArray, LogitsFn, Variables
 
 # Directions [D, 2] to their images [D, n, h, w, c] and weights [D, n].
 Draw = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -43,8 +43,6 @@ class Measurement(NamedTuple):
       seeds: one inversion for each; the smallest trigger counts.
       budget: of each inversion; None where the search has its own.
       inversion: the search.
-      starts: directions [D, 2] -> triggers [D, R, ...] that a later pass goes on from
-        (`distance.passes`), None in the first one.
     """
 
     logits_fn: LogitsFn
@@ -53,7 +51,6 @@ class Measurement(NamedTuple):
     seeds: list[int]
     budget: Budget | None
     inversion: Search
-    starts: Callable[[np.ndarray], Trigger] | None = None
 
     @classmethod
     def of(
@@ -76,7 +73,7 @@ class Measurement(NamedTuple):
     def num_runs(self) -> int:
         """Return how many inversions of a direction are done at once."""
         is_ensemble = isinstance(self.inversion, Standard)
-        return len(self.seeds) * (len(standard.BEGINNINGS) if is_ensemble else 1)
+        return len(self.seeds) * (standard.NUM_RUNS if is_ensemble else 1)
 
 
 def budget_fields(budget: Budget) -> dict:
@@ -171,13 +168,11 @@ def measure_chunk(measurement: Measurement, directions: Directions, size: int) -
     """Measure `directions` in one compiled call, filled up to `size` of them with repeats."""
     started = time.perf_counter()
     filled = np.resize(np.asarray(directions, np.int32), (size, 2))
-    mine = filled[my_rows(size)]
-    drawn = from_my_rows((*measurement.draw(mine), _starts(measurement, mine)), size)
+    images, weights = from_my_rows(measurement.draw(filled[my_rows(size)]), size)
     victims, targets = spread(tuple(filled.T))
-    images, weights, starts = drawn
     samples = Samples(images, weights, targets)
-    function, *inputs, options = _program(measurement, samples, victims, starts)
-    result = function(measurement.logits_fn, measurement.variables, *inputs, **options)
+    function, inputs, options = _program(measurement, samples, victims)
+    result = function(*inputs, **options)
     smallest_found = _smallest(samples, result.size, result.trigger)
     sizes, rates, (trigger, changed) = jax.tree.map(
         lambda v: v[: len(directions)],
@@ -216,35 +211,28 @@ def chunk_bytes(measurement: Measurement, directions: Directions, size: int) -> 
     shape.
     """
     first = np.asarray(directions[:1], np.int32)
-    drawn = (*measurement.draw(first), *first.T, _starts(measurement, first))
-    images, weights, victims, targets, starts = spread_shapes(drawn, size)
-    samples = Samples(images, weights, targets)
-    function, *inputs, options = _program(measurement, samples, victims, starts)
-    lowered = function.lower(measurement.logits_fn, measurement.variables, *inputs, **options)
-    return program_bytes(lowered.compile())
+    drawn = (*measurement.draw(first), *first.T)
+    images, weights, victims, targets = spread_shapes(drawn, size)
+    function, inputs, options = _program(measurement, Samples(images, weights, targets), victims)
+    return program_bytes(function.lower(*inputs, **options).compile())
 
 
-def _starts(measurement: Measurement, directions: np.ndarray) -> Trigger | None:
-    return None if measurement.starts is None else measurement.starts(directions)
-
-
-def _program(measurement: Measurement, samples: Samples, victims, starts) -> tuple:
-    """Return the compiled function of a chunk, what it takes after the model, and its options."""
+def _program(measurement: Measurement, samples: Samples, victims: AnyArray) -> tuple:
+    """Return the compiled function of a chunk, its arguments, and its options by name."""
+    model = measurement.logits_fn, measurement.variables
+    inputs = *model, samples, victims, replicate(np.asarray(measurement.seeds, np.uint32))
     options = {"inversion": measurement.inversion}
-    if starts is not None:
-        return standard.go_on, samples, victims, starts, options
-    seeds = replicate(np.asarray(measurement.seeds, np.uint32))
     if isinstance(measurement.inversion, Standard):
-        return standard.search, samples, victims, seeds, options
-    return invert_with_seeds, samples, victims, seeds, {**options, "budget": measurement.budget}
+        return standard.search, inputs, options
+    return invert_with_seeds, inputs, {**options, "budget": measurement.budget}
 
 
 def assemble(
-    measured: Chunk, subject: Subject, details: dict, settled: np.ndarray | None = None
+    measured: Chunk, subject: Subject, details: dict, *, by_search: bool = False
 ) -> DistanceMatrix:
     """Return the matrix over the subject's classes of what was measured.
 
-    `settled` [D] is given where the columns of the sizes are searches, not seeds.
+    With `by_search` the columns of the sizes are the searches of an ensemble, not seeds.
     """
     classes = subject.classes
     shape = (len(classes), len(classes))
@@ -254,11 +242,6 @@ def assemble(
     best = np.arange(len(places)), measured.sizes.argmin(1)
     each = np.full((measured.sizes.shape[1], *shape), np.nan, np.float32)
     each[:, rows, columns] = measured.sizes.T
-    of_searches = {}
-    if settled is not None:
-        whether = np.full(shape, np.nan, np.float32)
-        whether[rows, columns] = settled
-        of_searches = {"values_per_search": each, "settled": whether}
     changed = np.full(shape, np.nan, np.float32)
     changed[rows, columns] = measured.changed_pixels
     rate = np.full(shape, np.nan, np.float32)
@@ -275,8 +258,7 @@ def assemble(
         success_rate=rate,
         class_names=subject.names,
         share_there=share,
-        values_per_seed=each if settled is None else None,
-        **of_searches,
+        **{"values_per_search" if by_search else "values_per_seed": each},
         triggers=FoundTriggers(
             places[found], jax.tree.map(lambda leaf: np.asarray(leaf)[found], measured.trigger)
         ),

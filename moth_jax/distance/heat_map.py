@@ -4,7 +4,7 @@ Matplotlib is imported where it is used, and pyplot only to make a figure for a 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -69,17 +69,20 @@ def plot_heat_map(
     values: np.ndarray,
     class_names: Sequence[str],
     *,
+    lower: np.ndarray | None = None,
     ax: "Axes | None" = None,
     title: str = "",
     unit: str = "aggregated pixels",
 ) -> "Axes":
     """Draw class distances [K, K] as a heat map, with numbers up to 15 classes; return the axes.
 
-    Empty cells were not measured. Grey crossed cells were, and no trigger was found.
+    Empty cells were not measured. Grey crossed cells were, and no trigger was found. A proven lower
+    end is the small number below a distance.
 
     Args:
       values: row victim, column target; NaN where nothing was measured, inf where none was found.
       class_names: K names.
+      lower: [K, K], proven lower ends; none if None.
       ax: where to draw; a new figure if None.
       title: of the axes.
       unit: what the values count.
@@ -91,7 +94,7 @@ def plot_heat_map(
         figsize = (size.width + 0.4, size.height + 0.4)
         _, ax = pyplot.subplots(figsize=figsize, layout="constrained")
     scale = distance_scale(values, unit=unit)
-    draw_heat_map(ax, values, class_names, scale, NOTEBOOK)
+    draw_heat_map(ax, values, class_names, scale, NOTEBOOK, lower)
     ax.set_xlabel("target")
     ax.set_ylabel("victim")
     ax.set_title(title, parse_math=False)
@@ -136,9 +139,14 @@ def _name_points(num_classes: int) -> float:
 
 
 def draw_heat_map(
-    ax: "Axes", values: np.ndarray, class_names: Sequence[str], scale: Scale, theme: Theme
+    ax: "Axes",
+    values: np.ndarray,
+    class_names: Sequence[str],
+    scale: Scale,
+    theme: Theme,
+    lower: np.ndarray | None = None,
 ) -> None:
-    """Draw the cells, marks, numbers and names of `values` [K, K] on `ax`."""
+    """Draw the cells, marks, numbers and names of `values` [K, K] on `ax`, and `lower` ends."""
     k = len(class_names)
     ax.imshow(_colours(values, scale), interpolation="none")
     names = [_short(name) for name in class_names]
@@ -156,7 +164,7 @@ def draw_heat_map(
         ax.vlines(edges, -0.5, k - 0.5, color=theme.paper, linewidth=0.8)
         _draw_marks(ax, values, theme)
     if k <= MAX_CLASSES_WITH_NUMBERS:
-        _draw_numbers(ax, values, scale, theme)
+        _draw_numbers(ax, values, scale, theme, lower)
     ax.set_xlim(-0.5, k - 0.5)
     ax.set_ylim(k - 0.5, -0.5)
 
@@ -178,7 +186,9 @@ def _draw_marks(ax: "Axes", values: np.ndarray, theme: Theme) -> None:
     ax.plot(columns, rows, ".", color=theme.muted, markersize=min(size, 3))
 
 
-def _draw_numbers(ax: "Axes", values: np.ndarray, scale: Scale, theme: Theme) -> None:
+def _draw_numbers(
+    ax: "Axes", values: np.ndarray, scale: Scale, theme: Theme, lower: np.ndarray | None
+) -> None:
     colours = _colours(values, scale)
     for row, column in np.argwhere(np.isfinite(values)):
         red, green, blue, alpha = colours[row, column]
@@ -186,13 +196,27 @@ def _draw_numbers(ax: "Axes", values: np.ndarray, scale: Scale, theme: Theme) ->
         colour = theme.ink if alpha < 0.6 else "#ffffff" if dark_ground else "#101010"
         text = written(float(values[row, column]), scale)
         points = 8 if len(text) < 5 else 7
-        ax.text(column, row, text, ha="center", va="center", fontsize=points, color=colour)
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
+        end = np.nan if lower is None else float(lower[row, column])
+        if np.isnan(end):
+            ax.text(column, row, text, fontsize=points, **style)
+        else:
+            ax.text(column, row - 0.14, text, fontsize=points, **style)
+            ax.text(column, row + 0.22, f"≥ {_rounded_down(end, scale)}", fontsize=5, **style)
 
 
 def written(value: float, scale: Scale) -> str:
     """Three digits of a distance; the form that the scale says for the rest."""
     form = "{:.0f}" if scale.number == "{:.1f}" and abs(value) >= 100 else scale.number
     return form.format(value).replace("-", "−")
+
+
+def _rounded_down(end: float, scale: Scale) -> str:
+    """A proven lower end, which must not be rounded up."""
+    if not np.isfinite(end):
+        return "∞"
+    steps = 1 if end >= 100 else 10
+    return written(np.floor(end * steps) / steps, scale)
 
 
 def mappable(scale: Scale):

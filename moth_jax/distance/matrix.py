@@ -67,12 +67,12 @@ class DistanceMatrix:
       values_per_seed: [S, K, K], the distances found by each seed; `values` is their minimum.
       values_per_search: [R, K, K], the sizes that each search of an ensemble found, inf where it
         found none or was not made; None where one search with seeds was asked for.
-      settled: [K, K] float32, 1 where the last pass of an ensemble found no smaller trigger, 0
-        where it still did, NaN where nothing was measured; None as above.
       triggers: those found; None if they were not kept.
       changed_pixels: [K, K] float32, how many pixels each trigger changes by 1/255 or more, in any
         channel of any image that it was measured on (`triggers.changed_pixels`); inf and NaN as in
         `values`; None where it is not known. `in_changed_pixels` has them as the distances.
+      lower: [K, K] float32, proven lower ends of the distances (`certified_distances`): NaN where
+        nothing was certified, inf where it is proven that there is no trigger; None if not known.
       details: how it was measured (seeds, num_steps, num_images, seconds, ...); `inversion` is the
         method with its options, `images` a digest of each victim class's images, `classes` are the
         labels of chosen ones, `selection` the `DirectionChoice.details` of chosen directions.
@@ -84,9 +84,9 @@ class DistanceMatrix:
     share_there: np.ndarray | None = None
     values_per_seed: np.ndarray | None = None
     values_per_search: np.ndarray | None = None
-    settled: np.ndarray | None = None
     triggers: FoundTriggers | None = None
     changed_pixels: np.ndarray | None = None
+    lower: np.ndarray | None = None
     details: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -122,6 +122,7 @@ class DistanceMatrix:
             values=self.changed_pixels,
             values_per_seed=None,
             values_per_search=None,
+            lower=None,
             details={**self.details, "unit": "changed pixels"},
         )
 
@@ -138,6 +139,13 @@ class DistanceMatrix:
     def average(self) -> float:
         """Return the mean distance of the directions where a trigger was found; NaN if none was."""
         return float(self.values[self.found].mean()) if self.found.any() else float("nan")
+
+    def average_lower(self) -> float | None:
+        """Return the mean of the finite proven lower ends; None if none were computed."""
+        if self.lower is None:
+            return None
+        finite = self.lower[np.isfinite(self.lower)]
+        return float(finite.mean()) if finite.size else float("nan")
 
     def interval(self) -> tuple[float, float] | None:
         """Return the 95 % confidence interval of the mean of all directions; None if not a sample.
@@ -172,19 +180,17 @@ class DistanceMatrix:
         return f"mean of {self.choice()}: {_mean(self, 1)}{unit}{sure}"
 
     def disagreement(self) -> np.ndarray:
-        """Return [K, K], by which share the median search's trigger is larger than the smallest.
+        """Return [K, K], by which share the second smallest search's trigger is the larger one.
 
-        Of the searches of an ensemble that found one, in the order of their sizes, the median is
-        the middle one. NaN where it is not known.
+        Where it is nearly 0, two searches of an ensemble ended at the same size: the distance has
+        settled. Where it is large, the smallest was one search's luck, and there may be a smaller
+        one. NaN where fewer than two found a trigger, or only one search was asked for.
         """
-        if self.values_per_search is None:
+        if self.values_per_search is None or len(self.values_per_search) < 2:
             return np.full_like(self.values, np.nan)
-        sizes = np.where(np.isfinite(self.values_per_search), self.values_per_search, np.nan)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # nothing but NaN
-            median = np.nanmedian(sizes, axis=0)
-        positive = self.found & (self.values > 0)
-        return np.where(positive, median / np.where(positive, self.values, 1) - 1, np.nan)
+        first, second = np.sort(self.values_per_search, axis=0)[:2]
+        known = np.isfinite(second) & (first > 0)
+        return np.where(known, second / np.where(known, first, 1) - 1, np.nan)
 
     def num_failures(self) -> int:
         """Return in how many measured directions no trigger was found."""
@@ -218,6 +224,9 @@ class DistanceMatrix:
             f"increase {increase} over {both.sum()} directions",
             f"no trigger found in {self.num_failures()} -> {after.num_failures()} directions",
         ]
+        if self.lower is not None and after.lower is not None:
+            ends = f"{self.average_lower():.2f} -> {after.average_lower():.2f}"
+            lines.insert(1, f"average proven lower end {ends}")
         if both.any():
             least = divmod(int(np.nanargmin(np.where(both, change, np.nan))), self.num_classes)
             names = " -> ".join(self.class_names[k] for k in least)
@@ -229,7 +238,9 @@ class DistanceMatrix:
         from moth_jax.distance.heat_map import plot_heat_map
 
         title = f"average {_noun(self)} {self.average():.2f}" if title is None else title
-        return plot_heat_map(self.values, self.class_names, ax=ax, title=title, unit=self.unit)
+        return plot_heat_map(
+            self.values, self.class_names, lower=self.lower, ax=ax, title=title, unit=self.unit
+        )
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an npz file, whole or not at all."""
@@ -275,30 +286,45 @@ class DistanceMatrix:
         )
 
     def __str__(self) -> str:
-        """Return a table (up to 20 classes) and a summary line."""
+        """Return a table (up to 20 classes) and a summary line.
+
+        With lower ends, a cell is [lower, distance].
+        """
         summary = (
             f"average {_noun(self)} {_mean(self)} over {self.found.sum()} directions, "
             f"no trigger found in {self.num_failures()}"
         )
+        if self.lower is not None:
+            summary += f"; proven lower ends, average {self.average_lower():.2f}"
+        k = self.num_classes
         if self.num_classes > 20:
             lines = [
-                f"{self.class_names[a]} -> {self.class_names[b]}: {self.values[a, b]:.1f}"
+                f"{self.class_names[a]} -> {self.class_names[b]}: {self._cell(a, b)}"
                 for a, b in self.smallest(10)
             ]
             return "\n".join([f"smallest {_noun(self, 2)}:", *lines, summary])
-        width = max(8, *(len(name) + 1 for name in self.class_names))
+        cells = [[self._cell(a, b) for b in range(k)] for a in range(k)]
+        widest = max(len(cell) for row in cells for cell in row)
+        width = max(8, widest + 1, *(len(name) + 1 for name in self.class_names))
         header = "victim \\ target".ljust(max(15, width)) + "".join(
             name.rjust(width) for name in self.class_names
         )
         rows = [
-            name.ljust(max(15, width)) + "".join(_cell(value).rjust(width) for value in row)
-            for name, row in zip(self.class_names, self.values, strict=True)
+            name.ljust(max(15, width)) + "".join(cell.rjust(width) for cell in row)
+            for name, row in zip(self.class_names, cells, strict=True)
         ]
         return "\n".join([header, *rows, summary])
 
+    def _cell(self, row: int, column: int) -> str:
+        """Return a distance as the table shows it, with its proven lower end if that is known."""
+        shown = _cell(self.values[row, column])
+        if self.lower is None or np.isnan(self.lower[row, column]):
+            return shown
+        return f"[{_lower(self.lower[row, column])}, {shown}]"
+
 
 _ADVICE = "move it away, and the command that measured it makes it again"
-_OPTIONAL = ("share_there", "values_per_seed", "values_per_search", "settled", "changed_pixels")
+_OPTIONAL = ("share_there", "values_per_seed", "values_per_search", "changed_pixels", "lower")
 _TRIGGERS = ("trigger_directions", *(f"{name}s" for name in TRIGGER_LAYOUT))
 _LAYOUT = {
     "values": ("f", ("K", "K")),
@@ -308,8 +334,8 @@ _LAYOUT = {
     "share_there": ("f", ("K", "K")),
     "values_per_seed": ("f", ("S", "K", "K")),
     "values_per_search": ("f", ("R", "K", "K")),
-    "settled": ("f", ("K", "K")),
     "changed_pixels": ("f", ("K", "K")),
+    "lower": ("f", ("K", "K")),
     "trigger_directions": ("iu", ("M", 2)),
     **{f"{name}s": layout for name, layout in TRIGGER_LAYOUT.items()},
 }
@@ -337,6 +363,11 @@ def _noun(matrix: DistanceMatrix, count: int = 1) -> str:
 
 def _cell(value: float) -> str:
     return "." if np.isnan(value) else "none" if np.isinf(value) else f"{value:.1f}"
+
+
+def _lower(value: float) -> str:
+    """Return a proven lower end, rounded down."""
+    return "none" if np.isinf(value) else f"{np.floor(10 * value) / 10:.1f}"
 
 
 # What a distance depends on besides the method and the images.

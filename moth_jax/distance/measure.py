@@ -15,8 +15,7 @@ from moth_jax.data.conversion import as_images
 from moth_jax.distance.chunks import Measurement, assemble, chunk_size, measure_all
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix
-from moth_jax.distance.passes import measure_in_passes
-from moth_jax.distance.store import Chunk, ChunkStore
+from moth_jax.distance.store import ChunkStore
 from moth_jax.distance.subject import (
     Subject,
     check_at_least_one,
@@ -126,27 +125,15 @@ def distance_matrix(
         num_images=num_images,
         check_order=check_order,
     )
-    wanted, selection = _checked_directions(directions, subject)
+    wanted, selection = checked_directions(directions, subject)
     draw = functools.partial(subject.victims_images, num_images)
     measurement = Measurement.of(subject, draw, seeds, budget, inversion)
     details = {"num_images": int(num_images), **measurement.settings()}
-
-    def measure(measurement: Measurement, directions: list, number: int) -> Chunk:
-        """Measure `directions` in the first pass, of number 0, or in a later one."""
-        # What a later pass goes on from depends on all directions.
-        asked = {**details, "pass": number, "all": wanted} if number else details
-        store = ChunkStore(resume_dir, asked, (subject.images, subject.labels, subject.model))
-        size = chunk_size(directions_per_chunk, len(directions), measurement.num_runs())
-        name = f"{label}, pass {number + 1}" if number else label
-        with as_progress(progress).task(name, total=len(directions), unit="directions") as task:
-            fit = directions_per_chunk is None
-            return measure_all(measurement, directions, size, store, task, fit=fit)
-
-    settled = None
-    if isinstance(inversion, Standard):
-        measured, settled = measure_in_passes(measurement, wanted, measure)
-    else:
-        measured = measure(measurement, wanted, 0)
+    store = ChunkStore(resume_dir, details, (subject.images, subject.labels, subject.model))
+    size = chunk_size(directions_per_chunk, len(wanted), measurement.num_runs())
+    with as_progress(progress).task(label, total=len(wanted), unit="directions") as task:
+        fit = directions_per_chunk is None
+        measured = measure_all(measurement, wanted, size, store, task, fit=fit)
     details["success_bound"] = _success_bound(inversion)
     victims = {victim for victim, _ in wanted}
     details["images"] = [
@@ -156,7 +143,7 @@ def distance_matrix(
         details["selection"] = selection
     if subject.classes != tuple(range(subject.num_classes)):
         details["classes"] = list(subject.classes)
-    matrix = assemble(measured, subject, details, settled)
+    matrix = assemble(measured, subject, details, by_search=isinstance(inversion, Standard))
     _warn_of_those_there(matrix)
     return matrix
 
@@ -215,7 +202,7 @@ def _check_counts(num_images: int, directions_per_chunk: int | None) -> None:
     check_at_least_one(**counts)
 
 
-def _checked_directions(
+def checked_directions(
     directions: Sequence[tuple[int, int]] | DirectionChoice | None, subject: Subject
 ) -> tuple[list[tuple[int, int]], dict]:
     """Return the directions to measure, pairs of label numbers, and how they were chosen.

@@ -69,10 +69,7 @@ class ChunkStore:
         self._digest = ""
         if self._folder is not None:
             on_main(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
-            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-            for leaf in jax.tree.leaves(inputs):
-                digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-            self._digest = digest.hexdigest()
+            self._digest = _digest(settings, inputs)
 
     def load(self, directions: Directions) -> list[Chunk]:
         """Return the known results of `directions`, each once, in chunks of any size.
@@ -117,6 +114,52 @@ class ChunkStore:
     def _name(self, directions: Directions | np.ndarray) -> str:
         named = hashlib.sha256(f"{self._digest} {np.asarray(directions).tolist()}".encode())
         return f"{named.hexdigest()[:24]}.npz"
+
+
+class BoundStore:
+    """Certified bounds of victim classes in a folder, named and found as `ChunkStore`'s chunks.
+
+    Args:
+      folder, settings, inputs: as in `ChunkStore`.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: dict, inputs):
+        self._folder = None if folder is None else Path(folder)
+        self._digest = ""
+        if self._folder is not None:
+            on_main(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
+            self._digest = _digest(settings, inputs)
+
+    def load(self, victim: int, targets: Sequence[int]) -> np.ndarray | None:
+        """Return the bounds [T] of a victim's directions, None if they are not all known."""
+        return None if self._folder is None else broadcast_from_main(self._load, victim, targets)
+
+    def _load(self, victim: int, targets: Sequence[int]) -> np.ndarray | None:
+        path = self._path(victim, targets)
+        if not path.exists():
+            return None
+        arrays = load_npz(path, advice=_ADVICE)
+        layout = {"bounds": ("f", (len(targets),))}
+        check_arrays(path, arrays, layout, what="file of bounds", advice=_ADVICE)
+        return arrays["bounds"]
+
+    def save(self, victim: int, targets: Sequence[int], bounds: np.ndarray) -> None:
+        """Keep the bounds of a victim's directions."""
+        if self._folder is not None and is_main():
+            save_npz(self._path(victim, targets), {"bounds": bounds})
+
+    def _path(self, victim: int, targets: Sequence[int]) -> Path:
+        assert self._folder is not None
+        named = hashlib.sha256(f"{self._digest} {victim} {list(targets)}".encode())
+        return self._folder / f"{named.hexdigest()[:24]}.npz"
+
+
+def _digest(settings: dict, inputs) -> str:
+    """Return the digest of what a measurement was asked for and of all arrays it depends on."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(inputs):
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _rows(arrays: dict[str, np.ndarray], rows: list[int]) -> Chunk:

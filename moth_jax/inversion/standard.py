@@ -1,16 +1,13 @@
-"""The standard search: an ensemble without options, by which distances are reported.
+"""The standard search: an ensemble without options, for distances that are to be tight.
 
 One search ends in one of many local minima, and which kind of search finds the smallest trigger
 depends on the model. So several are made, and the smallest trigger counts:
 
-1. A trigger that is added is searched (`added.TrimmedAddition`), from large changes and from small
-   ones, with several seeds.
-2. The best of these go on as masks and patterns (`Trimmed`); the others are dropped.
-3. Where other directions to the same target are measured, their triggers are starts as well, beside
-   the direction's own; and again, as long as that makes its trigger smaller.
+1. A trigger that is added is searched (`added.TrimmedAddition`), once from large changes and twice
+   from small ones. The best two go on as masks and patterns; the other is dropped.
+2. A mask and a pattern are searched from a faint random mask (`Trimmed`).
 
-How far the searches of a direction are apart, and whether the last pass still found a smaller
-trigger, say how much a distance can be trusted.
+How far the searches end from each other says how much a distance can be trusted.
 """
 
 import dataclasses
@@ -42,11 +39,12 @@ class Beginning(NamedTuple):
 FROM_LARGE, FROM_SMALL = Beginning(1.0, 0.001), Beginning(0.1, 0.02)
 BEGINNINGS = (FROM_LARGE, FROM_SMALL, FROM_SMALL)
 NUM_KEPT = 2  # of the beginnings
-NUM_NEIGHBOURS = 2  # triggers of other directions that a pass goes on from, beside its own
-NUM_PASSES = 2  # at most, after the first
-SETTLED = 0.98  # of the size before: a pass that finds no smaller trigger ends the search
+NUM_RUNS = len(BEGINNINGS)  # at once, of a direction and seed
 ADDING = Budget(num_steps=100, minibatch_size=10, mask_weight=0.0)  # a beginning has its own λ
-MASKING = Budget(num_steps=50, minibatch_size=10, mask_weight=0.02, steps_before=50)
+GOING_ON = Budget(num_steps=50, minibatch_size=10, mask_weight=0.02, steps_before=50)
+PASSES = (  # over the samples of a direction, of all its searches
+    len(BEGINNINGS) * ADDING.num_steps + NUM_KEPT * GOING_ON.num_steps + Trimmed.budget.num_steps
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,16 +72,6 @@ class Standard:
         """The version with the bound: two of one name do the same."""
         return f"{self.version}({self.success_bound})"
 
-    @property
-    def adding(self) -> TrimmedAddition:
-        """The method of the first searches."""
-        return TrimmedAddition(success_bound=self.success_bound, start_scale=1.0)
-
-    @property
-    def masking(self) -> Trimmed:
-        """The method of all others."""
-        return Trimmed(success_bound=self.success_bound)
-
 
 @functools.partial(jax.jit, static_argnames=("logits_fn", "inversion"))
 def search(
@@ -95,7 +83,7 @@ def search(
     *,
     inversion: Standard,
 ) -> InversionResult:
-    """Return the searches of D directions with S seeds: samples [D, ...] -> [D, S * NUM_KEPT].
+    """Return all searches of D directions with S seeds: samples [D, ...] -> [D, S·(NUM_KEPT + 1)].
 
     Args:
       logits_fn, variables: the model.
@@ -104,80 +92,60 @@ def search(
       seeds: [S].
       inversion: the search.
     """
-    num_directions, num_seeds = len(victims), len(seeds)
-    scales, weights = (jnp.asarray(column) for column in zip(*BEGINNINGS, strict=True))
-    # A seed of its own for each beginning.
-    numbers = jnp.tile(jnp.arange(len(BEGINNINGS), dtype=seeds.dtype), num_seeds)
-    own = jnp.repeat(seeds, len(BEGINNINGS)) * len(BEGINNINGS) + numbers
-    of_runs = own, jnp.tile(scales, num_seeds), jnp.tile(weights, num_seeds)
-    seeds_of, scales_of, weights_of = (jnp.tile(row, (num_directions, 1)) for row in of_runs)
-    victims_of = jnp.tile(victims[:, None], (1, len(own)))
-    runs = seeds_of, victims_of, scales_of, weights_of
-
-    def add(logits_fn, variables, samples: Samples, run) -> tuple[Array, Trigger]:
-        seed, victim, scale, mask_weight = run
-        start_key, key = run_keys(seed, victim, samples.target)
-        method = inversion.adding
-        start = jax.tree.map(lambda v: scale * v, method.start(start_key, samples.image_shape))
-        budget = dataclasses.replace(ADDING, mask_weight=mask_weight)
-        found = invert(logits_fn, variables, samples, start, key, budget=budget, inversion=method)
-        mask = replacing(found.trigger, _mean_image(samples))
-        # Where none was found, as by the trimmed search alone.
-        other = inversion.masking.start(start_key, samples.image_shape)
-        return found.size, where(found.found, mask, other)
-
-    sizes, starts = for_each_run(add, logits_fn, variables, samples, runs)
-    by_seed = sizes.reshape(num_directions, num_seeds, -1)
-    kept = jnp.argsort(by_seed, axis=-1)[..., :NUM_KEPT].reshape(num_directions, -1)
-    first = len(BEGINNINGS) * jnp.repeat(jnp.arange(num_seeds), NUM_KEPT)
-    kept += jnp.tile(first, (num_directions, 1))
-    starts = jax.vmap(lambda tree, places: jax.tree.map(lambda v: v[places], tree))(starts, kept)
-    return go_on(logits_fn, variables, samples, victims, starts, inversion=inversion)
+    function = functools.partial(_search_one, inversion=inversion)
+    runs = jnp.tile(seeds, (len(victims), 1)), jnp.tile(victims[:, None], (1, len(seeds)))
+    found = for_each_run(function, logits_fn, variables, samples, runs)
+    return jax.tree.map(lambda leaf: leaf.reshape(len(victims), -1, *leaf.shape[3:]), found)
 
 
-@functools.partial(jax.jit, static_argnames=("logits_fn", "inversion"))
-def go_on(
+def _search_one(
     logits_fn: LogitsFn,
     variables: Variables,
     samples: Samples,
-    victims: Array,
-    starts: Trigger,
+    run: tuple[Array, Array],
     *,
     inversion: Standard,
 ) -> InversionResult:
-    """Return the searches of D directions from R triggers each: starts [D, R, ...] -> [D, R]."""
-    shape = jax.tree.leaves(starts)[0].shape[:2]
+    """Return all searches [NUM_KEPT + 1] of one direction with one seed."""
+    model, bound = (logits_fn, variables, samples), inversion.success_bound
+    adding = TrimmedAddition(success_bound=bound, start_scale=1.0)
+    masking = Trimmed(success_bound=bound)
+    start_key, key = run_keys(*run, samples.target)
+    mean_image = _mean_image(samples)
 
-    def mask(logits_fn, variables, samples: Samples, run) -> InversionResult:
-        start, number, victim = run
-        _, key = run_keys(number, victim, samples.target)
-        method = inversion.masking
-        return invert(logits_fn, variables, samples, start, key, budget=MASKING, inversion=method)
+    def add(key: Array, beginning: Beginning) -> tuple[Array, Trigger]:
+        start_key, key = jax.random.split(key)
+        start = adding.start(start_key, samples.image_shape)
+        start = jax.tree.map(lambda values: beginning.scale * values, start)
+        budget = dataclasses.replace(ADDING, mask_weight=beginning.mask_weight)
+        found = invert(*model, start, key, budget=budget, inversion=adding)
+        # Where none was found, as by the trimmed search alone.
+        other = masking.start(start_key, samples.image_shape)
+        return found.size, where(found.found, replacing(found.trigger, mean_image), other)
 
-    numbers = jnp.tile(jnp.arange(shape[1], dtype=jnp.uint32), (shape[0], 1))
-    runs = starts, numbers, jnp.tile(victims[:, None], (1, shape[1]))
-    return for_each_run(mask, logits_fn, variables, samples, runs)
+    def go_on(key: Array, start: Trigger) -> InversionResult:
+        return invert(*model, start, key, budget=GOING_ON, inversion=masking)
+
+    add_key, go_on_key, mask_key = jax.random.split(key, 3)
+    beginnings = jax.tree.map(lambda *values: jnp.asarray(values), *BEGINNINGS)
+    sizes, starts = jax.vmap(add)(jax.random.split(add_key, len(BEGINNINGS)), beginnings)
+    kept = jnp.argsort(sizes)[:NUM_KEPT]
+    starts = jax.tree.map(lambda leaf: leaf[kept], starts)
+    gone_on = jax.vmap(go_on)(jax.random.split(go_on_key, NUM_KEPT), starts)
+    start = masking.start(start_key, samples.image_shape)
+    masked = invert(*model, start, mask_key, budget=Trimmed.budget, inversion=masking)
+    return jax.tree.map(
+        lambda several, one: jnp.append(several, one[None], axis=0), gone_on, masked
+    )
 
 
 def search_one(
     logits_fn: LogitsFn, variables: Variables, samples: Samples, seed: int, inversion: Standard
 ) -> InversionResult:
-    """Return the smallest trigger of one direction, alone: `samples` without leading axes.
-
-    It goes on once from the smallest trigger that it finds.
-    """
+    """Return the smallest trigger of one direction: `samples` without leading axes."""
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], samples)
-    victims = jnp.zeros(1, jnp.int32)
-    model = logits_fn, variables, one, victims
-    found = search(*model, jnp.asarray([seed], jnp.uint32), inversion=inversion)
-    best = _smallest(found)
-    starts = jax.tree.map(lambda leaf: leaf[None, None], best.trigger)
-    later = go_on(*model, starts, inversion=inversion)
-    return _smallest(jax.tree.map(lambda *v: jnp.concatenate(v, axis=1), found, later))
-
-
-def _smallest(found: InversionResult) -> InversionResult:
-    """Return the smallest of the searches [1, R] of one direction."""
+    inputs = one, jnp.zeros(1, jnp.int32), jnp.asarray([seed], jnp.uint32)
+    found = search(logits_fn, variables, *inputs, inversion=inversion)
     best = jnp.argmin(found.size[0])
     return jax.tree.map(lambda leaf: leaf[0, best], found)
 

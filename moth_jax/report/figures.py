@@ -23,6 +23,7 @@ def heat_map_svg(
     *,
     name: str,
     alt: str,
+    lower: np.ndarray | None = None,
     axis_labels: tuple[str, str] = ("target", "victim"),
 ) -> str:
     """Return `values` [K, K] as inline SVG; NaN is not measured, infinite is not found.
@@ -33,6 +34,7 @@ def heat_map_svg(
       scale: colours.
       name: unique on the page: prefix of the ids.
       alt: what the figure shows, for those who cannot see it.
+      lower: proven lower ends of distances, drawn below them; none if None.
       axis_labels: of the columns and the rows.
     """
     from matplotlib.figure import Figure
@@ -41,7 +43,7 @@ def heat_map_svg(
     size = layout(class_names)
     figure = Figure(figsize=(size.width, size.height))
     ax = figure.add_axes(size.axes)
-    draw_heat_map(ax, values, class_names, scale, PAGE)
+    draw_heat_map(ax, values, class_names, scale, PAGE, lower)
     ax.set_xlabel(axis_labels[0], color=PAGE.muted)
     ax.set_ylabel(axis_labels[1], color=PAGE.muted)
     bar = figure.colorbar(

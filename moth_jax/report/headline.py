@@ -133,6 +133,7 @@ def tiles(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix
             fmt.arrow(*averages),
             f"aggregated pixels{_sure(matrices)}{_changed(matrices)}",
         ),
+        _lower_tile(matrices),
         ("Increase", increase, _increase_note(summary.get("increase_interval"))),
         ("No trigger found", fmt.arrow(*failures), f"in {measured} directions"),
         ("Training took", fmt.duration(summary.get("training_seconds")), None),
@@ -148,6 +149,15 @@ def tiles(summary: Mapping, before: DistanceMatrix | None, after: DistanceMatrix
     )
     columns = -(-len(known) // rows) or 1
     return f'<dl class="tiles" style="--columns: {columns}">\n{shown}\n</dl>'
+
+
+def _lower_tile(matrices: list[DistanceMatrix]) -> tuple[str, str, str | None]:
+    """The mean proven lower end of the distances, before and after."""
+    means = [mean for matrix in matrices if (mean := matrix.average_lower()) is not None]
+    if not means or len(means) < len(matrices):
+        return "Proven lower end", fmt.MISSING, None
+    shown = fmt.arrow(*map(fmt.size, means))
+    return "Proven lower end", shown, "mean; no static trigger is smaller"
 
 
 def _accuracy_tile(
@@ -214,4 +224,8 @@ def explanation(before: DistanceMatrix, examples: np.ndarray | None) -> str:
         f"all pixels and channels{largest}. A small distance is a weak spot: there little has to "
         "change for one class to pass as the other, so larger is safer. Every number belongs to a "
         "trigger that was found and verified, and is therefore an upper bound."
+        + ("" if before.lower is None else _LOWER)
     )
+
+
+_LOWER = " The number after ≥ is proven: no static trigger that sends as many images is smaller."

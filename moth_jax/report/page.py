@@ -113,7 +113,8 @@ def _distances(before: DistanceMatrix, after: DistanceMatrix | None) -> str:
     figures = []
     for heading, matrix in matrices.items():
         alt = f"Heat map of class distances, {heading.lower()}: {_described(matrix)}"
-        svg = heat_map_svg(matrix.values, names, scale, name=f"map{len(figures)}", alt=alt)
+        name, lower = f"map{len(figures)}", matrix.lower
+        svg = heat_map_svg(matrix.values, names, scale, name=name, alt=alt, lower=lower)
         pixels = changed_pixels(matrix)
         note = f"average {average(matrix)}" + (f", {pixels} pixels changed" if pixels else "")
         figures.append(_figure(svg, heading, note))
@@ -165,6 +166,8 @@ def _legend(matrices) -> str:
         parts.append("Grey cells (with a cross): no trigger was found.")
     if any(matrix.num_measured() < matrix.values.size - len(matrix.values) for matrix in matrices):
         parts.append("Empty cells: not measured.")
+    if any(matrix.lower is not None for matrix in matrices):
+        parts.append("After ≥, the proven lower end: no trigger is smaller.")
     return f"<p>{' '.join(parts)}</p>"
 
 

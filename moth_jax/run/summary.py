@@ -64,6 +64,7 @@ class Summary:
                 *map(_interval, self.pair("distance_interval")),
                 show="{}",
             ),
+            _row("- proven lower", "pixels", *self.pair("distance_lower")),
             self._directions(),
             _increase(self.figures["increase"]),
             _row("- 95 % interval", "%", None, increase_ends, show="{}"),

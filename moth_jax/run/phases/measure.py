@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moth_jax.data import ImageSplit
+from moth_jax.distance.certified import certifiable, certified_distances
 from moth_jax.distance.directions import DirectionChoice
 from moth_jax.distance.matrix import DistanceMatrix, increase_interval, relative_increase
 from moth_jax.distance.measure import budget_of, distance_matrix
@@ -50,6 +51,7 @@ class MeasureOptions:
       inversion: "standard", or the name of one of `inversion.INVERSIONS`.
       precision, patience, success_bound: its options; None for its own default.
       directions_per_chunk: directions in one compiled call; 0 for as many as suit the device.
+      certify: prove a lower end of each distance, too (`distance.certified_distances`).
     """
 
     split: str = "test"
@@ -67,6 +69,7 @@ class MeasureOptions:
     patience: int | None = option(None, AT_LEAST_1)
     success_bound: float = option(0.9, POSITIVE_SHARE)
     directions_per_chunk: int = option(0, NOT_NEGATIVE)
+    certify: bool = False
 
     def __post_init__(self):
         require_choice("split", self.split, SPLITS)
@@ -121,6 +124,23 @@ def measure(job: Job, when: str, model: SavedModel) -> DistanceMatrix:
             label=f"distances {when}",
             progress=job.progress,
         )
+        if options.certify:
+            lower = certified_distances(
+                model.classifier.predict,
+                images,
+                labels,
+                variables=model.variables,
+                class_names=job.dataset.class_names,
+                classes=job.classes,
+                directions=chosen,
+                num_images=options.num_images,
+                success_bound=options.success_bound,
+                check_order=job.check_order,
+                resume_dir=job.workdir / _PARTS / "certified",
+                label=f"lower ends {when}",
+                progress=job.progress,
+            )
+            matrix = dataclasses.replace(matrix, lower=lower)
     bond = bond_of(job, weights_digest(model.variables)).to_json()
     matrix = dataclasses.replace(matrix, details={**matrix.details, "of": bond})
     on_main(matrix.save, _file(job.workdir, when))
@@ -172,12 +192,21 @@ def _nearest(job: Job, model: SavedModel, split: ImageSplit) -> DirectionChoice:
     )
 
 
+def _check(job: Job, model: SavedModel | None) -> None:
+    """Raise `InputError` if lower ends are asked for of a model with a layer that is not known."""
+    if model is not None and job.options(MeasureOptions).certify:
+        classifier = model.classifier
+        certifiable(classifier.predict, model.variables, classifier.spec.image_shape)
+
+
 def _figures(job: Job, models: Models) -> dict:
     """Return the mean distances before and after, and what lies between them."""
     before, after = (load_distances(job.workdir, when) for when in ("before", "after"))
     return {
         "distance_before": before and before.average(),
         "distance_after": after and after.average(),
+        "distance_lower_before": before and before.average_lower(),
+        "distance_lower_after": after and after.average_lower(),
         "directions": before and before.choice(),
         "distance_interval_before": before and before.interval(),
         "distance_interval_after": after and after.interval(),
@@ -214,6 +243,7 @@ def _verify(job: Job, models: Models, *, when: str) -> None:
 BEFORE = Phase(
     do=functools.partial(_do, when="before"),
     requests=("all", "measure"),
+    check=_check,
     verify=functools.partial(_verify, when="before"),
     files=("distance_before.npz", _PARTS),
     options={"distance": MeasureOptions},
@@ -221,6 +251,7 @@ BEFORE = Phase(
 AFTER = Phase(
     do=functools.partial(_do, when="after"),
     requests=("all",),
+    check=_check,
     verify=functools.partial(_verify, when="after"),
     figures=_figures,  # of both
     files=("distance_after.npz", _PARTS),

@@ -1,14 +1,13 @@
-"""The standard search: an ensemble in passes."""
+"""The standard search of distances: an ensemble."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moth_jax.distance import DistanceMatrix, chunks, class_distance, distance_matrix, passes
-from moth_jax.distance.store import Chunk
+from moth_jax.distance import DistanceMatrix, chunks, class_distance, distance_matrix
 from moth_jax.errors import InputError
 from moth_jax.inversion import Standard, create, create_search, standard
-from moth_jax.triggers import Trigger, stamp
+from moth_jax.triggers import stamp
 from tests.helpers.toys import linear_classifier, row_images, row_variables
 
 LABELS = np.repeat([0, 1, 2], 12)
@@ -44,27 +43,35 @@ def test_every_trigger_is_verified_and_none_is_larger_than_by_one_search(matrix)
         assert matrix.values[a, b] <= 1.02 * single.values[a, b]
 
 
-def test_a_matrix_knows_its_searches_and_whether_they_settled(matrix, tmp_path):
+def test_a_matrix_knows_what_each_search_found_and_how_far_they_are_apart(matrix, tmp_path):
     searches = matrix.values_per_search
-    first = standard.NUM_KEPT
-    assert searches.shape[1:] == (3, 3)
-    assert len(searches) in (first + 2, first + 4)  # its own trigger and its only neighbour's
+    assert searches.shape == (standard.NUM_KEPT + 1, 3, 3)
     off = ~np.eye(3, dtype=bool)
     np.testing.assert_array_equal(searches.min(0)[off], matrix.values[off])
     assert matrix.values_per_seed is None
-    assert set(matrix.settled[off]) <= {0.0, 1.0}
-    assert (matrix.disagreement()[off] >= 0).all()
+    first, second = np.sort(searches, axis=0)[:2]
+    np.testing.assert_allclose(matrix.disagreement()[off], (second / first - 1)[off], rtol=1e-5)
     assert matrix.details["inversion"] == "standard-1(0.9)"
     assert "num_steps" not in matrix.details
     matrix.save(tmp_path / "matrix.npz")
     again = DistanceMatrix.load(tmp_path / "matrix.npz")
     np.testing.assert_array_equal(again.values_per_search, searches)
-    np.testing.assert_array_equal(again.settled, matrix.settled)
+    assert again.in_changed_pixels().values_per_search is None
+
+
+def test_seeds_are_whole_ensembles():
+    both, first = (measured([(0, 1)], seeds=seeds) for seeds in ((3, 4), (3,)))
+    assert len(both.values_per_search) == 2 * len(first.values_per_search)
+    np.testing.assert_allclose(both.values_per_search[:3], first.values_per_search, rtol=1e-4)
+
+
+def test_one_search_does_not_know_how_far_others_are():
+    assert np.isnan(measured([(0, 1)], inversion="trimmed").disagreement()).all()
 
 
 def test_an_interrupted_measurement_gives_the_same_numbers(matrix, tmp_path, monkeypatch):
     calls = counted(monkeypatch)
-    calls.left = 4  # the first pass and part of the second
+    calls.left = 1
     with pytest.raises(KeyboardInterrupt):
         measured(resume_dir=tmp_path, directions_per_chunk=2)
     calls.left = None
@@ -95,12 +102,6 @@ def counted(monkeypatch):
     return calls
 
 
-def test_one_direction_alone_has_no_neighbours():
-    alone = measured([(0, 1)])
-    assert len(alone.values_per_search) in (standard.NUM_KEPT + 1, standard.NUM_KEPT + 2)
-    assert np.isfinite(alone.values[0, 1])
-
-
 def test_a_class_distance_is_the_smallest_of_all_its_searches():
     images = IMAGES[LABELS == 0]
     found = class_distance(PREDICT, images, 1, variables=VARIABLES, inversion="standard")
@@ -126,53 +127,6 @@ def test_it_has_no_options_but_what_a_distance_is_and_hardens_nothing():
         create("standard")
     with pytest.raises(InputError, match=r"success_bound must be in \(0, 1\], got 2"):
         Standard(success_bound=2)
-
-
-def a_chunk(sizes, directions):
-    """Chunk whose trigger's mask says of which direction it is."""
-    count = len(directions)
-    mask = np.broadcast_to(
-        np.arange(count, dtype=np.float32)[:, None, None, None], (count, 4, 4, 1)
-    )
-    return Chunk(
-        directions=np.array(directions),
-        sizes=np.asarray(sizes, np.float32),
-        rates=np.ones_like(sizes),
-        trigger=Trigger(mask, mask),
-        changed_pixels=np.arange(count, dtype=np.float32),
-        seconds=1.0,
-    )
-
-
-def test_directions_go_on_from_their_own_trigger_and_those_that_send_most_of_their_images(
-    monkeypatch,
-):
-    directions = [(0, 3), (1, 3), (2, 3), (4, 3), (0, 1), (5, 3)]
-    found = a_chunk([[5.0], [4.0], [3.0], [6.0], [1.0], [np.inf]], directions)
-    rates = {0: [0.1, 0.8, 0.3], 5: [0.2, 0.1, 0.4, 0.9]}
-    tried = {}
-
-    def rates_of(measurement, chunk, place, others):
-        tried[place] = others.tolist()
-        return np.array(rates[place])
-
-    monkeypatch.setattr(passes, "_rates", rates_of)
-    starts = passes.starts_of(None, found, np.array([0, 4, 5]))
-    # The smallest first; never one that was not found, of another target, or its own.
-    assert tried == {0: [2, 1, 3], 5: [2, 1, 0, 3]}
-    assert starts.mask[:, :, 0, 0, 0].tolist() == [[0, 1, 3], [4, 4, 4], [5, 3, 0]]
-
-
-def test_a_later_pass_replaces_what_it_made_smaller():
-    directions = [(0, 1), (0, 2), (1, 2)]
-    found = a_chunk([[5.0, 6.0], [4.0, 3.0], [np.inf, np.inf]], directions)
-    later = a_chunk([[2.0], [7.0]], directions[::2])
-    later = later._replace(sizes=np.array([[5.5], [7.0]], np.float32))
-    merged = passes.merged(found, later, np.array([0, 2]))
-    assert merged.sizes.tolist() == [[5, 6, 5.5], [4, 3, np.inf], [np.inf, np.inf, 7]]
-    assert merged.trigger.mask[:, 0, 0, 0].tolist() == [0, 1, 1]  # the last is the second of later
-    assert merged.changed_pixels.tolist() == [0, 1, 1]
-    assert merged.seconds == 2.0
 
 
 def test_a_search_that_finds_nothing_is_not_found():
