@@ -112,8 +112,8 @@ def check_order(
 
     Of each class the output that most of its images are predicted as is compared with its label. A
     model that is bad at some classes, or at all, is none of this: classes must change places, each
-    with an output of its own, nearly all classes must be predicted well in the new order, the better
-    the fewer they are, and there must be images enough to tell that from chance.
+    with an output of its own, nearly all classes must be predicted well in the new order (the
+    better the fewer they are), and there must be images enough to tell that from chance.
 
     Args:
       predicted, labels: [n], of clean images.
