@@ -17,6 +17,10 @@ _FAR = 1e3  # times the range of pixels: the logits of a network without bounds 
 _MOST_CLASSES = 0.9  # are then predicted as they should be, by most of their images
 _LEAST_SHARE = 0.5  # of the images of the classes that change places
 _TIMES = 4  # as many of them as are predicted as labelled
+# A model that has learnt nothing may tell a few classes apart, in any order: its images of one
+# class are alike. The fewer classes there are, the better the model must be in the new order.
+_LEAST_OF_ALL, _MORE_OF_FEW = 0.5, 0.9  # the share of all images: the first + the second / classes
+_DOUBTED = 2  # images that are taken to be wrong besides
 _EVIDENCE = math.log(1000)
 _MAX_LISTED = 50  # classes of an order that is written out
 
@@ -108,8 +112,8 @@ def check_order(
 
     Of each class the output that most of its images are predicted as is compared with its label. A
     model that is bad at some classes, or at all, is none of this: classes must change places, each
-    with an output of its own, nearly all classes must be predicted well in the new order, and there
-    must be images enough to tell that from chance.
+    with an output of its own, nearly all classes must be predicted well in the new order (the
+    better the fewer they are), and there must be images enough to tell that from chance.
 
     Args:
       predicted, labels: [n], of clean images.
@@ -160,6 +164,10 @@ def _moved(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[
         return {}
     new, old = (np.mean([common[k][i] for k in moved]) for i in (1, 2))
     if len(class_of) < _MOST_CLASSES * len(common) or new < max(_LEAST_SHARE, _TIMES * old):
+        return {}
+    told = sum(own.count for own in common.values())
+    share = np.mean([common[k][1 if k in moved else 2] for k in common]) * told / (told + _DOUBTED)
+    if share < _LEAST_OF_ALL + _MORE_OF_FEW / len(common):
         return {}
     count = sum(common[k].count for k in moved)
     gain = [

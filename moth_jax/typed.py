@@ -5,7 +5,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MAX_SHOWN = 80
@@ -28,7 +28,7 @@ def is_of(value: object, hint: Any) -> bool:
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool) and _is_finite(value)
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         return isinstance(value, tuple | list) and all(is_of(item, parts[0]) for item in value)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(
@@ -75,7 +75,7 @@ def name_of(hint: Any) -> str:
     ('numbers', 'a whole number')
     """
     parts = [part for part in typing.get_args(hint) if part not in (type(None), Ellipsis)]
-    if typing.get_origin(hint) in (tuple, list):
+    if typing.get_origin(hint) in (tuple, list, Sequence):
         return _PLURALS.get(parts[0], "names")
     if parts:
         return name_of(parts[0])

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from sklearn.datasets import load_digits
 
 from moth_jax import distance, outputs
 from moth_jax.data.checks import check_images
@@ -111,6 +113,59 @@ HONEST = {
 def test_models_that_are_bad_or_constant_are_no_other_order(name):
     predicted, labels = HONEST[name]
     outputs.check_order(predicted, labels, 50, {})
+
+
+def untrained(kind, num_classes, rng):
+    """Predictions of the digits of some classes by a model with random weights, and labels."""
+    pixels, digits = load_digits(return_X_y=True)
+    classes = rng.choice(10, num_classes, replace=False)
+    rows = np.concatenate([np.flatnonzero(digits == k)[:100] for k in classes])
+    values = pixels / 16 - 0.3
+    if kind == "cnn":
+        windows = sliding_window_view(values.reshape(-1, 8, 8), (3, 3), axis=(1, 2))
+        values = np.maximum(windows.reshape(len(pixels), 36, 9) @ rng.normal(size=(9, 16)), 0)
+        values = values.mean(1)
+        values = (values - values.mean(0)) / values.std(0)  # as a batch norm does
+    logits = values[rows] @ rng.normal(size=(values.shape[1], num_classes))
+    labels = np.repeat(np.arange(num_classes), [min(100, sum(digits == k)) for k in classes])
+    return logits.argmax(1), labels
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("kind", ["linear", "cnn"])
+def test_models_that_have_learnt_nothing_are_rarely_taken_for_another_order(kind, num_classes):
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(100):
+        try:
+            outputs.check_order(*untrained(kind, num_classes, rng), num_classes, {})
+        except InputError:
+            refused += 1
+    assert refused <= 1
+
+
+def test_two_classes_that_changed_places_are_found_if_the_model_is_good():
+    predicted, labels = drawn(right(2, 0.96), 50)
+    with pytest.raises(InputError, match="do not match"):
+        outputs.check_order(predicted, 1 - labels, 2, {})
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_random_models_are_no_other_order(num_classes):
+    """They predict the images of one class alike, and a few classes in any order."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(num_classes), 100)
+
+    def is_refused():
+        centres = 0.7 * rng.normal(size=(num_classes, 64))
+        images = centres[labels] + rng.normal(size=(len(labels), 64))
+        predicted = (images @ rng.normal(size=(64, num_classes))).argmax(1)
+        try:
+            outputs.check_order(predicted, labels, num_classes, {})
+        except InputError:
+            return True
+        return False
+
+    assert sum(is_refused() for _ in range(200)) <= 1
 
 
 @pytest.mark.parametrize(

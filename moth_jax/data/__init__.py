@@ -1,6 +1,8 @@
 """Data sets: `DATASETS` holds a loader for each; `data.sources` says what a loader is."""
 
 import inspect
+import os
+import typing
 from collections.abc import Iterable
 
 from moth_jax.data.dataset import ImageDataset, ImageSplit
@@ -12,6 +14,7 @@ from moth_jax.data.sources.lisa import load_lisa
 from moth_jax.data.sources.npz import load_npz
 from moth_jax.data.sources.tfds import load_cifar10, load_svhn
 from moth_jax.errors import InputError, require_choice
+from moth_jax.typed import is_of, name_of, shown
 
 __all__ = ["DATASETS", "ImageDataset", "ImageSplit", "check_known", "load"]
 
@@ -44,6 +47,11 @@ def load(name: str, **options) -> ImageDataset:
 seed, validation_fraction
     """
     check_known(name, options)
+    hints = typing.get_type_hints(DATASETS[name])
+    for option, value in options.items():
+        plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if value is not None and option in hints and not is_of(plain, hints[option]):
+            raise InputError(f"{option} must be {name_of(hints[option])}, got {shown(value)}")
     return DATASETS[name](**options)
 
 

@@ -278,6 +278,8 @@ def check_at_least_one(**options: int) -> None:
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raise `InputError` unless there are seeds, and each can be one of JAX."""
+    if np.ndim(seeds) != 1 and not isinstance(seeds, str):
+        raise InputError(f"seeds must be a sequence of whole numbers, such as (0,), got {seeds!r}")
     wrong = [s for s in seeds if not (isinstance(s, numbers.Integral) and SEED.contains(int(s)))]
     if wrong or not len(seeds):
         raise InputError(

@@ -4,7 +4,6 @@ A checkpoint is a folder with the variables and what it takes to rebuild the mod
 architecture, classes, normalisation).
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from moth_jax.models import Classifier, ModelSpec, outline
 from moth_jax.models.classifier import complete, describe_mismatch, flat
 from moth_jax.models.values import check_values
 from moth_jax.parallel.processes import broadcast_from_main, on_main
+from moth_jax.storage.files import open_regular, parse_json
 from moth_jax.storage.folders import current_folder
 from moth_jax.storage.trees import load_tree, save_tree
 from moth_jax.types import Variables
@@ -69,10 +69,11 @@ def check_replaceable(path: Path) -> None:
 def _items_of_model(folder: Path) -> set[str] | None:
     """Return the items in a model's checkpoint, damaged or not; None if it is not one."""
     try:
-        described = json.loads((folder / _DESCRIPTION).read_text())
+        with open_regular(folder / _DESCRIPTION) as file:
+            described = parse_json(file.read())
         if described["custom_metadata"]["format"] == _FORMAT:
             return set(described["item_handlers"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (InputError, OSError, ValueError, LookupError, TypeError):
         pass
     return None
 

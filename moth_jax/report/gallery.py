@@ -74,6 +74,8 @@ def _size_line(when: str, matrix: DistanceMatrix, victim: int, target: int) -> s
         if matrix.changed_pixels is not None and np.isfinite(matrix.changed_pixels[victim, target]):
             parts.append(f"{int(matrix.changed_pixels[victim, target])} pixels changed")
         parts.append(f"{percent(float(matrix.success_rate[victim, target]), 0)} of victims")
+    if matrix.is_there()[victim, target]:
+        parts.append("predicted so without a trigger")
     return f'<span class="size">{escape(when)} {" · ".join(parts)}</span>'
 
 

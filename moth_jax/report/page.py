@@ -17,6 +17,7 @@ from moth_jax.distance.heat_map import (
     increase_scale,
 )
 from moth_jax.distance.matrix import DistanceMatrix, increase_per_direction
+from moth_jax.errors import listed
 from moth_jax.report import formatting as fmt
 from moth_jax.report.backdoor import StampedExample, backdoor_section
 from moth_jax.report.curves import history_section, training_section
@@ -120,7 +121,7 @@ def _distances(before: DistanceMatrix, after: DistanceMatrix | None) -> str:
         figures.append(_figure(svg, heading, note))
     if after is not None:
         figures += _increase(before, after)
-    return fmt.section("Distances", _legend(matrices.values()), _side_by_side(figures, names))
+    return fmt.section("Distances", _legend(matrices), _side_by_side(figures, names))
 
 
 def _increase(before: DistanceMatrix, after: DistanceMatrix) -> list[str]:
@@ -160,7 +161,8 @@ def _described(matrix: DistanceMatrix) -> str:
     )
 
 
-def _legend(matrices) -> str:
+def _legend(named: Mapping[str, DistanceMatrix]) -> str:
+    matrices = named.values()
     parts = ["Rows are victims, columns are targets."]
     if any(matrix.num_failures() for matrix in matrices):
         parts.append("Grey cells (with a cross): no trigger was found.")
@@ -168,7 +170,21 @@ def _legend(matrices) -> str:
         parts.append("Empty cells: not measured.")
     if any(matrix.lower is not None for matrix in matrices):
         parts.append("After ≥, the proven lower end: no trigger is smaller.")
-    return f"<p>{' '.join(parts)}</p>"
+    there = [_those_there(heading, matrix) for heading, matrix in named.items()]
+    parts = [" ".join(parts), *map(fmt.escape, filter(None, there))]
+    return "".join(f"<p>{part}</p>" for part in parts)
+
+
+def _those_there(heading: str, matrix: DistanceMatrix) -> str:
+    """Which victims need no trigger, as the model takes them for the target; "" if none."""
+    names = matrix.class_names
+    there = [f"{names[a]} as {names[b]}" for a, b in np.argwhere(matrix.is_there())]
+    if not there:
+        return ""
+    return (
+        f"{heading}: images of {listed(there, str)} are predicted without a trigger. The distance "
+        "is 0 there because the model is wrong (or the labels are), which is no sign of a backdoor."
+    )
 
 
 def _figure(svg: str, heading: str, note: str) -> str:

@@ -5,6 +5,8 @@ Orbax writes a folder whole or not at all.
 
 import hashlib
 import json
+import os
+import stat
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +64,7 @@ def _read(path: Path) -> tuple[dict, dict]:
 
     if not path.is_dir():
         raise InputError(f"there is no checkpoint folder {path}")
+    _check_files(path)
     try:
         saved = ocp.metadata(str(path))
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.metadata)
@@ -73,6 +76,18 @@ def _read(path: Path) -> tuple[dict, dict]:
     if metadata.pop("sha256", None) != _digest(tree, metadata):
         raise _damaged(path, "wrong or missing checksum")
     return tree, metadata
+
+
+def _check_files(path: Path) -> None:
+    """Raise `InputError` unless the folder holds files and folders alone.
+
+    Orbax would follow links to other files, and wait for pipes.
+    """
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            mode = os.lstat(item := Path(folder, name)).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise _damaged(path, f"{item.relative_to(path)} is a link, a pipe or a device")
 
 
 def _digest(tree: dict, metadata: dict) -> str:

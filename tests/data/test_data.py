@@ -13,6 +13,20 @@ def test_an_unknown_data_set_is_answered_with_the_choices():
         data.load("mnist")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("digits", {"validation_fraction": "a"}, "validation_fraction must be a number, got 'a'"),
+        ("npz", {"file": 3}, "file must be text, got 3"),
+        ("gtsrb", {"dir": "here", "size": "32"}, "size must be a whole number, got '32'"),
+        ("folder", {"dir": "here", "image_size": "a"}, "image_size must be .*, got 'a'"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_before_it_is_used(name, options, says):
+    with pytest.raises(InputError, match=f"^{says}$"):
+        data.load(name, **options)
+
+
 @pytest.mark.parametrize("name", data.DATASETS)
 def test_an_unknown_option_is_answered_with_the_choices(name):
     with pytest.raises(

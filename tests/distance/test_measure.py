@@ -9,6 +9,7 @@ import pytest
 
 from moth_jax import distance
 from moth_jax.distance import chunks
+from moth_jax.distance.subject import check_seeds
 from moth_jax.errors import InputError
 from moth_jax.inversion import InversionResult, NeuralCleanse, Trimmed, directions
 from moth_jax.progress import console_progress
@@ -559,3 +560,9 @@ def test_a_class_distance_belongs_to_a_trigger_that_reaches_the_bound_and_is_com
         assert 0.9 <= rate == pytest.approx(float(result.success_rate))
         assert float(result.size) == pytest.approx(float(np.sum(result.trigger.mask)), rel=1e-5)
     assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("seeds", [3, None, "0", (-1,), (), (0.5,), ((0,), (1,))])
+def test_seeds_that_are_none_are_refused(seeds):
+    with pytest.raises(InputError, match=r"^seeds must be .*whole numbers.*, such as \(0,\), got"):
+        check_seeds(seeds)

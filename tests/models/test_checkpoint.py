@@ -279,3 +279,20 @@ def test_a_model_replaces_an_empty_folder_and_a_damaged_model(tmp_path):
     shutil.rmtree(tmp_path / "m" / "state")
     save_model(tmp_path / "m", classifier, variables)
     assert_same_arrays(load_model(tmp_path / "m").variables, variables)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "deep"])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state/manifest.ocdbt"])
+def test_no_pipe_is_waited_for_and_no_link_followed_in_a_checkpoint(tmp_path, kind, name):
+    classifier, variables = small_cnn()
+    save_model(tmp_path / "model", classifier, variables)
+    path = tmp_path / "model" / name
+    path.rename(tmp_path / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.write_bytes(b'{"a":' * 200_000)
+    with pytest.raises(InputError, match=r"no (model )?checkpoint of this package, or|is damaged"):
+        load_model(tmp_path / "model")

@@ -136,6 +136,25 @@ def test_the_page_holds_every_part_and_nothing_from_outside(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 1e6
 
 
+@pytest.mark.parametrize("share", [None, 0.97])
+def test_victims_that_are_predicted_as_the_target_need_no_trigger_and_the_page_says_so(
+    tmp_path, share
+):
+    matrix = _matrix(_values(3), names=["cat", "<dog>", "cow"])
+    matrix.values[0, 1] = 0 if share is None else 3
+    if share is not None:
+        shares = np.where(np.eye(3), np.nan, 0).astype(np.float32)
+        shares[0, 1] = share
+        details = {**matrix.details, "success_bound": 0.9}
+        matrix = dataclasses.replace(matrix, share_there=shares, details=details)
+    page = _report(tmp_path, k=3, before=matrix, after=None, selections=None)
+    _check(page)
+    assert "Class distances: images of cat as <dog> are predicted without a trigger" in page.text
+    assert "no sign of a backdoor" in page.text
+    assert page.text.count("predicted so without a trigger") == 1  # beside the one direction
+    assert "without a trigger" not in _report(tmp_path, k=3).text
+
+
 def test_the_page_shows_the_numbers_of_the_summary(tmp_path):
     page = _report(tmp_path)
     for text in ("91.5 → 90.3 %", "−1.2 points", "+108.6 %", "29 min 41 s", "56 min 46 s"):

@@ -83,8 +83,10 @@ def _differs(other: Mapping[str, Any], arrays: dict[str, np.ndarray], path: Path
 
 def check_content(path: Path) -> None:
     """Raise `InputError` if there is no such file, or what a failed download leaves."""
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"there is no weights file at {path}")
+    if not path.is_file():
+        raise InputError(f"{path} is no file, but a folder, a pipe or a device; give a file")
     with path.open("rb") as file:
         start = file.read(64)
     if not start:

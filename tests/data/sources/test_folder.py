@@ -304,7 +304,8 @@ def spoil(pets):
     page.write_text("<!DOCTYPE html>")
 
 
-def test_of_streamed_images_headers_are_seen_at_once_and_pixels_when_asked_for(pets):
+def test_of_streamed_images_headers_are_seen_at_once_and_pixels_when_asked_for(pets, monkeypatch):
+    monkeypatch.setattr("moth_jax.data.dataset._MOST_LOOKED_AT", 2)
     spoil(pets)
     with pytest.raises(InputError, match=r"1 of 36 images cannot be read: .*dog/0\.png"):
         load(pets, in_memory_limit=0)
@@ -554,6 +555,27 @@ def test_all_16_bits_are_nothing_to_speak_of_and_a_lower_white_is_refused(pets):
         load(pets, pixel_max=4095)
     with pytest.raises(InputError, match="pixel_max must be 0 or one of 255, 1023, 4095"):
         load(pets, pixel_max=1000)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+@pytest.mark.parametrize("parts", [("train", "val", "test"), ("test",)])
+def test_images_that_were_divided_twice_are_found_also_where_they_are_streamed(pets, parts, limit):
+    for part in parts:
+        for path in (pets / part).rglob("*.png"):
+            Image.fromarray(np.asarray(Image.open(path)) // 128).save(path)
+    if len(parts) == 3:
+        with pytest.raises(InputError, match="train images are uint8 with no value above 1"):
+            load(pets, in_memory_limit=limit)
+        return
+    for path in (pets / "test").rglob("*.png"):
+        Image.fromarray(2 * np.asarray(Image.open(path))).save(path)
+    with (
+        pytest.warns(UserWarning, match=r"test images are at most 0\.00784 where white is 1"),
+        pytest.raises(
+            InputError, match=r"brightest value is 0.9.* in train, 0.9.* 0.00784 in test"
+        ),
+    ):
+        load(pets, in_memory_limit=limit)
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from moth_jax.errors import InputError
-from moth_jax.models.weights.files import read_file, read_weights
+from moth_jax.models.weights.files import check_content, read_file, read_weights
 from tests.helpers.pickles import Calls
 
 KERAS = "moth_cifar10_resnet20_nat.h5"
@@ -35,6 +35,16 @@ def test_a_missing_file_and_an_unknown_extension_are_refused(tmp_path):
     (tmp_path / "w.ckpt").write_bytes(b"x")
     with pytest.raises(InputError, match=r"'w.ckpt': .* one of .h5, .hdf5, .pt, .pth, .saf"):
         read_weights(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize("extension", [".pt", ".pt2", ".safetensors", ".h5"])
+def test_what_is_there_and_no_file_is_not_called_missing(tmp_path, extension):
+    os.mkfifo(tmp_path / f"pipe{extension}")
+    (tmp_path / f"folder{extension}").mkdir()
+    (tmp_path / f"device{extension}").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "device"):
+        with pytest.raises(InputError, match="is no file, but a folder, a pipe or a device"):
+            check_content(tmp_path / f"{name}{extension}")
 
 
 @pytest.mark.parametrize("extension", [".pt", ".safetensors", ".h5"])
