@@ -84,7 +84,7 @@ def least_optimum(
         integrality=whole,
         bounds=Bounds(0, 1),
         constraints=constraints,
-        # HiGHS' presolve calls worse solutions optimal (HiGHS issues 3043, 3073 and 3094).
+        # With its presolve HiGHS calls worse solutions optimal (tests/distance/bounds).
         options={"time_limit": time_limit, "mip_rel_gap": _GAP, "presolve": False},
     )
     if found.status == 2:

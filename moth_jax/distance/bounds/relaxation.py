@@ -14,7 +14,7 @@ logits' differences are always bounded backward.
 Note: the usual relaxation by linear functions (CROWN, Zhang et al. 2018, arXiv 1811.00866) bounds
 an unstable ReLU by a chord over its whole range, which is above it at x already. All neurons that
 some trigger might reach then add up, where no trigger reaches them all. On networks for the digits
-the bounds here are up to five times as large, and free slopes that are optimised add nothing.
+the bounds here are up to five times as large.
 
 Note: numbers are float32. Every bound is widened by a share of all that was summed for it
 (`_ROUNDING`), which is far more than rounding moves it; what is proven is about the network in
