@@ -103,8 +103,8 @@ class PreactBlock(nnx.Module):
 class PreactResNet(nnx.Module):
     """Pre-activation ResNet with `blocks_per_stage` blocks in each of three stages.
 
-    As the MOTH authors built it in Keras (depth 6 `blocks_per_stage` + 2); or, if `as_torch`, a wide
-    ResNet (depth 6 `blocks_per_stage` + 4), whose stages are `widening` times as wide.
+    As the MOTH authors built it in Keras (depth 6 `blocks_per_stage` + 2); or, if `as_torch`, a
+    wide ResNet (depth 6 `blocks_per_stage` + 4), whose stages are `widening` times as wide.
     """
 
     def __init__(

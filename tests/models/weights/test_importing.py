@@ -105,7 +105,9 @@ def test_name_tables_cover_every_array_exactly_once(arch):
     assert ours == sorted((kind, name) for kind in variables for name in variables[kind])
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "preact_resnet20", "wrn16_1", "resnet18", "lisa_cnn", "nin"])
+@pytest.mark.parametrize(
+    "arch", ["resnet20", "preact_resnet20", "wrn16_1", "resnet18", "lisa_cnn", "nin"]
+)
 def test_weights_survive_the_way_in_and_out(arch):
     weights = weights_like(arch)
     classifier, shapes = models.outline(ModelSpec(arch, 10, **SHAPE))
