@@ -13,7 +13,7 @@ from moth_jax.errors import InputError
 
 
 def fault_of_config(argv: list[str]) -> str | None:
-    """Say that --config is nothing that can be read to its end; None if it is a file or a folder."""
+    """Say that --config is no file that can be read to its end; None if it is a file or folder."""
     path = _config_path(argv).partition(":")[0]
     if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
         return None
