@@ -1,6 +1,7 @@
 """The one exception type that means "the input is wrong", as opposed to "the program is wrong"."""
 
 import unicodedata
+from collections.abc import Hashable
 
 _MAX_LISTED = 8
 # Control characters and separators of lines, what is half a character, and marks that turn the
@@ -20,7 +21,7 @@ class InputError(ValueError):
 
 def require_choice(what: str, value, choices) -> None:
     """Raise `InputError` listing `choices` unless `value` is one of them."""
-    if value not in choices:
+    if not isinstance(value, Hashable) or value not in choices:
         raise InputError(f"unknown {what} {value!r}; choose one of: {', '.join(sorted(choices))}")
 
 

@@ -21,6 +21,26 @@ from moth_jax.types import LogitsFn, Variables
 _MOST_SEARCHED = 5_000  # images, for the cause of a loss that is not finite
 
 
+# Libraries whose models are no functions of JAX, and what is to be done with them.
+FOREIGN = {
+    "torch": "turn the PyTorch model into one with moth_jax.models.from_torch",
+    "tensorflow": "write the TensorFlow model in JAX, or bring it over by PyTorch",
+    "keras": "use a Keras model with the JAX backend through moth_jax.models.from_function",
+}
+
+
+def check_function(logits_fn: object) -> None:
+    """Raise `InputError` saying what to give if this is no function of JAX."""
+    owner = getattr(logits_fn, "__self__", getattr(logits_fn, "func", logits_fn))
+    kinds = {kind.__module__.partition(".")[0] for kind in type(owner).__mro__}
+    if callable(logits_fn) and "torch" not in kinds:
+        return
+    remedy = FOREIGN["torch"] if "torch" in kinds else "give its function"
+    if hasattr(logits_fn, "predict") and not callable(logits_fn):
+        remedy = "give its predict, and its variables as `variables`"
+    raise InputError(f"logits_fn must be a JAX function, got a {type(owner).__name__}; {remedy}")
+
+
 @functools.partial(jax.jit, static_argnames="logits_fn")
 def _rows(logits_fn: LogitsFn, variables: Variables, images: Array) -> Rows:
     return rows_of(logits_fn(variables, images))
@@ -41,6 +61,7 @@ def predictions(
     Raises:
       InputError: the outputs for an image are not finite, or those of all images are no logits.
     """
+    check_function(logits_fn)
     split = as_split(split)
     # The last batch is filled up with repeats, so that one compilation serves all.
     order = [

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from moth_jax.errors import InputError
 from moth_jax.run import console, preemption
 from moth_jax.run.console import EXIT_INTERRUPTED, EXIT_PREEMPTED, fail
-from moth_jax.run.flag_faults import fault_of_flags, fault_of_unread
+from moth_jax.run.flag_faults import fault_of_config, fault_of_flags, fault_of_unread
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/digits.py.", lock_config=True
@@ -100,6 +100,9 @@ def _fail_if_exhausted(error: Exception) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a fault is one line that lists the choices, not a traceback."""
+    fault = fault_of_config(argv)
+    if fault is not None:
+        fail(fault)
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import numbers
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from moth_jax.errors import InputError
@@ -69,6 +69,10 @@ def check_options(options: Any, *, of: type | None = None, prefix: str = "") -> 
             continue
         if dataclasses.is_dataclass(field.default):
             nested = type(field.default)
+            if not any(hasattr(value, inner.name) for inner in dataclasses.fields(field.default)):
+                raise InputError(
+                    f"{prefix}{field.name} must be such as {field.default}, got {shown(value)}"
+                )
             check_options(value, of=nested, prefix=f"{prefix}{field.name}.")
             continue
         allowed = field.metadata.get("allowed")
@@ -89,10 +93,24 @@ def check_option(name: str, value: object, hint: Any, allowed: Range | None = No
         return
     values: Any = value if isinstance(value, tuple | list) else [value]
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    kind = "" if number and allowed else name_of(hint)
+    fraction = number and is_of(value, float) and not is_of(value, hint)
+    kind = "" if number and allowed and not fraction else name_of(hint)
     wanted = ", ".join(filter(None, [kind, allowed and allowed.name]))
     if not (is_of(value, hint) and (allowed is None or all(map(allowed.contains, values)))):
         raise InputError(f"{name} must be {wanted}, got {shown(value)}")
     most = allowed.most if allowed else LARGEST
     if any(abs(item) > most for item in values if not isinstance(item, str | Mapping)):
         raise InputError(f"{name} must be at most {most:,}, got {shown(value)}")
+
+
+def whole_numbers(name: str, given: Any) -> tuple[int, ...]:
+    """Return a sequence of any kind, such as an array, as integers; else raise `InputError`.
+
+    `name` is what the message calls it.
+
+    >>> whole_numbers("classes", range(2)), whole_numbers("classes", [7])
+    ((0, 1), (7,))
+    """
+    values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+    check_option(name, values, tuple[int, ...])
+    return tuple(map(int, values))

@@ -187,6 +187,14 @@ def test_a_mistaken_command_line_is_one_line(command, arguments, fragments):
     assert_one_line(command(*arguments), *fragments)
 
 
+@pytest.mark.parametrize("device", ["pipe", "/dev/zero"])
+def test_a_configuration_that_has_no_end_is_not_waited_for(command, tmp_path, device):
+    path = tmp_path / "config.py"
+    os.mkfifo(path) if device == "pipe" else path.symlink_to(device)
+    for given in (f"--config={path}", f"--config={path}:small"):
+        assert_one_line(command(given, "--workdir=run"), "config.py is no regular file")
+
+
 def config_file(line):
     """A configuration file with a line of its own, the fourth."""
     return f"""from moth_jax.run.configuration import default_config

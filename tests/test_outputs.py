@@ -325,3 +325,113 @@ def test_plain_arrays_can_be_hardened_and_others_are_told_what_is_needed():
     ):
         with pytest.raises(InputError, match=message):
             harden(data=data)
+
+
+# What is no function, no option, no number.
+
+
+class Module:
+    """What stands for torch.nn.Module."""
+
+    def __call__(self, images):
+        return images.flatten(1)
+
+
+Module.__module__ = "torch.nn.modules.module"
+
+
+class Net(Module):
+    """A user's model in PyTorch."""
+
+
+@pytest.mark.parametrize("net", [Net(), Net().__call__])
+def test_a_pytorch_model_is_told_how_to_become_one_of_jax_everywhere(net):
+    split = ImageSplit(IMAGES, LABELS)
+    for function in (
+        lambda: measure(net),
+        lambda: distance.class_distance(net, IMAGES, 1),
+        lambda: nearest_directions(net, IMAGES, LABELS, 2, progress=False),
+        *(lambda method=method: scan_by(method, net) for method in SCANNERS),
+        lambda: accuracy(net, None, split),
+        lambda: pgd_accuracy(net, None, split, adversary=Adversary(0.1)),
+        lambda: harden(net),
+    ):
+        with pytest.raises(InputError, match=r"^[^\n]*got a \w+; turn the PyTorch .*from_torch$"):
+            function()
+
+
+def test_a_function_is_told_that_hardening_needs_a_classifier():
+    with pytest.raises(InputError, match=r"must be a Classifier, .*from_function"):
+        harden(CLASSIFIER.predict)
+    with pytest.raises(InputError, match="give its predict"):
+        accuracy(CLASSIFIER, VARIABLES, (IMAGES, LABELS))
+
+
+NO_COUNTS = [0, -1, 2.5, "3", float("nan"), 10**30, True, (1,)]
+WRONG = [
+    *(
+        (name, value)
+        for name in ("num_images", "num_steps", "minibatch_size", "directions_per_chunk")
+        for value in NO_COUNTS
+    ),
+    *(("mask_weight", value) for value in (-1, "0.1", float("inf"), True, (1,))),
+    *(("seeds", value) for value in (3, "0", (), (-1,), (2.5,), (2**31,), (True,), [[0, 1]])),
+    *(("classes", value) for value in (2, "01", (0, "1"), (0, 1.0), (0, 9), [[0, 1]])),
+    *(("class_names", value) for value in (3, "abc")),
+    *(("directions", value) for value in (1, "01", (0, 1), [(0, 1.5)], [(0, "1")], [(0,)], [])),
+    *(("check_order", value) for value in (0, "no", None)),
+    *(("inversion", value) for value in (0, "", ["trimmed"])),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_options_of_measuring_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(InputError, match=rf"^(unknown )?{name}[^\n]*$"):
+        measure(**{name: value})
+
+
+@pytest.mark.parametrize("target", [1.0, "1", None, True, (1,), 3, -1])
+def test_a_target_that_is_no_class_is_refused(target):
+    with pytest.raises(InputError, match=r"^target must be"):
+        distance.class_distance(CLASSIFIER.predict, IMAGES[:8], target, variables=VARIABLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("options", {"num_steps": 5}),
+        ("options", None),
+        *(("threshold", value) for value in ("3", (1,), float("nan"), True)),
+        ("classes", 2),
+        ("check_order", "no"),
+    ],
+)
+def test_options_of_scanning_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(InputError, match=f"^{name} must be"):
+        scan_by("k_arm", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("batch_size", value) for value in NO_COUNTS),
+        *(("seed", value) for value in (-1, 0.5, 2**31, "0")),
+        *(("classes", value) for value in (2, None, "01", (0, 1.5))),
+        *(("adversary", value) for value in (0.1, None, "pgd")),
+        *(("learning_rate", value) for value in (-1, 0, float("nan"), "1")),
+    ],
+)
+def test_options_of_hardening_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(InputError, match=f"^{name} must be"):
+        harden(**{name: value})
+
+
+def test_arrays_and_ranges_of_whole_numbers_are_whole_numbers():
+    matrix = measure(
+        num_images=np.int64(4),
+        seeds=np.arange(2),
+        classes=range(3),
+        directions=np.array([[0, 1], [2, 0]]),
+    )
+    assert matrix.num_measured() == 2
+    assert FineTuningConfig(classes=np.array([0, 2])).classes == (0, 2)

@@ -6,6 +6,7 @@ line in `ATTACKS`.
 
 import inspect
 import typing
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -25,6 +26,7 @@ __all__ = [
     "Backdoor",
     "Stamp",
     "attack_success",
+    "check_known",
     "create",
     "option_types",
     "options",
@@ -48,13 +50,7 @@ def create(kind: str, image_shape: ImageShape, **chosen) -> Stamp:
       moth_jax.errors.InputError: backdoor 'patch' has no option width; its options are: colour, \
 margin, position, seed, size
     """
-    allowed = options(kind)
-    unknown = [option for option in chosen if option not in allowed]
-    if unknown:
-        raise InputError(
-            f"backdoor {kind!r} has no option {', '.join(unknown)}; its options are: "
-            f"{', '.join(allowed)}"
-        )
+    check_known(kind, chosen)
     attack = ATTACKS[kind](image_shape, **chosen)
 
     def stamp(images: np.ndarray) -> np.ndarray:
@@ -67,6 +63,17 @@ margin, position, seed, size
         return attack(images)
 
     return stamp
+
+
+def check_known(kind: str, chosen: Iterable[str]) -> None:
+    """Raise `InputError` for an unknown attack, or options that it does not have."""
+    allowed = options(kind)
+    unknown = [option for option in chosen if option not in allowed]
+    if unknown:
+        raise InputError(
+            f"backdoor {kind!r} has no option {', '.join(unknown)}; its options are: "
+            f"{', '.join(allowed)}"
+        )
 
 
 def options(kind: str) -> list[str]:

@@ -38,8 +38,10 @@ from moth_jax.inversion import (
     standard,
 )
 from moth_jax.inversion.candidates import least_rate
+from moth_jax.options import NOT_NEGATIVE, check_option
 from moth_jax.parallel.devices import over_samples
 from moth_jax.progress import Progress, as_progress
+from moth_jax.typed import shown
 from moth_jax.types import LogitsFn, Variables
 
 
@@ -165,7 +167,9 @@ def _warn_of_those_there(matrix: DistanceMatrix) -> None:
 
 
 def _method(inversion: Search | str | None) -> Search:
-    return inversion if isinstance(inversion, Search) else create_search(inversion or DEFAULT)
+    if isinstance(inversion, Search):
+        return inversion
+    return create_search(DEFAULT if inversion is None else inversion)
 
 
 def budget_of(
@@ -188,11 +192,10 @@ def budget_of(
     # Python's numbers, which a file can hold.
     steps: Any = own.num_steps if num_steps is None else num_steps
     size = own.minibatch_size if minibatch_size is None else minibatch_size
-    weight = float(own.mask_weight if mask_weight is None else mask_weight)
+    weight = own.mask_weight if mask_weight is None else mask_weight
     check_at_least_one(num_steps=steps, minibatch_size=size)
-    if not 0 <= weight < np.inf:
-        raise InputError(f"mask_weight must be finite and not negative, got {weight}")
-    return Budget(int(steps), weight, int(size))
+    check_option("mask_weight", weight, float, NOT_NEGATIVE)
+    return Budget(int(steps), float(weight), int(size))
 
 
 def _check_counts(num_images: int, directions_per_chunk: int | None) -> None:
@@ -214,8 +217,13 @@ def checked_directions(
         directions, selection = directions
     elif directions is None:
         directions = [(a, b) for a in classes for b in classes if a != b]
-    if not len(directions):
-        raise InputError("directions must name at least one (victim, target)")
+    pairs = np.asarray(directions)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
+        raise InputError(
+            "directions must name at least one (victim, target), as pairs of label numbers, got "
+            f"{shown(directions)}"
+        )
+    directions = [(int(a), int(b)) for a, b in pairs]
     for a, b in directions:
         if a == b or a not in classes or b not in classes:
             few = len(classes) < subject.num_classes
@@ -228,7 +236,7 @@ def checked_directions(
             f"no images of {len(empty)} victim classes: {', '.join(missing)}; add images or leave "
             "these directions out"
         )
-    return [(int(a), int(b)) for a, b in directions], selection
+    return directions, selection
 
 
 def class_distance(
@@ -259,6 +267,7 @@ def class_distance(
     num_classes = probe_logits(call, variables, images).shape[1]
     inversion = _method(inversion)
     budget = budget_of(inversion, num_steps, minibatch_size, mask_weight)
+    check_option("target", target, int)
     if not 0 <= target < num_classes:
         raise InputError(f"target must be in 0..{num_classes - 1}, got {target}")
     there = float(np.mean(predict(call, variables, images) == target))

@@ -7,9 +7,8 @@ input is found here, and is an `InputError` that names the value and what is all
 import dataclasses
 import hashlib
 import inspect
-import numbers
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +19,14 @@ from moth_jax import outputs
 from moth_jax.data.conversion import as_images, as_labels
 from moth_jax.data.dataset import ImageSplit
 from moth_jax.errors import InputError, first_line, listed
-from moth_jax.evaluation import predictions
-from moth_jax.options import SEED
+from moth_jax.evaluation import FOREIGN, check_function, predictions
+from moth_jax.options import AT_LEAST_1, SEED, check_option, whole_numbers
+from moth_jax.typed import is_of, shown
 from moth_jax.types import LogitsFn, Variables
 
 _NUM_PROBES = 8
 _BATCH_SIZE = 256  # that of `evaluation`, whose compiled function serves here too
 _UNKNOWN = -1  # prediction of an image that is not used
-# Libraries whose models are no functions of JAX, and what is to be done with them.
-_FOREIGN = {
-    "torch": "turn the PyTorch model into one with moth_jax.models.from_torch",
-    "tensorflow": "write the TensorFlow model in JAX, or bring it over by PyTorch",
-    "keras": "use a Keras model with the JAX backend through moth_jax.models.from_function",
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +74,7 @@ class Subject:
         Raises:
           InputError: at the first fault of images, labels, classes or the model's output.
         """
+        check_option("check_order", check_order, bool)
         call = with_variables(logits_fn, variables)
         images = as_images(images)
         logits = probe_logits(call, variables, images)
@@ -176,15 +171,7 @@ def with_variables(
       InputError: it is no function of these.
     """
     function: Callable[..., Array] = logits_fn
-    owner = getattr(logits_fn, "__self__", getattr(logits_fn, "func", logits_fn))
-    kinds = {kind.__module__.partition(".")[0] for kind in type(owner).__mro__}
-    if not callable(logits_fn) or "torch" in kinds:
-        remedy = _FOREIGN["torch"] if "torch" in kinds else "give its function"
-        if hasattr(logits_fn, "predict") and not callable(logits_fn):
-            remedy = "give its predict, and its variables as `variables`"
-        raise InputError(
-            f"logits_fn must be a JAX function, got a {type(owner).__name__}; {remedy}"
-        )
+    check_function(logits_fn)
     _check_arguments(function, 1 if variables is None else 2)
     if variables is not None:
         return function
@@ -235,7 +222,7 @@ def _logits(logits_fn: LogitsFn, variables: Variables, images: np.ndarray):
         library = _foreign_library(error)
         if not (of_jax or library):  # a fault of the user's function, with its traceback
             raise
-        remedy = _FOREIGN.get(library, "compute with jax.numpy instead of NumPy")
+        remedy = FOREIGN.get(library, "compute with jax.numpy instead of NumPy")
         raise InputError(
             f"logits_fn must be a JAX function that jax.jit can compile ({first_line(error)}); "
             f"{remedy}"
@@ -243,10 +230,10 @@ def _logits(logits_fn: LogitsFn, variables: Variables, images: np.ndarray):
 
 
 def _foreign_library(error: BaseException) -> str:
-    """Return which of `_FOREIGN` an error comes from, "" for none."""
+    """Return which of `FOREIGN` an error comes from, "" for none."""
     frames = traceback.walk_tb(error.__traceback__)
     names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
-    told = [name for name in _FOREIGN if name in names or f"{name}." in str(error)]
+    told = [name for name in FOREIGN if name in names or f"{name}." in str(error)]
     return told[0] if told else ""
 
 
@@ -271,16 +258,14 @@ def padded_images(
 def check_at_least_one(**options: int) -> None:
     """Raise `InputError` at the first option that is no whole number, or below 1."""
     for name, value in options.items():
-        if not isinstance(value, numbers.Integral) or value < 1:
-            whole = "" if isinstance(value, numbers.Integral) else "a whole number, "
-            raise InputError(f"{name} must be {whole}at least 1, got {value!r}")
+        check_option(name, value, int, AT_LEAST_1)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raise `InputError` unless there are seeds, and each can be one of JAX."""
     if np.ndim(seeds) != 1 and not isinstance(seeds, str):
         raise InputError(f"seeds must be a sequence of whole numbers, such as (0,), got {seeds!r}")
-    wrong = [s for s in seeds if not (isinstance(s, numbers.Integral) and SEED.contains(int(s)))]
+    wrong = [seed for seed in seeds if not (is_of(seed, int) and SEED.contains(seed))]
     if wrong or not len(seeds):
         raise InputError(
             f"seeds must be whole numbers {SEED.name}, at least one, such as (0,), got "
@@ -296,12 +281,13 @@ def _chosen_classes(classes: Sequence[int] | None, num_classes: int) -> tuple[in
     """
     if classes is None:
         return tuple(range(num_classes))
+    classes = whole_numbers("classes", classes)
     outside = [k for k in classes if not 0 <= k < num_classes]
     if outside:
         raise InputError(f"classes must be in 0..{num_classes - 1}, got {listed(outside)}")
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"classes must name at least 2 different classes, got {listed(classes)}")
-    return tuple(int(k) for k in classes)
+    return classes
 
 
 def _names_of(
@@ -315,6 +301,8 @@ def _names_of(
     ('third', 'first')
     """
     given = range(num_classes) if class_names is None else class_names
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputError(f"class_names must be a sequence of names, got {shown(given)}")
     names = tuple(map(str, given))
     if len(names) == num_classes:
         return tuple(names[k] for k in classes)

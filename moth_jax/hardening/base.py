@@ -19,7 +19,7 @@ from moth_jax.data.checks import check_labels
 from moth_jax.data.dataset import ImageDataset, as_split
 from moth_jax.data.splitting import split_validation
 from moth_jax.errors import InputError, listed, require_choice
-from moth_jax.evaluation import accuracy, check_loss, predictions
+from moth_jax.evaluation import accuracy, check_function, check_loss, predictions
 from moth_jax.models import Classifier
 from moth_jax.models.classifier import complete
 from moth_jax.options import (
@@ -31,6 +31,7 @@ from moth_jax.options import (
     SHARE,
     check_options,
     option,
+    whole_numbers,
 )
 from moth_jax.outputs import check_order
 from moth_jax.training import (
@@ -41,6 +42,7 @@ from moth_jax.training import (
     train_state_arrays,
     train_state_from_arrays,
 )
+from moth_jax.typed import shown
 from moth_jax.types import Variables
 
 SCHEDULES = ("constant", "cosine")
@@ -92,7 +94,7 @@ class HardeningConfig:
 
     def __post_init__(self):
         # Compiled programs are kept under their options, and a list is not hashable.
-        object.__setattr__(self, "classes", tuple(map(int, self.classes)))
+        object.__setattr__(self, "classes", whole_numbers("classes", self.classes))
         require_choice("schedule", self.schedule, SCHEDULES)
         check_options(self)
         if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
@@ -219,6 +221,12 @@ def as_dataset(
     Raises:
       InputError: it is neither, or the images cannot be used.
     """
+    if not isinstance(classifier, Classifier):
+        check_function(classifier)
+        raise InputError(
+            f"the model must be a Classifier, got {shown(classifier)}; make one with "
+            "moth_jax.models.from_function, from_torch or load"
+        )
     if isinstance(given, ImageDataset):
         return given
     spec = classifier.spec

@@ -240,11 +240,16 @@ def _check_model(config: Config) -> None:
 
 
 def _check_backdoor(config: Config) -> None:
-    if config.backdoor.kind:
-        require_choice("backdoor", config.backdoor.kind, backdoors.ATTACKS)
-    elif config.backdoor.target or config.backdoor.victims:
+    given = backdoor_options(config)
+    if given.kind:
+        backdoors.check_known(given.kind, given.of_attack)
+        return
+    unread = [name for name in ("target", "victims") if config.backdoor[name]]
+    unread += given.of_attack
+    if unread:
         warnings.warn(
-            "backdoor.target or victims is given, but no backdoor.kind: none is planted",
+            f"backdoor.{' and backdoor.'.join(unread)} is given, but no backdoor.kind: none is "
+            "planted",
             stacklevel=2,
         )
 

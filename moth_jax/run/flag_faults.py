@@ -1,6 +1,7 @@
 """What is wrong with a command line, or with the configuration file that it names, in one line."""
 
 import difflib
+import os
 import re
 import traceback
 from pathlib import Path
@@ -9,6 +10,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from moth_jax.errors import InputError
+
+
+def fault_of_config(argv: list[str]) -> str | None:
+    """Say that --config is no file that can be read to its end; None if it is a file or folder."""
+    path = _config_path(argv).partition(":")[0]
+    if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
+        return None
+    return f"cannot use --config: {path} is no regular file, but a pipe, a device or a socket"
 
 
 def fault_of_flags(argv: list[str], error: Exception) -> str:

@@ -20,12 +20,14 @@ from moth_jax.anomaly import anomaly_indices
 from moth_jax.distance.matrix import DistanceMatrix
 from moth_jax.distance.subject import Subject
 from moth_jax.errors import InputError, require_choice
+from moth_jax.options import check_option
 from moth_jax.progress import Progress, as_progress
 from moth_jax.scanning import k_arm, neural_cleanse, pairs
 from moth_jax.scanning.base import Evidence, check_classes_have_images
 from moth_jax.scanning.calibration import calibrate
 from moth_jax.scanning.options import ScanOptions
 from moth_jax.scanning.result import Arm, Scan
+from moth_jax.typed import shown
 from moth_jax.types import LogitsFn, Variables
 
 __all__ = [
@@ -90,6 +92,7 @@ def scan(
     '3'
     """
     require_choice("method", method, SCANNERS)
+    _check(options, threshold)
     started = time.perf_counter()
     scanner = SCANNERS[method]
     subject = Subject.of(
@@ -126,12 +129,19 @@ def scan_distances(
 
     `image_shape` (h, w, c) is needed if the matrix has no triggers. Raises `InputError` as `scan`.
     """
+    _check(options, threshold)
     if image_shape is None:
         if matrix.triggers is None:
             raise InputError("the distances have no triggers to tell the image_shape; give it")
         image_shape = matrix.triggers.trigger.image_shape
     found = pairs.evidence(matrix, image_shape)
     return _decide("pairs", found, options, threshold, 0.0, dict(matrix.details))
+
+
+def _check(options: object, threshold: object) -> None:
+    if not isinstance(options, ScanOptions):
+        raise InputError(f"options must be ScanOptions(...), got {shown(options)}")
+    check_option("threshold", threshold, float | None)
 
 
 def _decide(
@@ -144,8 +154,6 @@ def _decide(
 ) -> Scan:
     """Return the verdict: by the statistic, by size alone where there is none, or none at all."""
     threshold = SCANNERS[method].threshold if threshold is None else float(threshold)
-    if not np.isfinite(threshold):
-        raise InputError(f"threshold must be a finite number, got {threshold}")
     suspicions = [arm.suspicion for arm in found.arms if not np.isnan(arm.suspicion)]
     statistic = max(suspicions, default=0.0 if not found.arms else float("nan"))
     if suspicions or not found.arms:

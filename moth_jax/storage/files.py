@@ -340,7 +340,7 @@ def parse_json(text: str | bytes) -> Any:
       ValueError: it is no strict JSON, or names a field twice.
     """
     try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=unique_fields)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -349,7 +349,8 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict:
+    """Return the fields of a JSON object, for `json.loads`; `ValueError` if one occurs twice."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a field occurs twice")
     return dict(pairs)

@@ -220,6 +220,16 @@ def test_an_option_that_is_given_reaches_the_trigger(kind, name, one, other):
     assert (stamped[0] != stamped[2]).any()
 
 
-def test_a_backdoor_without_a_kind_is_warned_of():
-    with pytest.warns(UserWarning, match="no backdoor.kind: none is planted"):
-        check(tiny_config(backdoor__target="7"))
+@pytest.mark.parametrize(("field", "value"), [("target", "7"), ("victims", ("1",)), ("size", -1)])
+def test_a_backdoor_without_a_kind_is_warned_of(field, value):
+    with pytest.warns(
+        UserWarning, match=rf"backdoor\.{field} is given, but no backdoor\.kind: none"
+    ):
+        check(tiny_config(**{f"backdoor__{field}": value}))
+
+
+@pytest.mark.parametrize("size", [-1, 3])
+def test_options_of_an_attack_that_is_not_chosen_are_refused_before_data_are_read(size):
+    config = tiny_config(**digits_backdoor(kind="blend"), backdoor__size=size)
+    with pytest.raises(InputError, match="backdoor 'blend' has no option size; its options are: g"):
+        check(config)

@@ -437,7 +437,7 @@ def test_scans_that_differ_in_seed_and_time_can_be_calibrated_on():
         ({"images": IMAGES[:, :, :, 0]}, "images"),
         ({"labels": LABELS[:-1]}, "60 images but 59 labels"),
         ({"class_names": ("a", "b")}, "2 names were given"),
-        ({"threshold": np.nan}, "threshold must be a finite number"),
+        ({"threshold": np.nan}, "threshold must be a number, got nan"),
     ],
 )
 def test_what_cannot_be_scanned_is_a_clear_error(changes, message):

@@ -23,6 +23,7 @@ from moth_jax.models.pytorch import saved
 from moth_jax.models.pytorch.classifier import from_graph
 from moth_jax.models.pytorch.interpreter import check
 from moth_jax.models.pytorch.mutation import without_mutation
+from moth_jax.storage.files import unique_fields
 from moth_jax.types import Variables
 
 _SCHEMA = 8  # the major version that PyTorch writes from 2.6 on
@@ -136,7 +137,7 @@ def _program(archive: zipfile.ZipFile, name: Path | str, size: int) -> Program:
 
 
 def _json(archive: zipfile.ZipFile, part: str) -> Any:
-    return json.loads(archive.read(part).decode())
+    return json.loads(archive.read(part).decode(), object_pairs_hook=unique_fields)
 
 
 def _raw(archive: zipfile.ZipFile, blob: str, size: int) -> dict[str, np.ndarray]:

@@ -185,6 +185,7 @@ def test_frames_are_resized_as_pillow_does(small):
 
 
 NAMES_OUTSIDE = ["../secret.ppm", "{}/secret.ppm", "..", "a/b.ppm", "..\\secret.ppm", "", "./x.ppm"]
+NAMES_OUTSIDE += ["C:\\secret.ppm"]
 
 
 @pytest.mark.parametrize("name", NAMES_OUTSIDE)
@@ -192,6 +193,13 @@ def test_no_name_in_a_list_leads_out_of_its_folder(small, name):
     Image.new("RGB", (8, 8)).save(small / "secret.ppm")
     write_list(small / TEST_LIST, name.format(small))
     with pytest.raises(InputError, match=r"GT-final_test\.csv: row 1: .* is no name of a file in"):
+        read_official(small, 8)
+
+
+@pytest.mark.parametrize("name", ["00000.ppm\0", "\0", "C:secret.ppm"])
+def test_a_name_that_no_file_can_have_is_refused_by_its_row(small, name):
+    write_list(small / TEST_LIST, name)
+    with pytest.raises(InputError, match=r"^[^\n]*GT-final_test\.csv: row 1|^[^\n]*cannot be read"):
         read_official(small, 8)
 
 

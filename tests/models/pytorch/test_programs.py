@@ -394,6 +394,23 @@ def test_json_of_another_form_is_refused(program, tmp_path, content):
         read_program(path)
 
 
+@pytest.mark.parametrize("part", ["models/model.json", "weights_config.json"])
+def test_json_that_names_a_field_twice_is_refused(program, tmp_path, part):
+    path = tmp_path / "evil.pt2"
+    twice = [
+        (
+            name,
+            b'{"config": {}, "graph_module": {}, ' + content[1:]
+            if name.endswith(part)
+            else content,
+        )
+        for name, content in parts_of(program).items()
+    ]
+    path.write_bytes(zipped(twice))
+    with pytest.raises(InputError, match="a field occurs twice"):
+        read_program(path)
+
+
 def test_a_damaged_program_is_refused(program, tmp_path):
     content = program.read_bytes()
     broken = bytearray(content)
