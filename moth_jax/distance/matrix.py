@@ -12,7 +12,7 @@ import numpy as np
 from moth_jax.distance.directions import describe_choice, mean_interval
 from moth_jax.errors import InputError, listed
 from moth_jax.inversion.candidates import least_rate
-from moth_jax.storage.files import check_arrays, load_npz, save_npz
+from moth_jax.storage.files import check_arrays, load_npz, save_npz, unique_fields
 from moth_jax.triggers import (
     TRIGGER_LAYOUT,
     AnyTrigger,
@@ -299,7 +299,7 @@ _LAYOUT = {
 def _details(arrays: dict[str, np.ndarray]) -> dict | None:
     """Return what a file says of how it was measured, None if that is not readable."""
     try:
-        details = json.loads(str(arrays.get("details", "{}")))
+        details = json.loads(str(arrays.get("details", "{}")), object_pairs_hook=unique_fields)
     except (ValueError, RecursionError):
         return None
     return details if isinstance(details, dict) else None
