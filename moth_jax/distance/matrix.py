@@ -244,9 +244,7 @@ class DistanceMatrix:
         check_arrays(path, arrays, _LAYOUT, what=what, optional=optional, advice=_ADVICE)
         details = _details(arrays)
         if details is None:
-            raise InputError(
-                f"{path} is damaged: its details are not as written; {_ADVICE}"
-            )
+            raise InputError(f"{path} is damaged: its details are not as written; {_ADVICE}")
         triggers = None
         if "trigger_directions" in arrays:
             triggers = FoundTriggers(arrays["trigger_directions"], trigger_of(arrays, "s"))
