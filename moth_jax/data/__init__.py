@@ -50,7 +50,7 @@ seed, validation_fraction
     hints = typing.get_type_hints(DATASETS[name])
     for option, value in options.items():
         plain = os.fspath(value) if isinstance(value, os.PathLike) else value
-        if option in hints and not is_of(plain, hints[option]):
+        if value is not None and option in hints and not is_of(plain, hints[option]):
             raise InputError(f"{option} must be {name_of(hints[option])}, got {shown(value)}")
     return DATASETS[name](**options)
 

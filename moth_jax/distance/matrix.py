@@ -12,7 +12,7 @@ import numpy as np
 from moth_jax.distance.directions import describe_choice, mean_interval
 from moth_jax.errors import InputError, listed
 from moth_jax.inversion.candidates import least_rate
-from moth_jax.storage.files import check_arrays, load_npz, save_npz
+from moth_jax.storage.files import check_arrays, load_npz, save_npz, unique_fields
 from moth_jax.triggers import (
     TRIGGER_LAYOUT,
     AnyTrigger,
@@ -20,6 +20,7 @@ from moth_jax.triggers import (
     trigger_arrays,
     trigger_of,
 )
+from moth_jax.typed import is_of
 
 
 class FoundTriggers(NamedTuple):
@@ -272,7 +273,7 @@ class DistanceMatrix:
         check_arrays(path, arrays, _LAYOUT, what=what, optional=optional, advice=_ADVICE)
         details = _details(arrays)
         if details is None:
-            raise InputError(f"{path} is damaged: its details are no JSON; {_ADVICE}")
+            raise InputError(f"{path} is damaged: its details are not as written; {_ADVICE}")
         triggers = None
         if "trigger_directions" in arrays:
             triggers = FoundTriggers(arrays["trigger_directions"], trigger_of(arrays, "s"))
@@ -341,13 +342,29 @@ _LAYOUT = {
 }
 
 
+# What is compared, of all that a file says of how it was measured.
+_DETAILS = {
+    "success_bound": float,
+    "images": list[str | None] | None,
+    "inversion": str,
+    "selection": dict,
+    "classes": list[int],
+}
+
+
 def _details(arrays: dict[str, np.ndarray]) -> dict | None:
     """Return what a file says of how it was measured, None if that is not readable."""
     try:
-        details = json.loads(str(arrays.get("details", "{}")))
+        details = json.loads(str(arrays.get("details", "{}")), object_pairs_hook=unique_fields)
     except (ValueError, RecursionError):
         return None
-    return details if isinstance(details, dict) else None
+    if not isinstance(details, dict):
+        return None
+    known = {name: details[name] for name in _DETAILS if name in details}
+    if not all(is_of(value, _DETAILS[name]) for name, value in known.items()):
+        return None
+    images = known.get("images")
+    return details if images is None or len(images) == len(arrays["values"]) else None
 
 
 def _mean(matrix: DistanceMatrix, digits: int = 2) -> str:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import math
 import os
+from typing import Any
 
 import jax
 import numpy as np
 
 from moth_jax.errors import InputError, first_line, listed
-from moth_jax.storage.files import check_arrays, load_npz, save_npz
+from moth_jax.storage.files import check_arrays, load_npz, save_npz, unique_fields
 from moth_jax.triggers import (
     TRIGGER_LAYOUT,
     AnyTrigger,
@@ -16,6 +18,7 @@ from moth_jax.triggers import (
     trigger_arrays,
     trigger_of,
 )
+from moth_jax.typed import fault_of
 
 ANY = "any"
 
@@ -183,7 +186,10 @@ class Scan:
         check_arrays(path, arrays, _LAYOUT, what="scan", optional=optional, advice=_ADVICE)
         triggers = trigger_of(arrays, "s") if kept else None
         try:
-            fields = json.loads(str(arrays["scan"]))
+            fields = json.loads(str(arrays["scan"]), object_pairs_hook=unique_fields)
+            fault = fault_of(_with_finite(fields), cls)
+            if fault is not None:
+                raise ValueError(fault)
             arms = tuple(Arm(**arm) for arm in fields.pop("arms"))
             return cls(**fields, arms=arms, triggers=triggers)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -204,3 +210,12 @@ def _victims(arm: Arm) -> str:
 def _or_least(value: float) -> float:
     """`value`, or what sorts below every number if it is NaN."""
     return -np.inf if np.isnan(value) else value
+
+
+def _with_finite(value: Any) -> Any:
+    """Return what JSON holds with 0 in the place of numbers that are not finite, as a scan has."""
+    if isinstance(value, dict):
+        return {name: _with_finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_finite(item) for item in value]
+    return 0.0 if isinstance(value, float) and not math.isfinite(value) else value

@@ -424,3 +424,21 @@ def test_other_budgets_and_unknown_methods_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         two.compare(two)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        *('{"success_bound": ' + value for value in ("null}", '"0.9"}', "[]}", "true}", "NaN}")),
+        *('{"images": ' + value for value in ("[]}", '["a", "b"]}', "[1, 2, 3]}", '"abc"}', "{}}")),
+        '{"inversion": ["pixel"]}',
+        '{"inversion": "pixel", "inversion": "trimmed"}',
+        "[" * 100_000,
+    ],
+)
+def test_details_of_another_type_are_refused_when_a_matrix_is_read(tmp_path, details):
+    path = tmp_path / "distances.npz"
+    full().save(path)
+    np.savez(path, **{**load_npz(path, advice=""), "details": np.array(details)})
+    with pytest.raises(InputError, match=r"distances\.npz is damaged: its details are not as"):
+        DistanceMatrix.load(path)

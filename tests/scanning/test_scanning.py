@@ -379,6 +379,30 @@ def test_a_saved_scan_is_loaded_as_it_was(tmp_path):
     json.dumps(before.to_json())
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"poisoned": "no"}, "poisoned is 'no'"),
+        ({"statistic": None}, "statistic is None"),
+        ({"threshold": "3"}, "threshold is '3'"),
+        ({"arms": [{"victim": "a"}]}, "arms is"),
+        ({"details": None}, "details is None"),
+        ({"seconds": True}, "seconds is True"),
+        ({"more": 1}, "unknown field 'more'"),
+    ],
+)
+def test_a_scan_with_a_field_of_another_type_is_refused(tmp_path, changes, fault):
+    scan = scan_distances(matrix([[NAN, 1, 4], [2, NAN, 3], [2, 5, NAN]]), image_shape=(4, 4, 1))
+    text = json.dumps({**scan.to_json(), **changes})
+    np.savez(tmp_path / "scan.npz", scan=np.array(text))
+    with pytest.raises(InputError, match=rf"scan\.npz is damaged: {fault}"):
+        Scan.load(tmp_path / "scan.npz")
+    twice = json.dumps(scan.to_json())[:-1] + ', "poisoned": true}'
+    np.savez(tmp_path / "scan.npz", scan=np.array(twice))
+    with pytest.raises(InputError, match="a field occurs twice"):
+        Scan.load(tmp_path / "scan.npz")
+
+
 def test_another_file_is_no_scan(tmp_path):
     np.savez(tmp_path / "other.npz", values=np.zeros(3))
     with pytest.raises(InputError, match="is no scan, or is damaged: no array scan"):
