@@ -248,7 +248,7 @@ def test_an_option_that_the_loader_does_not_have_is_named_before_anything_is_loa
         ("method", METHODS),
         ("data.name", data.DATASETS),
         ("model.name", ["auto", *MODELS]),
-        ("distance.inversion", INVERSIONS),
+        ("distance.inversion", ["standard", *INVERSIONS]),
         ("distance.split", ["train", "validation", "test"]),
         ("harden.scheduler", ["k_arm", "nearest", "sweep", "uniform"]),
         ("harden.schedule", ["constant", "cosine"]),
