@@ -121,7 +121,8 @@ def test_with_an_adversary_every_method_trains_on_images_that_it_perturbed(name,
 
 @pytest.mark.parametrize("name", slow_but("fine_tuning", "nc"))
 def test_every_method_returns_the_last_state_within_the_accuracy_bound(name):
-    final, _ = run(name, max_accuracy_drop=0.0, learning_rate=1e4, validate_every=1)
+    rate = 1e3 if name == "moth" else 1e4  # with more its loss overflows first
+    final, _ = run(name, max_accuracy_drop=0.0, learning_rate=rate, validate_every=1)
     assert final.stopped == "accuracy"
     assert final.kept_step == 0
     assert final.accuracy < final.initial_accuracy
