@@ -6,6 +6,7 @@
 that is made here first:
 
     python -m moth_jax.main --config=configs/digits.py --workdir=RUNS/digits_cnn
+    # and so for hardened_akamaster and hardened_adversarial, from their checkpoints:
     python -m moth_jax.main --config=configs/cifar10_cpu.py --workdir=RUNS/hardened_natural \\
         --config.model.checkpoint=DIR/checkpoints/moth_cifar10_resnet20_nat.h5 \\
         --config.data.dir=DIR/data/tfds
@@ -30,6 +31,7 @@ from absl import app, flags
 from moth_jax import data
 from moth_jax.data import ImageDataset
 from moth_jax.distance import distance_matrix
+from moth_jax.inversion import standard
 from moth_jax.models import Classifier, checkpoint
 from moth_jax.models.weights import importing
 from moth_jax.parallel import devices
@@ -58,6 +60,8 @@ class Method(NamedTuple):
 METHODS = {
     "published": Method("neural_cleanse", (0, 1, 2)),
     "trimmed": Method("trimmed", (0, 1, 2)),
+    "pixel": Method("pixel", (0,)),
+    "standard": Method("standard", (0,)),
 }
 
 
@@ -94,7 +98,8 @@ BEDS = {
     "hardened_natural": Bed("runs/hardened_natural/hardened"),
     "hardened_akamaster": Bed("runs/hardened_akamaster/hardened"),
     "hardened_adversarial": Bed("runs/hardened_adversarial/hardened"),
-    "digits_linear": Bed("runs/digits_linear/original", data="digits"),
+    "poisoned": Bed("checkpoints/wrn16_1_cifar10_badnets_nad.pth.tar"),
+    "repaired": Bed("checkpoints/wrn16_1_cifar10_repaired_nad.pth.tar"),
     "digits_cnn": Bed("runs/digits_cnn/original", data="digits"),
 }
 
@@ -153,7 +158,7 @@ def dataset_of(bed: Bed) -> ImageDataset:
 class Found:
     """What a method gave in one direction; the fields of a result."""
 
-    sizes: list[float]  # of each seed
+    sizes: list[float]  # of each seed; or of each search of an ensemble
     success_rate: float
     held_out_success_rate: float | None
     seconds: float
@@ -179,14 +184,15 @@ def measure(method: Method, model, images: Images, direction: tuple[int, int]) -
         progress=False,
     )
     trigger = matrix.trigger(*direction)
-    steps = matrix.details["num_steps"] * len(images.used) * len(method.seeds)
+    each = matrix.values_per_seed if matrix.values_per_search is None else matrix.values_per_search
+    passes = matrix.details.get("num_steps", standard.PASSES) * len(method.seeds)
     return Found(
-        sizes=[float(size) for size in matrix.values_per_seed[:, victim, target]],
+        sizes=[float(size) for size in each[:, victim, target]],
         success_rate=float(matrix.success_rate[direction]),
         held_out_success_rate=trigger
         and float(_rate(classifier.predict, variables, images.held_out, trigger, target)),
         seconds=time.perf_counter() - started,
-        image_gradients=int(steps),
+        image_gradients=int(passes * len(images.used)),
         commit=commit(),
     )
 

@@ -67,19 +67,14 @@ class Measurement(NamedTuple):
 
     def settings(self) -> dict:
         """Return what it was asked for, as JSON can carry it."""
-        budget = {} if self.budget is None else budget_fields(self.budget)
+        names = () if self.budget is None else ("num_steps", "minibatch_size", "mask_weight")
+        budget = {name: getattr(self.budget, name) for name in names}
         return {**budget, "seeds": self.seeds, "inversion": self.inversion.name}
 
     def num_runs(self) -> int:
         """Return how many inversions of a direction are done at once."""
         is_ensemble = isinstance(self.inversion, Standard)
         return len(self.seeds) * (standard.NUM_RUNS if is_ensemble else 1)
-
-
-def budget_fields(budget: Budget) -> dict:
-    """Return a budget as JSON can carry it."""
-    names = ("num_steps", "minibatch_size", "mask_weight")
-    return {name: getattr(budget, name) for name in names}
 
 
 def chunk_size(wanted: int | None, num_directions: int, num_seeds: int) -> int:

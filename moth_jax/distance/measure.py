@@ -84,7 +84,8 @@ def distance_matrix(
         which the method was made for (`inversion.Budget`) if not given.
       seeds: one inversion per seed and direction; the smallest trigger counts. The published
         matrices are the smallest of three.
-      inversion: the method, or its name (`inversion.create`); `inversion.Trimmed()` if not given.
+      inversion: the search, or its name (`inversion.create_search`); `inversion.Trimmed()` if not
+        given. `inversion.Standard()` is slower and tighter, and takes no budget.
         The published one is `inversion.NeuralCleanse()`.
       check_order: refuse labels that are in another order than the model's outputs, as its
         predictions show.

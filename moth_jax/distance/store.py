@@ -52,11 +52,12 @@ class Chunk(NamedTuple):
     seconds: float
 
 
-class ChunkStore:
-    """Chunks in a folder, each a file that is there whole or not at all.
+class _Store:
+    """Results in a folder, each a file that is there whole or not at all.
 
     The name of a file is a digest of its directions and of everything that its numbers depend on. A
-    file that was written with other settings or inputs has another name, and is not found.
+    file that was written with other settings or inputs has another name, and is not found. It says
+    that inside, too: a file of another measurement may have come to the name of one of this.
 
     Args:
       folder: where the files are; None keeps nothing.
@@ -69,7 +70,18 @@ class ChunkStore:
         self._digest = ""
         if self._folder is not None:
             on_main(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
-            self._digest = _digest(settings, inputs)
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+            for leaf in jax.tree.leaves(inputs):
+                digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+            self._digest = digest.hexdigest()
+
+    def _name(self, directions: Directions | np.ndarray) -> str:
+        named = hashlib.sha256(f"{self._digest} {np.asarray(directions).tolist()}".encode())
+        return f"{named.hexdigest()[:24]}.npz"
+
+
+class ChunkStore(_Store):
+    """Chunks in a folder."""
 
     def load(self, directions: Directions) -> list[Chunk]:
         """Return the known results of `directions`, each once, in chunks of any size.
@@ -82,7 +94,6 @@ class ChunkStore:
         missing, chunks = set(directions), []
         for path in [] if self._folder is None else sorted(self._folder.glob("*.npz")):
             arrays = load_npz(path, advice=_ADVICE)
-            # A file of another measurement may have come to the name of one of this.
             if str(arrays.pop("of", "")) != self._digest:
                 continue
             # A chunk of an earlier version does not know how many pixels change.
@@ -111,55 +122,40 @@ class ChunkStore:
                 },
             )
 
-    def _name(self, directions: Directions | np.ndarray) -> str:
-        named = hashlib.sha256(f"{self._digest} {np.asarray(directions).tolist()}".encode())
-        return f"{named.hexdigest()[:24]}.npz"
 
-
-class BoundStore:
-    """Certified bounds of victim classes in a folder, named and found as `ChunkStore`'s chunks.
-
-    Args:
-      folder, settings, inputs: as in `ChunkStore`.
-    """
-
-    def __init__(self, folder: str | Path | None, settings: dict, inputs):
-        self._folder = None if folder is None else Path(folder)
-        self._digest = ""
-        if self._folder is not None:
-            on_main(functools.partial(self._folder.mkdir, parents=True, exist_ok=True))
-            self._digest = _digest(settings, inputs)
+class BoundStore(_Store):
+    """Certified bounds of victim classes in a folder."""
 
     def load(self, victim: int, targets: Sequence[int]) -> np.ndarray | None:
         """Return the bounds [T] of a victim's directions, None if they are not all known."""
         return None if self._folder is None else broadcast_from_main(self._load, victim, targets)
 
     def _load(self, victim: int, targets: Sequence[int]) -> np.ndarray | None:
-        path = self._path(victim, targets)
+        assert self._folder is not None
+        directions = _from(victim, targets)
+        path = self._folder / self._name(directions)
         if not path.exists():
             return None
         arrays = load_npz(path, advice=_ADVICE)
-        layout = {"bounds": ("f", (len(targets),))}
+        layout = {"directions": ("iu", ("D", 2)), "bounds": ("f", ("D",)), "of": ("U", ())}
         check_arrays(path, arrays, layout, what="file of bounds", advice=_ADVICE)
-        return arrays["bounds"]
+        of_this = str(arrays["of"]) == self._digest
+        same = of_this and np.array_equal(arrays["directions"], directions)
+        return arrays["bounds"] if same else None
 
     def save(self, victim: int, targets: Sequence[int], bounds: np.ndarray) -> None:
         """Keep the bounds of a victim's directions."""
         if self._folder is not None and is_main():
-            save_npz(self._path(victim, targets), {"bounds": bounds})
+            directions = _from(victim, targets)
+            save_npz(
+                self._folder / self._name(directions),
+                {"directions": directions, "bounds": bounds, "of": np.asarray(self._digest)},
+            )
 
-    def _path(self, victim: int, targets: Sequence[int]) -> Path:
-        assert self._folder is not None
-        named = hashlib.sha256(f"{self._digest} {victim} {list(targets)}".encode())
-        return self._folder / f"{named.hexdigest()[:24]}.npz"
 
-
-def _digest(settings: dict, inputs) -> str:
-    """Return the digest of what a measurement was asked for and of all arrays it depends on."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for leaf in jax.tree.leaves(inputs):
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()
+def _from(victim: int, targets: Sequence[int]) -> np.ndarray:
+    """Return the directions [T, 2] from a victim class."""
+    return np.array([(victim, target) for target in targets])
 
 
 def _rows(arrays: dict[str, np.ndarray], rows: list[int]) -> Chunk:

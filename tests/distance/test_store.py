@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moth_jax.distance import measure
-from moth_jax.distance.store import Chunk, ChunkStore
+from moth_jax.distance.store import BoundStore, Chunk, ChunkStore
 from moth_jax.errors import InputError
 from moth_jax.inversion import NeuralCleanse
 from moth_jax.storage.files import load_npz, save_npz
@@ -125,6 +125,21 @@ def test_a_damaged_chunk_is_reported_and_measured_again_once_it_is_removed(tmp_p
         store.load(DIRECTIONS)
     path.unlink()
     assert store.load(DIRECTIONS) == []
+
+
+def test_bounds_of_another_victim_or_measurement_are_not_taken_up(tmp_path):
+    store = BoundStore(tmp_path, {"certified": 1}, IMAGES)
+    store.save(0, [1, 2], np.array([1.0, 2.0]))
+    store.save(1, [0, 2], np.array([3.0, 4.0]))
+    assert store.load(0, [1, 2]).tolist() == [1, 2]
+    assert store.load(0, [1]) is None
+    first, second = (tmp_path / store._name([(v, t), (v, 2)]) for v, t in ((0, 1), (1, 0)))
+    first.write_bytes(second.read_bytes())
+    assert store.load(0, [1, 2]) is None
+    assert store.load(1, [0, 2]).tolist() == [3, 4]
+    other = BoundStore(tmp_path, {"certified": 2}, IMAGES)
+    (tmp_path / other._name([(1, 0), (1, 2)])).write_bytes(second.read_bytes())
+    assert other.load(1, [0, 2]) is None
 
 
 def test_without_a_folder_nothing_is_kept():

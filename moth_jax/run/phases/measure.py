@@ -5,6 +5,7 @@ import functools
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,41 +105,35 @@ def measure(job: Job, when: str, model: SavedModel) -> DistanceMatrix:
         chosen = _nearest(job, model, split) if options.nearest else job.directions
         victims = {victim for victim, _ in chosen.directions}
         images, labels = _first_images(split, victims, options.num_images)
+        inputs = model.classifier.predict, images, labels
+        of_both: dict[str, Any] = {
+            "variables": model.variables,
+            "class_names": job.dataset.class_names,
+            "classes": job.classes,
+            "directions": chosen,
+            "num_images": options.num_images,
+            "check_order": job.check_order,
+            "progress": job.progress,
+        }
         matrix = distance_matrix(
-            model.classifier.predict,
-            images,
-            labels,
-            variables=model.variables,
-            class_names=job.dataset.class_names,
-            classes=job.classes,
-            directions=chosen,
-            num_images=options.num_images,
+            *inputs,
+            **of_both,
             num_steps=options.num_steps,
             minibatch_size=options.minibatch_size,
             mask_weight=options.mask_weight,
             seeds=options.seeds,
             inversion=options.method(),
-            check_order=job.check_order,
             directions_per_chunk=options.directions_per_chunk or None,
             resume_dir=job.workdir / _PARTS,
             label=f"distances {when}",
-            progress=job.progress,
         )
         if options.certify:
             lower = certified_distances(
-                model.classifier.predict,
-                images,
-                labels,
-                variables=model.variables,
-                class_names=job.dataset.class_names,
-                classes=job.classes,
-                directions=chosen,
-                num_images=options.num_images,
+                *inputs,
+                **of_both,
                 success_bound=options.success_bound,
-                check_order=job.check_order,
                 resume_dir=job.workdir / _PARTS / "certified",
                 label=f"lower ends {when}",
-                progress=job.progress,
             )
             matrix = dataclasses.replace(matrix, lower=lower)
     bond = bond_of(job, weights_digest(model.variables)).to_json()
