@@ -219,6 +219,7 @@ def main(_) -> None:
                     continue
                 found = measure(METHODS[chosen], model, images_of(bed, victim), (victim, target))
                 done[direction] = {**dataclasses.asdict(found), "device": device}
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, result)
                 print(name, chosen, direction, found.sizes, f"{found.seconds:.0f} s", flush=True)
 
